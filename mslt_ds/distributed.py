@@ -1,0 +1,143 @@
+"""Who this process is among the others, and the process group they share.
+
+Three ways of starting are understood, by their environment variables: a launcher that sets `RANK`,
+`WORLD_SIZE` and `LOCAL_RANK` (`deepspeed`, `torchrun`), a Slurm step (`srun`), and none at all: a
+single process. Nothing here imports DeepSpeed until the group is joined, so that a recipe can be
+refused before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mslt_ds.errors import EnvironmentProblem
+
+
+@dataclass(frozen=True)
+class World:
+    """rank in [0, world_size); local_rank counts the processes of one node."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes files and speaks to the terminal."""
+        return self.rank == 0
+
+
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_SLURM_STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+
+
+def world_from_environment(environment: Mapping[str, str]) -> World:
+    """Read rank, world size and local rank. EnvironmentProblem where they don't fit together."""
+    for names in (_LAUNCHER, _SLURM_STEP):
+        if names[0] not in environment:
+            continue
+        rank, world_size, local_rank = (_integer(environment, name) for name in names)
+        if not 0 <= rank < world_size:
+            raise EnvironmentProblem(
+                f"{names[0]}={rank} is not below {names[1]}={world_size}; "
+                "start every process with a rank of its own, from 0"
+            )
+        return World(rank, world_size, local_rank)
+    return World(rank=0, world_size=1, local_rank=0)
+
+
+def _integer(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name)
+    if value is None or not value.isdecimal():
+        found = "is not set" if value is None else f"is {value!r}, not a whole number"
+        raise EnvironmentProblem(
+            f"environment variable {name} {found}; start the run by deepspeed, torchrun or srun, "
+            "which set it, or as a single process with none of RANK and SLURM_PROCID set"
+        )
+    return int(value)
+
+
+def choose_device(requested: str, world: World) -> torch.device:
+    """The device of this process.
+
+    requested: `auto`, `cpu` or `cuda` (`train.device`). Where each task is shown a GPU of its own
+    (one visible device, local rank 3), the index is taken among the visible ones.
+    """
+    if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if not visible:
+        raise EnvironmentProblem(
+            "train.device: cuda, but torch sees no GPU; check nvidia-smi, CUDA_VISIBLE_DEVICES "
+            f"(here {os.environ.get('CUDA_VISIBLE_DEVICES')!r}) and that torch "
+            f"{torch.__version__} is a CUDA build, or set train.device: cpu"
+        )
+    return torch.device("cuda", world.local_rank % visible)
+
+
+def join(world: World, device: torch.device, environment: MutableMapping[str, str]) -> None:
+    """Join the process group: NCCL between GPUs, gloo between CPUs."""
+    if world.world_size == 1:
+        environment.setdefault("MASTER_ADDR", "127.0.0.1")
+        environment.setdefault("MASTER_PORT", str(_free_port()))
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in environment:
+            raise EnvironmentProblem(
+                f"environment variable {name} is not set, and {world.world_size} processes need it "
+                "to find each other; slurm/common.sh shows how to set it under srun"
+            )
+    environment["RANK"] = str(world.rank)
+    environment["WORLD_SIZE"] = str(world.world_size)
+    environment["LOCAL_RANK"] = str(device.index if device.type == "cuda" else world.local_rank)
+    # DeepSpeed picks its accelerator when it is first imported.
+    environment["DS_ACCELERATOR"] = device.type
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+    import deepspeed
+
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def leave() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def digest(tensors: Mapping[str, Tensor]) -> bytes:
+    """Sixteen bytes that stand for names, shapes and every bit of CPU `tensors`."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous()
+        state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.digest()
+
+
+def check_equal_on_all_ranks(tensors: Mapping[str, Tensor], what: str) -> None:
+    """EnvironmentProblem, on every rank, unless all ranks hold the same bits. A collective."""
+    mine = digest(tensors)
+    everyones: list[bytes] = [b""] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    differing = [rank for rank, other in enumerate(everyones) if other != everyones[0]]
+    if differing:
+        raise EnvironmentProblem(
+            f"{what}: ranks {differing} hold other numbers than rank 0; check that all nodes see "
+            "the same files and run the same versions of torch and of this package"
+        )

@@ -1,0 +1,1 @@
+"""The encoder, cut into a frozen prefix and a trainable suffix."""

@@ -1,0 +1,185 @@
+"""The one place that knows BERT: how Hugging Face's BERT modules are built, named and called.
+
+Nothing of BERT is written anew. The modules are those of `transformers.models.bert`, put under the
+same attribute path that they have in `BertForPreTraining`, so that a parameter's name here *is* its
+name in a Hugging Face checkpoint and no translation table exists. What `staged.py` needs of a model
+family is the eight functions below; another family is another file with the same functions.
+
+Two exact savings are taken here:
+
+* the MLM head runs at the masked positions only (Devlin et al. 2018, section 3.1, predicts only
+  those), given as fixed-shape positions, so no shape depends on the data;
+* the top layer runs its queries, attention output and feed-forward only where its output is used
+  (the masked positions and [CLS]), with keys and values everywhere (`run_layer_at`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertForPreTraining
+from transformers.models.bert.modeling_bert import (
+    BertEmbeddings,
+    BertLayer,
+    BertPooler,
+    BertPreTrainingHeads,
+)
+
+LAYER_PREFIX = "bert.encoder.layer."
+EMBEDDING_PREFIX = "bert.embeddings."
+TIED_WEIGHT = "bert.embeddings.word_embeddings.weight"
+"""The word embeddings, which are also the matrix of the MLM decoder."""
+TIED_ALIASES = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
+"""Names under which Hugging Face's model shows a tied parameter a second time."""
+
+
+class ModelSettings(Protocol):
+    """What a recipe's `model` section offers: Hugging Face's names."""
+
+    def model_dump(self) -> dict[str, Any]: ...
+
+
+def hf_config(model: ModelSettings, depth: int, vocab_size: int) -> BertConfig:
+    """The Hugging Face configuration of a BERT of `depth` layers with a recipe's other sizes."""
+    settings = model.model_dump()
+    settings.pop("family", None)
+    settings |= {"num_hidden_layers": depth, "vocab_size": vocab_size}
+    config = BertConfig(**settings, architectures=["BertForPreTraining"])
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def parameter_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter of `BertForPreTraining(config)`, tied aliases left out."""
+    with torch.device("meta"):
+        model = BertForPreTraining(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _tree(paths: Mapping[str, nn.Module]) -> nn.Module:
+    """A module that holds each value at its dotted path (`bert.pooler` -> root.bert.pooler)."""
+    root = nn.Module()
+    for path, module in paths.items():
+        node = root
+        *parents, leaf = path.split(".")
+        for name in parents:
+            if not hasattr(node, name):
+                node.add_module(name, nn.Module())
+            node = node.get_submodule(name)
+        node.add_module(leaf, module)
+    return root
+
+
+def _materialized(root: nn.Module) -> nn.Module:
+    """Give storage to a module made on the meta device, and refill the stem's index buffers."""
+    root = root.to_empty(device="cpu")
+    for module in root.modules():
+        if isinstance(module, BertEmbeddings):
+            positions = torch.arange(module.position_ids.shape[-1])
+            module.position_ids.copy_(positions.expand(1, -1))
+            module.token_type_ids.zero_()
+    return root
+
+
+def build_encoder(config: BertConfig, layers: Iterable[int], *, embeddings: bool) -> nn.Module:
+    """The encoder's `layers` (and the embeddings) under Hugging Face's names, weights not set."""
+    with torch.device("meta"):
+        paths: dict[str, nn.Module] = {}
+        if embeddings:
+            paths["bert.embeddings"] = BertEmbeddings(config)
+        paths["bert.encoder.layer"] = nn.ModuleDict(
+            {str(index): BertLayer(config, layer_idx=index) for index in layers}
+        )
+    return _materialized(_tree(paths))
+
+
+def build_suffix(config: BertConfig, layers: Iterable[int], *, embeddings: bool) -> nn.Module:
+    """`build_encoder` with the pooler and both heads; the MLM decoder matrix is not among them."""
+    root = build_encoder(config, layers, embeddings=embeddings)
+    with torch.device("meta"):
+        heads = BertPreTrainingHeads(config)
+        # Tied: the matrix is the embeddings', the bias is `predictions.bias`. Without the module,
+        # no engine can take them for parameters of their own.
+        del heads.predictions.decoder
+        top = _tree({"pooler": BertPooler(config), "cls": heads})
+    top = _materialized(top)
+    root.get_submodule("bert").add_module("pooler", top.get_submodule("pooler"))
+    root.add_module("cls", top.get_submodule("cls"))
+    return root
+
+
+def layers_of(root: nn.Module) -> list[BertLayer]:
+    """The encoder layers that `root` holds, from the bottom up."""
+    return list(root.get_submodule("bert.encoder.layer").values())  # type: ignore[operator]
+
+
+def embed(root: nn.Module, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+    """input_ids, token_type_ids: (batch, seq_length) -> hidden_states: (batch, seq_length, hidden)."""
+    return root.get_submodule("bert.embeddings")(input_ids=input_ids, token_type_ids=token_type_ids)
+
+
+def attention_bias(attention_mask: Tensor) -> Tensor:
+    """attention_mask: (batch, seq_length) bool -> (batch, 1, 1, seq_length), True where attended.
+
+    Built here and not by Hugging Face's mask utilities, which ask the device whether any token is
+    padded at all: a host synchronisation in each step.
+    """
+    return attention_mask[:, None, None, :]
+
+
+def run_layer(layer: BertLayer, hidden_states: Tensor, bias: Tensor) -> Tensor:
+    """hidden_states: (batch, seq_length, hidden) -> the same shape."""
+    return layer(hidden_states, bias)
+
+
+def run_layer_at(
+    layer: BertLayer, hidden_states: Tensor, bias: Tensor, positions: Tensor
+) -> Tensor:
+    """The layer's output at `positions` only: equal to `run_layer(...)` gathered there.
+
+    hidden_states: (batch, seq_length, hidden); positions: (batch, chosen) int64
+    -> (batch, chosen, hidden)
+    """
+    attention = layer.attention.self
+    chosen = gather_positions(hidden_states, positions)
+
+    def split_heads(states: Tensor) -> Tensor:  # (batch, length, hidden) -> (batch, heads, length, d)
+        return states.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+
+    context = F.scaled_dot_product_attention(
+        split_heads(attention.query(chosen)),
+        split_heads(attention.key(hidden_states)),
+        split_heads(attention.value(hidden_states)),
+        attn_mask=bias,
+        dropout_p=attention.dropout.p if layer.training else 0.0,
+        scale=attention.scaling,
+    )
+    attended = layer.attention.output(context.transpose(1, 2).flatten(-2), chosen)
+    return layer.feed_forward_chunk(attended)
+
+
+def gather_positions(hidden_states: Tensor, positions: Tensor) -> Tensor:
+    """hidden_states: (batch, seq_length, hidden), positions: (batch, n) -> (batch, n, hidden)."""
+    index = positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1])
+    return hidden_states.gather(1, index)
+
+
+def mlm_logits(root: nn.Module, hidden_states: Tensor, decoder_weight: Tensor | None) -> Tensor:
+    """hidden_states: (batch, n, hidden) -> (batch, n, vocab).
+
+    decoder_weight: (vocab, hidden), or None where `root` holds the embeddings it is tied to.
+    """
+    head = root.get_submodule("cls.predictions")
+    if decoder_weight is None:
+        decoder_weight = root.get_parameter(TIED_WEIGHT)
+    return F.linear(head.transform(hidden_states), decoder_weight, head.bias)  # type: ignore[operator, arg-type]
+
+
+def nsp_logits(root: nn.Module, cls_states: Tensor) -> Tensor:
+    """cls_states: (batch, 1, hidden), the top layer at [CLS] -> (batch, 2)."""
+    pooled = root.get_submodule("bert.pooler")(cls_states)
+    return root.get_submodule("cls.seq_relationship")(pooled)

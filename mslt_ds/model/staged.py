@@ -1,0 +1,149 @@
+"""A stage's model: a frozen prefix that only runs forward, and a trainable suffix.
+
+The cut is the whole idea of multi-stage layerwise training (Yang et al. 2020, "Progressively
+Stacking 2.0", section 3): what lies below it needs no gradient, no optimizer state and no
+communication. So the prefix is kept where no engine can see it, under `no_grad`, in the compute
+precision; the suffix is the only module that DeepSpeed is given. The decoder matrix, tied to the
+frozen embeddings, enters the suffix as an *input*: an input can't be broadcast, partitioned or
+stepped by mistake.
+
+`inference_mode` would be cheaper still for the prefix, but autograd refuses to save its tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig
+
+from mslt_ds.model import bert
+from mslt_ds.model.init import Weights
+
+
+class FrozenPrefix(nn.Module):
+    """Embeddings and the layers below the cut. Parameters never require a gradient.
+
+    dropout: whether the prefix is run in training mode (`train.frozen_dropout`).
+    """
+
+    def __init__(self, config: BertConfig, num_layers: int, *, dropout: bool) -> None:
+        super().__init__()
+        self.root = bert.build_encoder(config, range(num_layers), embeddings=True)
+        self.requires_grad_(False)
+        super().train(dropout)
+
+    def train(self, mode: bool = True) -> FrozenPrefix:
+        """Ignored: whether dropout runs below the cut is the recipe's choice, not a caller's."""
+        return self
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """All (batch, seq_length) -> hidden_states: (batch, seq_length, hidden)."""
+        hidden_states = bert.embed(self.root, input_ids, token_type_ids)
+        bias = bert.attention_bias(attention_mask)
+        for layer in bert.layers_of(self.root):
+            hidden_states = bert.run_layer(layer, hidden_states, bias)
+        return hidden_states
+
+    @property
+    def decoder_weight(self) -> Tensor:
+        """(vocab, hidden): the frozen embeddings, as the suffix's MLM decoder takes them."""
+        return self.root.get_parameter(bert.TIED_WEIGHT).detach()
+
+
+class TrainableSuffix(nn.Module):
+    """The layers above the cut, pooler and heads; the embeddings too where nothing is frozen."""
+
+    def __init__(self, config: BertConfig, frozen_layers: int) -> None:
+        super().__init__()
+        layers = range(frozen_layers, config.num_hidden_layers)
+        self.root = bert.build_suffix(config, layers, embeddings=frozen_layers == 0)
+
+    def forward(
+        self,
+        inputs: dict[str, Tensor],
+        hidden_states: Tensor | None,
+        decoder_weight: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The micro-batch's summed MLM and NSP losses, each () fp32.
+
+        inputs: `input_ids`, `token_type_ids`, `attention_mask` (batch, seq_length);
+            `masked_positions`, `masked_labels`, `masked_weights` (batch, max_predictions);
+            `next_sentence_labels` (batch,)
+        hidden_states: (batch, seq_length, hidden) out of the prefix, None where there is none
+        decoder_weight: (vocab, hidden), None where the suffix holds the embeddings
+        """
+        masked, cls = self.top_states(inputs, hidden_states)
+        logits = bert.mlm_logits(self.root, masked, decoder_weight)  # (batch, n, vocab)
+        per_position = F.cross_entropy(
+            logits.flatten(0, 1).float(), inputs["masked_labels"].flatten(), reduction="none"
+        )
+        mlm_sum = (per_position * inputs["masked_weights"].flatten()).sum()
+        nsp_sum = F.cross_entropy(
+            bert.nsp_logits(self.root, cls).float(), inputs["next_sentence_labels"], reduction="sum"
+        )
+        return mlm_sum, nsp_sum
+
+    def top_states(
+        self, inputs: dict[str, Tensor], hidden_states: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The top layer's output at the masked positions and at [CLS].
+
+        -> (batch, max_predictions, hidden), (batch, 1, hidden)
+        """
+        if hidden_states is None:
+            hidden_states = bert.embed(self.root, inputs["input_ids"], inputs["token_type_ids"])
+        bias = bert.attention_bias(inputs["attention_mask"])
+        *lower, top = bert.layers_of(self.root)
+        for layer in lower:
+            hidden_states = bert.run_layer(layer, hidden_states, bias)
+        # [CLS] is position 0; it goes first so that both heads read one gathered tensor.
+        positions = F.pad(inputs["masked_positions"], (1, 0))
+        chosen = bert.run_layer_at(top, hidden_states, bias, positions)
+        return chosen[:, 1:], chosen[:, :1]
+
+    def hf_named_parameters(self) -> dict[str, nn.Parameter]:
+        """Hugging Face name -> parameter."""
+        return dict(self.root.named_parameters())
+
+
+@dataclass(frozen=True)
+class StageModel:
+    """Prefix and suffix of one stage. `prefix` is None where nothing is frozen."""
+
+    prefix: FrozenPrefix | None
+    suffix: TrainableSuffix
+
+    @classmethod
+    def build(
+        cls,
+        config: BertConfig,
+        frozen_layers: int,
+        weights: Weights,
+        *,
+        frozen_dropout: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> StageModel:
+        """Both parts with `weights` in them, fresh modules each time.
+
+        The suffix stays in fp32: the engine casts it. The prefix is a copy in the compute `dtype`;
+        its numbers of record are in `weights` and never change.
+        """
+        suffix = TrainableSuffix(config, frozen_layers)
+        _load(suffix.root, weights)
+        prefix = None
+        if frozen_layers:
+            prefix = FrozenPrefix(config, frozen_layers, dropout=frozen_dropout)
+            _load(prefix.root, weights)
+            prefix = prefix.to(device=device, dtype=dtype)
+        return cls(prefix, suffix.to(device))
+
+
+def _load(root: nn.Module, weights: Weights) -> None:
+    with torch.no_grad():
+        for name, parameter in root.named_parameters():
+            parameter.copy_(weights[name])
