@@ -33,8 +33,11 @@ LAYER_PREFIX = "bert.encoder.layer."
 EMBEDDING_PREFIX = "bert.embeddings."
 TIED_WEIGHT = "bert.embeddings.word_embeddings.weight"
 """The word embeddings, which are also the matrix of the MLM decoder."""
-TIED_ALIASES = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
-"""Names under which Hugging Face's model shows a tied parameter a second time."""
+TIED = {
+    "cls.predictions.decoder.weight": TIED_WEIGHT,
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+"""Second names under which Hugging Face's model shows tied parameters -> their own names."""
 
 
 class ModelSettings(Protocol):

@@ -1,0 +1,237 @@
+"""One DeepSpeed engine for one stage: made from a state dict, released without a trace.
+
+DeepSpeed sees the trainable suffix and nothing else, so partitioning, broadcast and all-reduce can't
+touch a frozen parameter. Weights and optimizer state enter and leave *by name*, as full fp32
+tensors: a stage boundary, a checkpoint and another number of ranks are then one and the same thing.
+
+Notable, each with a test in tests/distributed:
+
+* DeepSpeed makes its fp32 masters from the low-precision copies, so the fp32 numbers of record are
+  written into the masters after `initialize`; otherwise each boundary would round the heads to bf16.
+* `destroy()` leaves two hooks on the module, and these hold the engine with all it owns. Removing
+  them, and a fresh module for each stage, keeps memory flat.
+* Heads that were carried over have made more optimizer steps than layers just grown. Adam's bias
+  correction counts steps per parameter *group* under ZeRO, so each training age gets its own.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mslt_ds import deepspeed_config
+from mslt_ds.config import OptimizerConfig
+from mslt_ds.model.init import Weights
+from mslt_ds.model.staged import StageModel
+from mslt_ds.optim import Lamb
+from mslt_ds.optim.partition import EngineState
+from mslt_ds.traffic import TrafficMeter
+
+OptimizerState = dict[str, dict[str, Any]]
+"""Parameter name -> {"exp_avg": Tensor, "exp_avg_sq": Tensor, "step": int}, full fp32 CPU tensors."""
+
+_NOT_DECAYED = ("bias", "LayerNorm.weight")
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine needs of a recipe."""
+
+    optimizer: OptimizerConfig
+    user_config: dict[str, Any]
+    precision: str
+    gradient_clipping: float
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+
+
+def parameter_groups(
+    parameters: dict[str, torch.nn.Parameter], ages: dict[str, int], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups, one for each (training age, decayed or not), youngest first.
+
+    ages: name -> optimizer steps that the parameter's state has seen; absent means 0.
+    Biases and LayerNorm weights are not decayed (Devlin et al. 2018, appendix A.2).
+    """
+    groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = defaultdict(list)
+    for name, parameter in parameters.items():
+        groups[ages.get(name, 0), name.endswith(_NOT_DECAYED)].append(parameter)
+    return [
+        {"params": members, "weight_decay": 0.0 if not_decayed else weight_decay}
+        for (_, not_decayed), members in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def _build_optimizer(
+    config: OptimizerConfig, groups: list[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    if config.name == "adamw":
+        return torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
+        )
+    return Lamb(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+
+
+class StageEngine:
+    """The engine of one stage. `close()` it, and nothing of it stays.
+
+    model: fresh for this stage; its weights equal `weights`
+    weights: fp32 weights of record (at least those of the suffix)
+    optimizer_state: state to go on with, by name; parameters without an entry begin anew
+    loss_scale: what `loss_scale_state()` of the stage before gave, or None
+    """
+
+    def __init__(
+        self,
+        model: StageModel,
+        settings: EngineSettings,
+        weights: Weights,
+        optimizer_state: OptimizerState,
+        loss_scale: dict[str, Any] | None,
+        meter: TrafficMeter,
+    ) -> None:
+        import deepspeed
+
+        self.model = model
+        self.settings = settings
+        self._meter = meter
+        parameters = model.suffix.hf_named_parameters()
+        ages = {name: state["step"] for name, state in optimizer_state.items()}
+        groups = parameter_groups(parameters, ages, settings.optimizer.weight_decay)
+        optimizer = _build_optimizer(settings.optimizer, groups)
+        engine, *_ = deepspeed.initialize(
+            model=model.suffix,
+            optimizer=optimizer,
+            config=deepspeed_config.stage_config(
+                settings.user_config,
+                micro_batch_size=settings.micro_batch_size,
+                gradient_accumulation_steps=settings.gradient_accumulation_steps,
+                precision=settings.precision,
+                gradient_clipping=settings.gradient_clipping,
+            ),
+        )
+        self._engine = engine
+        if isinstance(optimizer, Lamb):
+            optimizer.bind(engine)
+        self._state = EngineState.bind(engine, parameters)
+        self._state.write_weights({name: weights[name] for name in parameters})
+        self._state.write_optimizer_state(
+            {name: optimizer_state[name] for name in parameters if name in optimizer_state}
+        )
+        if loss_scale is not None:
+            self._write_loss_scale(loss_scale)
+        self._grad_norm: Tensor | float | None = None
+
+    def losses(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Forward through prefix and suffix: the micro-batch's summed MLM and NSP loss.
+
+        Goes through the engine, so a backward must follow; see `evaluate` for the other kind.
+        """
+        return self._engine(*self._suffix_inputs(inputs))
+
+    @torch.no_grad()
+    def evaluate(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The same sums without dropout and without a gradient."""
+        suffix = self.model.suffix
+        suffix.eval()
+        try:
+            return suffix(*self._suffix_inputs(inputs))
+        finally:
+            suffix.train()
+
+    def _suffix_inputs(
+        self, inputs: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+        prefix = self.model.prefix
+        if prefix is None:
+            return inputs, None, None
+        hidden_states = prefix(
+            inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
+        )
+        return inputs, hidden_states, prefix.decoder_weight
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a micro-batch's share of the global loss; reduce when due.
+
+        loss: () this micro-batch's part of the global batch's loss, such that the parts of all
+        micro-batches of all ranks add up to it. DeepSpeed averages over ranks: undone here.
+        """
+        with self._meter.backward():
+            self._engine.backward(loss * self._engine.dp_world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float, *, want_grad_norm: bool = False) -> None:
+        """To be called after each micro-batch's backward; updates the weights when due."""
+        if self._engine.is_gradient_accumulation_boundary():
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = learning_rate
+            # DeepSpeed keeps no norm in plain fp32, and clipping there changes the gradients.
+            self._grad_norm = self._plain_grad_norm() if want_grad_norm else None
+        self._engine.step()
+
+    def _plain_grad_norm(self) -> Tensor | None:
+        if self._engine.zero_optimization() or self.settings.precision != "fp32":
+            return None
+        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's global gradient before clipping (synchronises the device)."""
+        norm = self._grad_norm if self._grad_norm is not None else self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def trust_ratios(self) -> dict[str, Any]:
+        """Trust ratios of the last step by layer, empty for an optimizer that has none."""
+        optimizer = self._engine.basic_optimizer
+        return optimizer.trust_ratios() if hasattr(optimizer, "trust_ratios") else {}
+
+    @property
+    def _scaler(self) -> Any:
+        """DeepSpeed keeps the scale in one of two places, depending on the wrapper."""
+        wrapper = self._engine.optimizer
+        return getattr(wrapper, "loss_scaler", None) or getattr(wrapper, "loss_scale_config", None)
+
+    def loss_scale(self) -> float:
+        """The factor on the loss; 1 outside fp16."""
+        return float(getattr(self._scaler, "cur_scale", 1.0))
+
+    def loss_scale_state(self) -> dict[str, Any]:
+        """Everything the dynamic loss scale goes on from; empty outside fp16."""
+        if self.settings.precision != "fp16":
+            return {}
+        scaler = self._scaler
+        return {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)}
+
+    def _write_loss_scale(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self._scaler, name, value)
+
+    def weights(self) -> Weights:
+        """The suffix's fp32 masters by name, on the CPU of every rank. A collective."""
+        return self._state.read_weights()
+
+    def optimizer_state(self) -> OptimizerState:
+        """The suffix's optimizer state by name, on the CPU of every rank. A collective."""
+        return self._state.read_optimizer_state()
+
+    def close(self) -> None:
+        """Release engine, optimizer, masters and moments. The object is unusable afterwards."""
+        engine = self._engine
+        for name in ("module_forward_pre_hook", "module_forward_post_hook"):
+            hook = getattr(engine, name, None)
+            if hook is not None:
+                hook.remove()
+        engine.destroy()
+        del self._engine, self._state, self.model
+        del engine
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+

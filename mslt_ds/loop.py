@@ -1,0 +1,194 @@
+"""The training loop: batches in, steps done, metrics out. It knows no method and no plan.
+
+The loss of a step is defined on the *global* batch: the summed cross-entropy of its masked positions
+divided by their number, plus the mean over its instances of the next-sentence loss. Each micro-batch
+contributes its part, and dropout is seeded by (seed, step, index of the micro-batch in the global
+batch). Ranks, accumulation and a resume therefore change nothing but rounding.
+
+The device is synchronised every `log_every_steps` steps and not in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mslt_ds.data.loader import GlobalBatch, MicroBatch
+from mslt_ds.engine import StageEngine
+from mslt_ds.signals import StopRequest
+from mslt_ds.telemetry.memory import memory_metrics
+from mslt_ds.traffic import Traffic
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop needs of a recipe."""
+
+    seed: int
+    device: torch.device
+    log_every_steps: int
+    checkpoint_every_steps: int
+
+
+@dataclass(frozen=True)
+class StageTrace:
+    """What a stage's steps looked like: seconds of each timed window's mean step."""
+
+    next_step: int
+    stopped: bool
+    step_seconds: list[float]
+
+
+def train_steps(
+    engine: StageEngine,
+    batches: Iterable[GlobalBatch],
+    *,
+    first_step: int,
+    settings: LoopSettings,
+    learning_rate: Callable[[int], float],
+    stop: StopRequest,
+    traffic: Traffic,
+    log: Callable[[int, dict[str, Any]], None],
+    checkpoint: Callable[[int], None],
+) -> StageTrace:
+    """One optimizer step for each of `batches`; ends early where `stop` says so.
+
+    log(step, metrics): called every `log_every_steps` steps with that step's values
+    checkpoint(steps_done): called every `checkpoint_every_steps` steps and before an early end
+    """
+    window = _Window(settings.device, traffic)
+    step_seconds: list[float] = []
+    next_step = first_step
+    for batch in batches:
+        step, next_step = next_step, next_step + 1
+        stop.begin_step()
+        logged = next_step % settings.log_every_steps == 0
+        rate = learning_rate(step)
+        mlm, nsp = _step(engine, batch, step, rate, settings, want_grad_norm=logged)
+        window.add(batch.num_instances)
+        if logged:
+            metrics = window.metrics(_mean_losses(mlm, nsp))
+            step_seconds.append(metrics["step_seconds"])
+            log(step, _with_engine_values(metrics, engine, rate))
+        stopped = stop.end_step()
+        if stopped or next_step % settings.checkpoint_every_steps == 0:
+            checkpoint(next_step)
+            window.restart()
+        if stopped:
+            return StageTrace(next_step, True, step_seconds)
+    return StageTrace(next_step, False, step_seconds)
+
+
+def _step(
+    engine: StageEngine,
+    batch: GlobalBatch,
+    step: int,
+    learning_rate: float,
+    settings: LoopSettings,
+    *,
+    want_grad_norm: bool,
+) -> tuple[Tensor, Tensor]:
+    """This rank's parts of the global batch's mean MLM and NSP loss, each () on the device."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    for micro_batch in batch.micro_batches:
+        torch.manual_seed(dropout_seed(settings.seed, step, micro_batch.index))
+        mlm_sum, nsp_sum = engine.losses(to_device(micro_batch, settings.device))
+        mlm, nsp = mlm_sum / batch.num_masked, nsp_sum / batch.num_instances
+        engine.backward(mlm + nsp)
+        engine.step(learning_rate, want_grad_norm=want_grad_norm)
+        parts.append((mlm.detach(), nsp.detach()))
+    mlm_parts, nsp_parts = zip(*parts, strict=True)
+    return torch.stack(mlm_parts).sum(), torch.stack(nsp_parts).sum()
+
+
+def _mean_losses(mlm: Tensor, nsp: Tensor) -> dict[str, float]:
+    """The global batch's losses, from each rank's parts. A collective; synchronises."""
+    both = torch.stack((mlm, nsp)).double()
+    dist.all_reduce(both)
+    mlm_loss, nsp_loss = both.tolist()
+    return {"loss": mlm_loss + nsp_loss, "mlm_loss": mlm_loss, "nsp_loss": nsp_loss}
+
+
+def _with_engine_values(
+    metrics: dict[str, Any], engine: StageEngine, learning_rate: float
+) -> dict[str, Any]:
+    return metrics | engine.trust_ratios() | {
+        "learning_rate": learning_rate,
+        "grad_norm": engine.grad_norm(),
+        "loss_scale": engine.loss_scale(),
+    }
+
+
+class _Window:
+    """Time and traffic since the last log line."""
+
+    def __init__(self, device: torch.device, traffic: Traffic) -> None:
+        self._device, self._traffic = device, traffic
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what was not training, such as writing a checkpoint."""
+        self._traffic.take()
+        self._steps = self._instances = 0
+        self._began = time.perf_counter()
+
+    def add(self, instances: int) -> None:
+        self._steps += 1
+        self._instances += instances
+
+    def metrics(self, losses: dict[str, float]) -> dict[str, Any]:
+        """Rates of the window, which starts anew. `losses` were read from the device: it's idle."""
+        seconds = time.perf_counter() - self._began
+        steps, instances, traffic = self._steps, self._instances, self._traffic.take()
+        self.restart()
+        return losses | memory_metrics(self._device) | {
+            "step_seconds": seconds / steps,
+            "sequences_per_second": instances / seconds,
+            "elements_reduced": traffic.gradients_reduced // steps,
+            "elements_gathered": traffic.parameters_gathered // steps,
+        }
+
+
+def evaluate_losses(
+    engine: StageEngine, batches: Iterator[GlobalBatch], device: torch.device
+) -> dict[str, float]:
+    """Held-out mean losses over all of `batches`, dropout off. A collective."""
+    # (4,): summed MLM loss, masked positions, summed NSP loss, instances
+    totals = torch.zeros(4, dtype=torch.float64)
+    for batch in batches:
+        for micro_batch in batch.micro_batches:
+            mlm_sum, nsp_sum = engine.evaluate(to_device(micro_batch, device))
+            totals += torch.tensor(
+                [
+                    float(mlm_sum),
+                    float(micro_batch.masked_weights.sum()),
+                    float(nsp_sum),
+                    len(micro_batch.input_ids),
+                ]
+            )
+    totals = totals.to(device)
+    dist.all_reduce(totals)
+    mlm_sum, masked, nsp_sum, instances = totals.tolist()
+    return {"eval_mlm_loss": mlm_sum / masked, "eval_nsp_loss": nsp_sum / instances}
+
+
+def to_device(batch: MicroBatch, device: torch.device) -> dict[str, Tensor]:
+    """The micro-batch's tensors by name; from pinned memory the copy is asynchronous."""
+    return {
+        name: value.to(device, non_blocking=True)
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def dropout_seed(seed: int, step: int, micro_batch_index: int) -> int:
+    """64 bits that stand for (seed, step, index of the micro-batch in the global batch)."""
+    key = f"{seed}/{step}/{micro_batch_index}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little", signed=True)

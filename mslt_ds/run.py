@@ -1,0 +1,331 @@
+"""A run: its folder, where it stands, and the stages it goes through.
+
+    for each stage:  grow the weights -> build the model -> make an engine -> train -> hand over
+
+What is handed over is a `TrainingState`: fp32 weights of record, optimizer state by name, the loss
+scale. It's also what a checkpoint holds, so a run that was killed anywhere goes on from one without
+a special case: the stage that the state's step falls into says whether the model still has to grow.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import BertConfig
+
+from mslt_ds import checkpoint, cost, ds_config
+from mslt_ds.atomic import replace_text
+from mslt_ds.checkpoint import CheckpointFolder, TrainingState
+from mslt_ds.config import RunConfig
+from mslt_ds.data.loader import GlobalBatch, global_batches
+from mslt_ds.data.store import TokenStore
+from mslt_ds.distributed import World, check_equal_on_all_ranks
+from mslt_ds.engine import EngineSettings, StageEngine
+from mslt_ds.errors import RecipeError
+from mslt_ds.growth import grow
+from mslt_ds.loop import LoopSettings, StageTrace, evaluate_losses, train_steps
+from mslt_ds.model import bert
+from mslt_ds.model.init import Weights, fresh_parameter, fresh_weights
+from mslt_ds.model.staged import StageModel
+from mslt_ds.optim.schedule import learning_rate
+from mslt_ds.plan import Plan, Stage, build_plan
+from mslt_ds.report.summary import print_summary
+from mslt_ds.signals import EXIT_CODE_STOPPED, StopRequest
+from mslt_ds.telemetry import Telemetry
+from mslt_ds.traffic import TrafficMeter
+from mslt_ds.weights import save_weights
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Run:
+    """One rank's view of a run. `prepare` checks, `train` does."""
+
+    config: RunConfig
+    world: World
+    device: torch.device
+    plan: Plan
+    store: TokenStore
+    eval_store: TokenStore | None
+    checkpoints: CheckpointFolder
+    resume_from: Path | None
+
+    @classmethod
+    def prepare(cls, config: RunConfig, world: World, device: torch.device) -> Run:
+        """Open the data and find the checkpoint to go on from; no process group is needed yet."""
+        store = TokenStore.open(Path(config.data.path))
+        eval_store = None
+        if config.data.eval_path is not None:
+            eval_store = TokenStore.open(Path(config.data.eval_path))
+        checkpoints = CheckpointFolder(config.run_dir / "checkpoints", config.checkpoint.keep)
+        run = cls(
+            config, world, device, build_plan(config), store, eval_store, checkpoints,
+            checkpoints.latest(),
+        )  # fmt: skip
+        run._check_vocabularies()
+        if run.resume_from is not None:
+            checkpoint.check_resumable(run.resume_from, run._fingerprint)
+        return run
+
+    def _check_vocabularies(self) -> None:
+        needed, given = self.store.vocab_size, self.config.model.vocab_size
+        if given is not None and given < needed:
+            raise RecipeError(
+                f"model.vocab_size: {given} is below the {needed} tokens of data.path "
+                f"{self.config.data.path}; leave it out, or choose {needed} or more"
+            )
+        if self.eval_store is not None and not self.eval_store.same_vocabulary(self.store):
+            raise RecipeError(
+                f"data.eval_path: {self.config.data.eval_path} was prepared with another "
+                f"vocabulary than data.path {self.config.data.path}; prepare it with "
+                f"--tokenizer {self.config.data.path}"
+            )
+
+    @property
+    def _fingerprint(self) -> dict[str, Any]:
+        return checkpoint.fingerprint(self.config, self.store.digest)
+
+    def _hf_config(self, depth: int) -> BertConfig:
+        vocab_size = self.config.model.vocab_size or self.store.vocab_size
+        return bert.hf_config(self.config.model, depth, vocab_size)
+
+    # ---- the story ---------------------------------------------------------------------------
+
+    def train(self) -> int:
+        """All stages that are still to do, then the export. The exit code."""
+        state = self._first_state()
+        self._write_description()
+        meter, stop = TrafficMeter(), StopRequest()
+        telemetry = Telemetry.open(
+            self.config, self.config.run_dir, self.plan, self.world.rank, state.step
+        )
+        try:
+            for stage in self.plan.stages:
+                if state.step >= stage.end_step:
+                    continue
+                state, stopped = self._train_stage(stage, state, meter, stop, telemetry)
+                if stopped:
+                    telemetry.event("stopped", {"step": state.step - 1})
+                    return EXIT_CODE_STOPPED
+            self._export(state, telemetry)
+        finally:
+            telemetry.close()
+        if self.world.is_main:
+            print_summary(self.config.run_dir)
+        return 0
+
+    def _first_state(self) -> TrainingState:
+        if self.resume_from is not None:
+            return checkpoint.load(self.resume_from)
+        config = self._hf_config(self.plan.stages[0].depth)
+        return TrainingState(step=0, weights=fresh_weights(config, seed=self.config.seed))
+
+    def _train_stage(
+        self,
+        stage: Stage,
+        state: TrainingState,
+        meter: TrafficMeter,
+        stop: StopRequest,
+        telemetry: Telemetry,
+    ) -> tuple[TrainingState, bool]:
+        if state.step == stage.start_step:
+            state = self._begin_stage(stage, state)
+            self._save_model(f"stages/{stage.index}/start", state.weights)
+        check_equal_on_all_ranks(state.weights, f"weights at step {state.step}")
+        engine = self._engine(stage, state, meter)
+        telemetry.event("stage_start", self._stage_fields(stage) | {"step": state.step})
+
+        at_start = state
+
+        def state_at(step: int) -> TrainingState:
+            return TrainingState(
+                step=step,
+                weights=at_start.weights | engine.weights(),
+                optimizer_state=at_start.optimizer_state | engine.optimizer_state(),
+                loss_scale=engine.loss_scale_state(),
+            )
+
+        try:
+            trace = self._train_steps(
+                stage, state, engine, meter, stop, telemetry,
+                # The last step's belongs to the stage's end, after all that a boundary writes.
+                checkpoint_at=lambda step: (
+                    self._checkpoint(state_at(step)) if step < stage.end_step else None
+                ),
+            )  # fmt: skip
+            state = state_at(trace.next_step)
+            if trace.next_step == stage.end_step:
+                self._end_stage(stage, state, engine, trace, telemetry)
+            return state, trace.stopped
+        finally:
+            engine.close()
+
+    # ---- its steps ---------------------------------------------------------------------------
+
+    def _begin_stage(self, stage: Stage, state: TrainingState) -> TrainingState:
+        """The state that the stage starts from: grown weights, and moments carried or dropped."""
+        weights, optimizer_state = state.weights, state.optimizer_state
+        if stage.index > 1:
+            depth_before = self.plan.stages[stage.index - 2].depth
+            if stage.depth > depth_before:
+                weights = grow(
+                    weights, depth_before, stage.depth, stage.init, fresh=self._fresh_parameter
+                )
+            if self.config.optimizer.state == "reset":
+                optimizer_state = {}
+        return state.after(weights=weights, optimizer_state=optimizer_state)
+
+    def _fresh_parameter(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return fresh_parameter(
+            name,
+            shape,
+            seed=self.config.seed,
+            initializer_range=self.config.model.initializer_range,
+        )
+
+    def _engine(self, stage: Stage, state: TrainingState, meter: TrafficMeter) -> StageEngine:
+        train = self.config.train
+        model = StageModel.build(
+            self._hf_config(stage.depth),
+            stage.frozen_layers,
+            state.weights,
+            frozen_dropout=train.frozen_dropout == "on",
+            dtype=_DTYPES[train.precision],
+            device=self.device,
+        )
+        accumulation = train.global_batch_size // (
+            stage.micro_batch_size * self.world.world_size
+        )
+        settings = EngineSettings(
+            optimizer=self.config.optimizer,
+            user_config=ds_config.read(self.config.deepspeed.config),
+            precision=train.precision,
+            gradient_clipping=train.gradient_clipping,
+            micro_batch_size=stage.micro_batch_size,
+            gradient_accumulation_steps=accumulation,
+        )
+        return StageEngine(
+            model, settings, state.weights, state.optimizer_state, state.loss_scale, meter
+        )
+
+    def _train_steps(
+        self,
+        stage: Stage,
+        state: TrainingState,
+        engine: StageEngine,
+        meter: TrafficMeter,
+        stop: StopRequest,
+        telemetry: Telemetry,
+        checkpoint_at: Any,
+    ) -> StageTrace:
+        done = state.step - stage.start_step
+        batches = self._batches(
+            self.store,
+            stage,
+            start_step=stage.data_start_step + done,
+            num_steps=stage.steps - done,
+        )
+        return train_steps(
+            engine,
+            batches,
+            first_step=state.step,
+            settings=LoopSettings(
+                seed=self.config.seed,
+                device=self.device,
+                log_every_steps=self.config.telemetry.log_every_steps,
+                checkpoint_every_steps=self.config.checkpoint.every_steps,
+            ),
+            learning_rate=lambda step: learning_rate(self.config, self.plan, step),
+            stop=stop,
+            traffic=meter.traffic,
+            log=lambda step, metrics: telemetry.log(step, {"stage": stage.index} | metrics),
+            checkpoint=checkpoint_at,
+        )
+
+    def _batches(self, store: TokenStore, stage: Stage, *, start_step: int, num_steps: int):  # noqa: ANN202
+        data = self.config.data
+        return global_batches(
+            store,
+            seed=self.config.seed,
+            seq_length=stage.seq_length,
+            max_predictions=self.config.max_predictions(stage.seq_length),
+            masked_lm_prob=data.masked_lm_prob,
+            short_seq_prob=data.short_seq_prob,
+            global_batch_size=self.config.train.global_batch_size,
+            micro_batch_size=stage.micro_batch_size,
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+            start_step=start_step,
+            num_steps=num_steps,
+            num_workers=data.num_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _end_stage(
+        self,
+        stage: Stage,
+        state: TrainingState,
+        engine: StageEngine,
+        trace: StageTrace,
+        telemetry: Telemetry,
+    ) -> None:
+        """Held-out losses, the boundary's weights, a checkpoint: in this order, so that a kill
+        between them repeats the stage's last steps and nothing is missing afterwards."""
+        fields = self._stage_fields(stage) | {"step": stage.end_step - 1}
+        if trace.step_seconds:
+            fields["median_step_seconds"] = statistics.median(trace.step_seconds)
+        if self.eval_store is not None:
+            fields |= evaluate_losses(engine, self._eval_batches(stage), self.device)
+        telemetry.event("stage_end", fields)
+        self._save_model(f"stages/{stage.index}/end", state.weights)
+        self._checkpoint(state)
+
+    def _eval_batches(self, stage: Stage):  # noqa: ANN202
+        num_steps = -(-self.config.evaluation.instances // self.config.train.global_batch_size)
+        assert self.eval_store is not None
+        return self._batches(self.eval_store, stage, start_step=0, num_steps=num_steps)
+
+    # ---- what it writes (rank 0 alone) -------------------------------------------------------
+
+    def _checkpoint(self, state: TrainingState) -> None:
+        if self.world.is_main:
+            self.checkpoints.save(state, self._fingerprint)
+
+    def _save_model(self, folder: str, weights: Weights) -> None:
+        """The whole model in Hugging Face's format at `folder` under the run folder."""
+        if not self.world.is_main:
+            return
+        depth = sum(name.endswith("output.LayerNorm.weight") and "attention" not in name
+                    for name in weights)
+        save_weights(
+            self.config.run_dir / folder, weights, self._hf_config(depth), self.store.tokenizer_dir
+        )
+
+    def _write_description(self) -> None:
+        if not self.world.is_main:
+            return
+        folder = self.config.run_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / "recipe.yaml", self.config.to_yaml())
+        description = cost.describe_plan(
+            self.config, self.plan, self._vocab_size, self.world.world_size
+        )
+        replace_text(folder / "plan.json", json.dumps(description, indent=1) + "\n")
+
+    def _export(self, state: TrainingState, telemetry: Telemetry) -> None:
+        self._save_model("model", state.weights)
+        telemetry.event(
+            "run_end",
+            {
+                "step": self.plan.total_steps,
+                "model": str(self.config.run_dir / "model"),
+                "unigram_entropy": self.store.unigram_entropy(),
+            },
+        )

@@ -1,0 +1,98 @@
+"""The main job, read top to bottom: a recipe and a token store in, a Hugging Face model out.
+
+    deepspeed mslt_ds/train.py --config configs/demo.yaml
+    mslt-ds train --config configs/demo.yaml              (a single process)
+
+Everything a user can get wrong is checked before a model is built or a process group is joined. A
+run that was stopped or killed goes on by the same command: there is no other way to resume.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # A script's own folder comes first on the path; there, `mslt_ds/data` would be `data`.
+    sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from mslt_ds.config import RunConfig, check_files, load_config
+from mslt_ds.distributed import World, choose_device, join, leave, world_from_environment
+from mslt_ds.errors import MsltError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `mslt-ds train` and of this script."""
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe, a YAML file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override one key of the recipe, e.g. --set optimizer.learning_rate=1e-3",
+    )
+    # The deepspeed launcher adds it; the environment says the same.
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the main job; the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        world = world_from_environment(os.environ)
+    except MsltError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    try:
+        return _train(load_config(arguments.config, arguments.overrides), world)
+    except MsltError as error:
+        _say(error, world)
+        return error.exit_code
+
+
+def _say(error: MsltError, world: World) -> None:
+    """Print the message once where it can be had once, and on every rank where it can't.
+
+    Launchers kill the other ranks when the first one ends. Rank 0 speaks at once and the rest
+    wait, so that usually one message is seen; a rank that fails alone still gets to speak.
+    """
+    if not world.is_main:
+        time.sleep(3)
+    where = f" (rank {world.rank})" if world.world_size > 1 else ""
+    sys.stderr.write("".join(f"error{where}: {line}\n" for line in str(error).splitlines()))
+    sys.stderr.flush()
+
+
+def _train(config: RunConfig, world: World) -> int:
+    check_files(config)
+    config.check_world(world.world_size)
+    device = choose_device(config.train.device, world)
+    config.check_environment(device.type)
+
+    from mslt_ds.run import Run
+
+    run = Run.prepare(config, world, device)
+    with _process_group(world, device):
+        return run.train()
+
+
+@contextmanager
+def _process_group(world: World, device) -> Iterator[None]:  # noqa: ANN001
+    join(world, device, os.environ)
+    try:
+        yield
+    finally:
+        leave()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

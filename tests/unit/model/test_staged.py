@@ -1,0 +1,157 @@
+"""The split model is Hugging Face's model: same losses, same gradients, at every cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig, BertForPreTraining
+
+from mslt_ds.model import bert
+from mslt_ds.model.init import Weights, fresh_weights
+from mslt_ds.model.staged import StageModel
+
+DEPTH, VOCAB, BATCH, SEQ_LENGTH, PREDICTIONS = 4, 97, 3, 24, 5
+
+
+def small_config(dropout: float = 0.0) -> BertConfig:
+    config = BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    attention_mask = torch.ones(BATCH, SEQ_LENGTH, dtype=torch.bool)
+    attention_mask[1, 15:] = False
+    positions = [
+        torch.randperm(13, generator=generator)[:PREDICTIONS].sort().values + 1 for _ in range(BATCH)
+    ]
+    weights = torch.ones(BATCH, PREDICTIONS)
+    weights[2, 3:] = 0.0
+    return {
+        "input_ids": torch.randint(1, VOCAB, (BATCH, SEQ_LENGTH), generator=generator),
+        "token_type_ids": torch.randint(0, 2, (BATCH, SEQ_LENGTH), generator=generator),
+        "attention_mask": attention_mask,
+        "masked_positions": torch.stack(positions),
+        "masked_labels": torch.randint(0, VOCAB, (BATCH, PREDICTIONS), generator=generator),
+        "masked_weights": weights,
+        "next_sentence_labels": torch.tensor([0, 1, 1]),
+    }
+
+
+def hugging_face_losses(weights: Weights, inputs: dict[str, torch.Tensor]):
+    """The reference, from logits at all positions: summed MLM loss, summed NSP loss, gradients."""
+    model = BertForPreTraining(small_config()).eval()
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+    output = model(
+        input_ids=inputs["input_ids"],
+        token_type_ids=inputs["token_type_ids"],
+        attention_mask=inputs["attention_mask"],
+    )
+    labels = torch.full((BATCH, SEQ_LENGTH), -100)
+    kept = torch.where(inputs["masked_weights"] > 0, inputs["masked_labels"], -100)
+    # Positions of weight 0 come last here, so they don't overwrite a real label.
+    labels.scatter_(1, inputs["masked_positions"], kept)
+    mlm_sum = F.cross_entropy(
+        output.prediction_logits.flatten(0, 1), labels.flatten(), reduction="sum"
+    )
+    nsp_sum = F.cross_entropy(
+        output.seq_relationship_logits, inputs["next_sentence_labels"], reduction="sum"
+    )
+    (mlm_sum / 13 + nsp_sum / BATCH).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return mlm_sum, nsp_sum, gradients
+
+
+def stage_losses(model: StageModel, inputs: dict[str, torch.Tensor]):
+    if model.prefix is None:
+        return model.suffix(inputs, None, None)
+    hidden_states = model.prefix(
+        inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
+    )
+    return model.suffix(inputs, hidden_states, model.prefix.decoder_weight)
+
+
+def build(weights: Weights, frozen_layers: int, *, dropout: float = 0.0, frozen_dropout=False):
+    return StageModel.build(
+        small_config(dropout),
+        frozen_layers,
+        weights,
+        frozen_dropout=frozen_dropout,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+
+
+@settings(max_examples=12, deadline=None)
+@given(frozen_layers=st.integers(0, DEPTH - 1), seed=st.integers(0, 1000))
+def test_losses_and_gradients_equal_hugging_faces_at_every_cut(frozen_layers, seed):
+    weights, inputs = fresh_weights(small_config(), seed=seed), batch(seed)
+    mlm_reference, nsp_reference, gradients = hugging_face_losses(weights, inputs)
+    model = build(weights, frozen_layers)
+    mlm_sum, nsp_sum = stage_losses(model, inputs)
+    torch.testing.assert_close(mlm_sum, mlm_reference, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(nsp_sum, nsp_reference, rtol=1e-6, atol=1e-6)
+    (mlm_sum / 13 + nsp_sum / BATCH).backward()
+    for name, parameter in model.suffix.hf_named_parameters().items():
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("frozen_layers", range(DEPTH))
+def test_prefix_and_suffix_hold_each_parameter_once(frozen_layers):
+    weights = fresh_weights(small_config(), seed=1)
+    model = build(weights, frozen_layers)
+    below = dict(model.prefix.root.named_parameters()) if model.prefix else {}
+    above = model.suffix.hf_named_parameters()
+    assert not below.keys() & above.keys()
+    assert below.keys() | above.keys() == weights.keys()
+    for name, parameter in (below | above).items():
+        assert torch.equal(parameter, weights[name]), name
+    assert not any(p.requires_grad for p in below.values())
+    assert all(p.requires_grad for p in above.values())
+    assert (bert.TIED_WEIGHT in above) == (frozen_layers == 0)
+
+
+def test_no_gradient_reaches_the_prefix_or_the_decoder_matrix():
+    model = build(fresh_weights(small_config(), seed=1), 2)
+    assert model.prefix is not None
+    sum(stage_losses(model, batch())).backward()  # type: ignore[union-attr]
+    assert all(p.grad is None for p in model.prefix.parameters())
+    assert not model.prefix.decoder_weight.requires_grad
+
+
+def test_frozen_dropout_is_the_recipes_choice():
+    weights, inputs = fresh_weights(small_config(), seed=1), batch()
+    arguments = inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
+    off = build(weights, 2, dropout=0.5).prefix
+    on = build(weights, 2, dropout=0.5, frozen_dropout=True).prefix
+    assert off is not None and on is not None
+    off.train()  # what a caller says makes no difference
+    on.eval()
+    assert torch.equal(off(*arguments), off(*arguments))
+    assert not torch.equal(on(*arguments), on(*arguments))
+
+
+def test_dropout_of_the_suffix_follows_the_generator():
+    model, inputs = build(fresh_weights(small_config(), seed=1), 1, dropout=0.3), batch()
+    torch.manual_seed(5)
+    first = stage_losses(model, inputs)
+    torch.manual_seed(5)
+    assert torch.equal(stage_losses(model, inputs)[0], first[0])
+    assert not torch.equal(stage_losses(model, inputs)[0], first[0])
