@@ -1,0 +1,262 @@
+"""The recipe: YAML in, one frozen, typed, validated value out.
+
+Notable: nothing is converted silently (strict types; a whole number may be written `2e5`), no key
+is ignored (unknown ones are refused, and so are known ones that the rest of the recipe leaves
+without effect), and every problem is reported at once, a line each, before a model is built or a
+process group joined. An empty section means its defaults. Relative paths count from the current
+directory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mslt_ds import rules, yaml_strict
+from mslt_ds.errors import RecipeError
+from mslt_ds.plan import build_plan
+from mslt_ds.recipe_errors import describe
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Whole, Field(ge=1)]
+NotNegative = Annotated[Whole, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Operator = Literal["copy_top", "copy_all", "interpolate", "random"]
+
+
+class Section(BaseModel):
+    """A part of the recipe. `null` (an empty section in YAML) means its defaults."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+class ModelConfig(Section):
+    """The final model, in Hugging Face's BertConfig names."""
+
+    family: Literal["bert"] = "bert"
+    vocab_size: Positive | None = None  # None: the tokenizer of the token store decides
+    num_hidden_layers: Positive = 12
+    hidden_size: Positive = 768
+    num_attention_heads: Positive = 12
+    intermediate_size: Positive = 3072
+    hidden_act: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    max_position_embeddings: Positive = 512
+    type_vocab_size: Annotated[Whole, Field(ge=2)] = 2
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
+
+
+class StageConfig(Section):
+    """One stage of `plan.method: custom`."""
+
+    depth: Positive
+    steps: Positive
+    trainable_layers: Positive | None = None  # from the top; None: all, and the embeddings
+    seq_length: Annotated[Whole, Field(ge=8)] | None = None  # None: data.seq_length
+    init: Operator | None = None  # None: plan.init
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    warmup_steps: NotNegative = 0  # its own, on top of the schedule's
+    micro_batch_size: Positive | None = None  # None: train.micro_batch_size
+
+
+class LongSequenceConfig(Section):
+    """The last `share` of all steps at a longer sequence length."""
+
+    share: Share
+    seq_length: Annotated[Whole, Field(ge=8)] = 512
+    micro_batch_size: Positive | None = None  # None: train.micro_batch_size
+
+
+class PlanConfig(Section):
+    """Which layers train when. See plan.py for what each method makes of it.
+
+    All steps: `total_steps`, or num_stages x steps_per_stage + the joint steps. This holds for
+    every method, so that `--set plan.method=full` makes the twin that spends the same steps.
+    """
+
+    method: Literal["mslt", "stacking", "full", "custom"]
+    num_stages: Positive | None = None
+    steps_per_stage: Positive | None = None
+    total_steps: Positive | None = None
+    joint_steps: NotNegative | None = None  # neither of the two: no joint stage
+    joint_share: Probability | None = None  # of all steps
+    stage_shares: list[Share] | None = None  # stacking only; None: 12.5, 17.5 and 70 %
+    init: Operator | None = None  # None: copy_top; with stacking copy_all
+    stages: list[StageConfig] | None = None  # custom only
+    long_sequence: LongSequenceConfig | None = None
+
+
+class DataConfig(Section):
+    """The token store and how instances are made from it."""
+
+    path: str
+    eval_path: str | None = None
+    seq_length: Annotated[Whole, Field(ge=8)] = 128
+    num_workers: NotNegative = 1
+    masked_lm_prob: Share = 0.15
+    max_predictions_per_seq: Positive | None = None  # at seq_length; None: 20 of 128
+    short_seq_prob: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class TrainConfig(Section):
+    """Batch, precision, device."""
+
+    global_batch_size: Positive  # instances per step
+    micro_batch_size: Positive  # instances per rank and micro-step
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_clipping: Annotated[float, Field(ge=0)] = 1.0  # of the global norm; 0: none
+    frozen_dropout: Literal["off", "on"] = "off"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class LambConfig(Section):
+    """What only LAMB has."""
+
+    bias_correction: bool = True
+
+
+class OptimizerConfig(Section):
+    """`learning_rate` is the peak; the schedule multiplies it."""
+
+    name: Literal["lamb", "adamw"] = "lamb"
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    # A YAML list becomes the tuple, so this one field isn't strict about its container.
+    betas: Annotated[tuple[Probability, Probability], Field(strict=False)] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    state: Literal["carry", "reset"] = "carry"  # moments at a stage boundary
+    lamb: LambConfig = LambConfig()
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the run; optim/schedule.py has the formulas."""
+
+    name: Literal["linear", "polynomial", "constant", "wsd"] = "linear"
+    warmup_steps: NotNegative = 0
+    power: Annotated[float, Field(gt=0)] = 1.0  # polynomial only
+    end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    decay_steps: Positive | None = None  # wsd only
+    restart: bool = False  # warm up and decay anew inside each stage
+
+
+class CheckpointConfig(Section):
+    every_steps: Positive = 1000
+    keep: Positive = 2
+
+
+class DeepSpeedConfig(Section):
+    config: str | None = None  # path of a DeepSpeed JSON; None: the built-in ZeRO-0 one
+
+
+class EvaluationConfig(Section):
+    instances: Positive = 1024
+
+
+class WandbConfig(Section):
+    enabled: bool = False
+    mode: Literal["offline", "online"] = "offline"
+    project: str = "mslt-ds"
+
+
+class TelemetryConfig(Section):
+    log_every_steps: Positive = 10
+    wandb: WandbConfig = WandbConfig()
+    tensorboard: bool = False
+
+
+class RunConfig(Section):
+    """A whole recipe. Made by `load_config` or `parse_config`, which check it across sections."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    output_dir: Annotated[str, Field(min_length=1)] = "runs"
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 42
+    model: ModelConfig = ModelConfig()
+    plan: PlanConfig
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir) / self.name
+
+    def max_predictions(self, seq_length: int) -> int:
+        """Masked positions an instance of `seq_length` tokens has room for.
+
+        The original's 20 of 128 (15 % are 19.2), in proportion at other lengths and shares.
+        """
+        at, given = self.data.seq_length, self.data.max_predictions_per_seq
+        if given is not None:
+            return math.ceil(given * seq_length / at)
+        exact = seq_length * self.data.masked_lm_prob * (20 / 19.2)
+        return min(seq_length, math.ceil(round(exact, 6)))
+
+    def check_world(self, world_size: int) -> None:
+        """RecipeError if `world_size` ranks can't share the global batch evenly."""
+        _raise(rules.world_problems(self, build_plan(self), world_size))
+
+    def check_environment(self, device_type: str) -> None:
+        """RecipeError if the device that was found ("cpu" or "cuda") can't do what is asked."""
+        _raise(rules.device_problems(self, device_type))
+
+    def check_files(self) -> None:
+        """RecipeError if a token store that the recipe names isn't there."""
+        _raise(rules.file_problems(self))
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: every key, defaults included; `load_config` reads it back."""
+        return yaml_strict.dump(self.model_dump(mode="json"))
+
+
+def parse_config(recipe: Mapping[str, Any]) -> RunConfig:
+    """A recipe's nested mapping as a checked RunConfig. RecipeError lists all problems."""
+    try:
+        config = RunConfig.model_validate(dict(recipe))
+    except ValidationError as error:
+        raise RecipeError("\n".join(describe(error, RunConfig))) from None
+    problems = rules.recipe_problems(config)
+    try:
+        plan = build_plan(config)
+    except RecipeError as error:
+        problems += str(error).splitlines()
+    else:
+        problems += rules.plan_problems(config, plan)
+    _raise(problems)
+    return config
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The recipe file at `path` with `--set key=value` overrides, checked."""
+    return parse_config(yaml_strict.apply_overrides(yaml_strict.read_mapping(path), overrides))
+
+
+def check_files(config: RunConfig) -> None:
+    """See RunConfig.check_files: to be called before anything heavy is imported or built."""
+    config.check_files()
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if problems:
+        raise RecipeError("\n".join(problems))

@@ -1,0 +1,125 @@
+"""The DeepSpeed JSON beside the recipe: what it may say, and what the recipe decides.
+
+Notable: one owner for each setting. Batch sizes, precision, clipping, optimizer and learning rate
+belong to the recipe; in the JSON they are "auto", left out, or equal. The rest (ZeRO's buckets,
+loss-scale windows, ...) belongs to the JSON. No DeepSpeed is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mslt_ds.errors import RecipeError
+from mslt_ds.plan import Plan
+
+if TYPE_CHECKING:
+    from mslt_ds.config import RunConfig
+
+_AUTO = "auto"
+_KEY = "deepspeed.config"
+
+
+def read(path: str | None) -> dict[str, Any]:
+    """The JSON object at `path`; empty for None: ZeRO stage 0 and DeepSpeed's defaults."""
+    if path is None:
+        return {}
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{_KEY}: {path}: no such file") from None
+    except OSError as error:
+        raise RecipeError(f"{_KEY}: {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise RecipeError(f"{_KEY}: {path}: not valid JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{_KEY}: {path}: holds {type(settings).__name__}, not a JSON object")
+    return settings
+
+
+def zero_stage(settings: dict[str, Any]) -> int:
+    """ZeRO stage of a DeepSpeed JSON; 0 where it doesn't say."""
+    return _get(settings, "zero_optimization.stage", 0)
+
+
+def problems(config: RunConfig, plan: Plan, settings: dict[str, Any]) -> list[str]:
+    """Where the JSON contradicts the recipe, or asks for what this trainer doesn't do."""
+    path = config.deepspeed.config
+    lines: list[str] = []
+    stage = zero_stage(settings)
+    if stage not in (0, 1, 2) or isinstance(stage, bool):
+        why = (
+            "which partitions the parameters; stages freeze and grow whole ones"
+            if stage == 3
+            else "which DeepSpeed doesn't have"
+        )
+        lines.append(
+            f"{_KEY}: {path}: zero_optimization.stage {_json(stage)}, {why}; choose 0, 1 or 2"
+        )
+    for key in ("optimizer", "scheduler"):
+        if key in settings:
+            section = "optimizer" if key == "optimizer" else "schedule"
+            lines.append(
+                f"{_KEY}: {path}: {key}: the recipe's section {section} decides; leave it out"
+            )
+    if _get(settings, "zero_force_ds_cpu_optimizer", False) is not False:
+        lines.append(
+            f"{_KEY}: {path}: zero_force_ds_cpu_optimizer: the recipe's optimizer is "
+            "used on every device; leave it out or false"
+        )
+    for key, recipe_key, values in _decided(config, plan):
+        found = _get(settings, key, _AUTO)
+        if found != _AUTO and any(found != value for value in values):
+            wanted = ", ".join(_json(value) for value in values)
+            lines.append(
+                f"{_KEY}: {path}: {key} {_json(found)}, but {recipe_key} makes it "
+                f'{wanted}; write "auto"'
+            )
+    return lines
+
+
+def world_problems(
+    config: RunConfig, plan: Plan, settings: dict[str, Any], world_size: int
+) -> list[str]:
+    """Where the JSON's gradient accumulation isn't what this number of ranks makes it."""
+    key = "gradient_accumulation_steps"
+    found = _get(settings, key, _AUTO)
+    made = sorted(
+        {
+            config.train.global_batch_size // (stage.micro_batch_size * world_size)
+            for stage in plan.stages
+        }
+    )
+    if found == _AUTO or made == [found]:
+        return []
+    return [
+        f"{_KEY}: {config.deepspeed.config}: {key} {_json(found)}, but train.global_batch_size "
+        f"{config.train.global_batch_size} on {world_size} ranks makes it "
+        f'{", ".join(map(str, made))}; write "auto"'
+    ]
+
+
+def _decided(config: RunConfig, plan: Plan) -> list[tuple[str, str, list[Any]]]:
+    """(key in the JSON, the recipe's key, the values it takes over the stages)."""
+    train = config.train
+    micro_batch_sizes = sorted({stage.micro_batch_size for stage in plan.stages})
+    return [
+        ("train_batch_size", "train.global_batch_size", [train.global_batch_size]),
+        ("train_micro_batch_size_per_gpu", "train.micro_batch_size", micro_batch_sizes),
+        ("gradient_clipping", "train.gradient_clipping", [train.gradient_clipping]),
+        ("fp16.enabled", "train.precision", [train.precision == "fp16"]),
+        ("bf16.enabled", "train.precision", [train.precision == "bf16"]),
+    ]
+
+
+def _get(settings: Any, key: str, default: Any) -> Any:
+    for part in key.split("."):
+        if not isinstance(settings, dict) or part not in settings:
+            return default
+        settings = settings[part]
+    return settings
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value)

@@ -1,0 +1,187 @@
+"""What a recipe's sections demand of each other, of the ranks, the device and the disk.
+
+Notable: rules return their problems as lines, `key: value found; what is allowed`, so that a user
+sees all of them at once. What one key alone can violate is said by its type in config.py; what
+concerns the stages by plan.py; what the DeepSpeed JSON must leave to the recipe by ds_config.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mslt_ds import ds_config
+from mslt_ds.errors import RecipeError
+from mslt_ds.plan import Plan
+
+if TYPE_CHECKING:
+    from mslt_ds.config import RunConfig
+
+
+def recipe_problems(config: RunConfig) -> list[str]:
+    """What can be said without a plan."""
+    model, plan, data, train = config.model, config.plan, config.data, config.train
+    problems: list[str] = []
+    if model.hidden_size % model.num_attention_heads:
+        problems.append(
+            f"model.hidden_size: {model.hidden_size} is not a multiple of "
+            f"model.num_attention_heads {model.num_attention_heads}"
+        )
+    if plan.stages is not None and plan.method != "custom":
+        problems.append(
+            f"plan.stages: given, but plan.method {plan.method} makes its own stages; "
+            "leave it out or choose plan.method custom"
+        )
+    if plan.stage_shares is not None and plan.method != "stacking":
+        problems.append(
+            "plan.stage_shares: given, but only plan.method stacking reads it; leave it out"
+        )
+    long = plan.long_sequence
+    if long is not None and long.seq_length <= data.seq_length:
+        problems.append(
+            f"plan.long_sequence.seq_length: {long.seq_length}; it has to be above "
+            f"data.seq_length {data.seq_length}"
+        )
+    given = data.max_predictions_per_seq
+    if given is not None and given > data.seq_length:
+        problems.append(
+            f"data.max_predictions_per_seq: {given} is above data.seq_length {data.seq_length}"
+        )
+    if train.device == "cpu":
+        problems += device_problems(config, "cpu")
+    schedule = config.schedule
+    if schedule.power != 1.0 and schedule.name != "polynomial":
+        problems.append(
+            f"schedule.power: {schedule.power}, but only schedule.name polynomial "
+            f"reads it, not {schedule.name}"
+        )
+    if schedule.end_factor != 0.0 and schedule.name == "constant":
+        problems.append(
+            f"schedule.end_factor: {schedule.end_factor}, but schedule.name constant "
+            "never decays; leave it out"
+        )
+    if (schedule.decay_steps is not None) != (schedule.name == "wsd"):
+        problems.append(
+            "schedule.decay_steps: missing; schedule.name wsd needs the steps of its final decay"
+            if schedule.name == "wsd"
+            else f"schedule.decay_steps: {schedule.decay_steps}, but only schedule.name wsd reads "
+            f"it, not {schedule.name}"
+        )
+    if config.optimizer.name != "lamb" and "lamb" in config.optimizer.model_fields_set:
+        lamb = config.optimizer.lamb
+        if lamb != type(lamb)():
+            problems.append(
+                f"optimizer.lamb: given, but optimizer.name is "
+                f"{config.optimizer.name}; leave it out"
+            )
+    return problems
+
+
+def plan_problems(config: RunConfig, plan: Plan) -> list[str]:
+    """What the stages demand of the schedule, the batch and the DeepSpeed JSON."""
+    problems = _schedule_problems(config, plan)
+    global_batch_size = config.train.global_batch_size
+    for key, micro_batch_size in _micro_batch_sizes(config, plan):
+        if global_batch_size % micro_batch_size:
+            problems.append(
+                f"train.global_batch_size: {global_batch_size} is not a multiple of {key} "
+                f"{micro_batch_size}"
+            )
+    try:
+        settings = ds_config.read(config.deepspeed.config)
+    except RecipeError as error:
+        return [*problems, str(error)]
+    return problems + ds_config.problems(config, plan, settings)
+
+
+def _schedule_problems(config: RunConfig, plan: Plan) -> list[str]:
+    schedule = config.schedule
+    needed = schedule.warmup_steps + (schedule.decay_steps or 0)
+    keys = f"schedule.warmup_steps: {schedule.warmup_steps}"
+    if schedule.decay_steps is not None:
+        keys += f" and schedule.decay_steps {schedule.decay_steps}"
+    problems: list[str] = []
+    if not schedule.restart:
+        if needed > plan.total_steps:
+            problems.append(f"{keys}: longer than the training's {plan.total_steps} steps")
+    for stage in plan.stages:
+        start, end = plan.segment_at(stage.start_step)
+        if stage.continues:
+            continue
+        if schedule.restart and needed > end - start:
+            problems.append(
+                f"{keys}: longer than the {end - start} steps of stage {stage.index}, "
+                "in which schedule.restart true repeats it"
+            )
+        if stage.warmup_steps > end - start:
+            problems.append(
+                f"plan.stages.{stage.index - 1}.warmup_steps: {stage.warmup_steps} is "
+                f"longer than the stage's {end - start} steps"
+            )
+    return problems
+
+
+def _micro_batch_sizes(config: RunConfig, plan: Plan) -> list[tuple[str, int]]:
+    """Each size that a stage uses, with the key that gave it."""
+    sizes: dict[int, str] = {}
+    for stage in plan.stages:
+        if stage.micro_batch_size == config.train.micro_batch_size:
+            key = "train.micro_batch_size"
+        elif config.plan.long_sequence is not None and stage.continues:
+            key = "plan.long_sequence.micro_batch_size"
+        elif config.plan.stages is not None:
+            key = f"plan.stages.{stage.index - 1}.micro_batch_size"
+        else:
+            key = "plan.long_sequence.micro_batch_size"
+        sizes.setdefault(stage.micro_batch_size, key)
+    return [(key, size) for size, key in sizes.items()]
+
+
+def world_problems(config: RunConfig, plan: Plan, world_size: int) -> list[str]:
+    """What a number of ranks demands."""
+    problems: list[str] = []
+    global_batch_size = config.train.global_batch_size
+    for key, micro_batch_size in _micro_batch_sizes(config, plan):
+        at_once = world_size * micro_batch_size
+        if global_batch_size % at_once:
+            problems.append(
+                f"train.global_batch_size: {global_batch_size} is not a multiple of {at_once} "
+                f"({world_size} ranks x {key} {micro_batch_size}); choose "
+                f"{_neighbours(global_batch_size, at_once)}, or other ranks or micro-batches"
+            )
+    settings = ds_config.read(config.deepspeed.config)
+    return problems + ds_config.world_problems(config, plan, settings, world_size)
+
+
+def _neighbours(value: int, unit: int) -> str:
+    below, above = value // unit * unit, (value // unit + 1) * unit
+    return f"{below} or {above}" if below else str(above)
+
+
+def device_problems(config: RunConfig, device_type: str) -> list[str]:
+    """What a kind of device can't do."""
+    if config.train.precision == "fp16" and device_type == "cpu":
+        return ["train.precision: fp16 is not supported on a CPU; choose bf16 or fp32"]
+    return []
+
+
+def file_problems(config: RunConfig) -> list[str]:
+    """Token stores that aren't there. Their contents are checked where they are opened."""
+    problems: list[str] = []
+    for key, value in (("path", config.data.path), ("eval_path", config.data.eval_path)):
+        if value is None:
+            continue
+        if not Path(value).is_dir():
+            problems.append(
+                f"data.{key}: {value}: no such folder; make a token store with "
+                "mslt-ds prepare --output"
+            )
+        elif not (Path(value) / STORE_MANIFEST).is_file():
+            problems.append(
+                f"data.{key}: {value}: not a token store ({STORE_MANIFEST} is "
+                "missing); make one with mslt-ds prepare --output"
+            )
+    return problems
+
+
+STORE_MANIFEST = "manifest.json"
