@@ -101,9 +101,8 @@ def _schedule_problems(config: RunConfig, plan: Plan) -> list[str]:
     if schedule.decay_steps is not None:
         keys += f" and schedule.decay_steps {schedule.decay_steps}"
     problems: list[str] = []
-    if not schedule.restart:
-        if needed > plan.total_steps:
-            problems.append(f"{keys}: longer than the training's {plan.total_steps} steps")
+    if not schedule.restart and needed > plan.total_steps:
+        problems.append(f"{keys}: longer than the training's {plan.total_steps} steps")
     for stage in plan.stages:
         start, end = plan.segment_at(stage.start_step)
         if stage.continues:
