@@ -1,0 +1,25 @@
+"""What this process holds of the machine's memory, in bytes. Reads counters, waits for nothing."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import psutil
+import torch
+
+# getrusage counts kibibytes on Linux and bytes on macOS (getrusage(2) of each).
+_MAXRSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+
+
+def memory_metrics(device: torch.device) -> dict[str, int | None]:
+    """`memory`: resident now; `memory_peak`: resident at most so far; both of this process.
+
+    `cuda_memory_peak`: most that PyTorch's tensors took on the GPU so far; None on a CPU.
+    """
+    on_gpu = device.type == "cuda"
+    return {
+        "memory": psutil.Process().memory_info().rss,
+        "memory_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT_BYTES,
+        "cuda_memory_peak": torch.cuda.max_memory_allocated(device) if on_gpu else None,
+    }

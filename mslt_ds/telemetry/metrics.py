@@ -1,0 +1,90 @@
+"""metrics.jsonl: one JSON object a line, steps and events in one file. Schema: docs/metrics.md.
+
+Notable: the file tells one story whatever happened to the process. A resumed run first drops the
+lines of the steps that it's about to repeat, and a last line that a kill tore in two; what remains
+plus what follows is what an uninterrupted run would have written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mslt_ds.atomic import flush_to_disk, replace_text
+
+logger = logging.getLogger(__name__)
+
+Line = Mapping[str, Any]
+"""`step`, `time` and either a step's metrics or, where `event` names it, an event's fields."""
+
+
+def json_safe(value: Any) -> Any:
+    """`value` with every NaN and infinity, for which JSON has no number, replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return value
+
+
+def scalars(line: Line) -> dict[str, float]:
+    """The line's numbers by tag, for programs that draw curves.
+
+    A tag is `train/<key>` for a step, `<event>/<key>` for an event; nested keys are joined by `/`.
+    """
+    fields = {key: value for key, value in line.items() if key not in ("event", "step", "time")}
+    return dict(_numbers(fields, prefix=line.get("event", "train")))
+
+
+def _numbers(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for key, value in fields.items():
+        tag = f"{prefix}/{key}"
+        if isinstance(value, Mapping):
+            yield from _numbers(value, tag)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield tag, value
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The file's lines in order. Those that can't be read are left out, with a warning."""
+    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            line = json.loads(raw)
+            line["step"] + 0
+        except (ValueError, TypeError, KeyError):
+            logger.warning(
+                "%s, line %d: not a metrics line (torn by a kill?); left out", path, number
+            )
+            continue
+        yield line
+
+
+class MetricsWriter:
+    """Appends lines to `path`, after dropping those of steps from `resume_step` on."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self._path = path
+        if path.exists():
+            kept = [line for line in read_lines(path) if line["step"] < resume_step]
+            replace_text(path, "".join(map(_encode, kept)))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, line: Line) -> None:
+        """Hand the line to the operating system; events, which are few, reach the disk too."""
+        self._file.write(_encode(line))
+        self._file.flush()
+        if "event" in line:
+            flush_to_disk(self._path)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _encode(line: Line) -> str:
+    return json.dumps(json_safe(line), allow_nan=False) + "\n"

@@ -1,0 +1,58 @@
+"""How long the stage and the run still take: the time that the plan's steps need, from those seen.
+
+Notable: stages differ in what a step costs, so the run's time left is not "steps left x seconds a
+step". The cost of a step is taken to be proportional to
+
+    (depth + 2 x trainable layers) x seq_length
+
+since a layer's backward pass does twice the arithmetic of its forward pass and frozen layers have
+none (embeddings and heads are left out). It's an estimate, and only the stages still to come rest
+on it: the present stage is measured.
+"""
+
+from __future__ import annotations
+
+from mslt_ds.plan import Plan, Stage
+
+_WEIGHT_OF_LATEST = 0.2  # of an exponential mean over log lines
+
+
+def relative_step_cost(stage: Stage) -> float:
+    """Cost of one of the stage's steps, in forward passes of one layer over one token position."""
+    return (stage.depth + 2 * stage.trainable_layers) * stage.seq_length
+
+
+class Pace:
+    """Follows the seconds a step takes, stage by stage."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._stage: Stage | None = None
+        self._step_seconds = 0.0
+
+    def update(self, step: int, step_seconds: float) -> tuple[float, float]:
+        """Seconds left for the stage and for the run after `step` (0-based), which took so long."""
+        stage = self._plan.stage_at(step)
+        if stage is not self._stage:
+            self._stage, self._step_seconds = stage, step_seconds
+        self._step_seconds += _WEIGHT_OF_LATEST * (step_seconds - self._step_seconds)
+        stage_left = (stage.end_step - step - 1) * self._step_seconds
+        later = sum(
+            other.steps * relative_step_cost(other) for other in self._plan.stages[stage.index :]
+        )
+        return stage_left, stage_left + later * self._step_seconds / relative_step_cost(stage)
+
+
+def duration(seconds: float) -> str:
+    """The two largest units that say something: `42 s`, `3 min 05 s`, `2 h 10 min`, `1 d 04 h`."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes_left = divmod(minutes, 60)
+    days, hours_left = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours_left:02d} h"
+    if hours:
+        return f"{hours} h {minutes_left:02d} min"
+    if minutes:
+        return f"{minutes} min {rest:02d} s"
+    return f"{whole} s"
