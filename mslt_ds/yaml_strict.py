@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -39,8 +39,6 @@ def _full(pattern: re.Pattern[str]) -> re.Pattern[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # not PyYAML's
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Keys are text and unique; merge keys (`<<`) are plain, unknown keys here."""
         seen: dict[Hashable, Any] = {}
@@ -65,6 +63,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes every text that YAML 1.1 or our own rules would read as something else."""
 
 
+_Loader.yaml_implicit_resolvers = {}  # none of PyYAML's
 for _tag, _pattern, _first in _SCALARS:
     _characters = [c if c != "\0" else "" for c in _first]
     _Loader.add_implicit_resolver(_tag, _full(_pattern), _characters)

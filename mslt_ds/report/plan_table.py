@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -27,48 +29,21 @@ def _table(description: dict[str, Any]) -> Table:
     table = Table(
         title=f"{description['name']}: {description['method']}, "
         f"{description['total_steps']:,} steps, {_short(description['total_tokens'])} tokens, "
-        f"{ranks} {'rank' if ranks == 1 else 'ranks'}, ZeRO {description['zero_stage']}"
+        f"{ranks} {'rank' if ranks == 1 else 'ranks'}, ZeRO {description['zero_stage']}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    for heading in ("stage", "depth", "trains", "frozen"):
-        table.add_column(heading, justify="right")
-    table.add_column("new layers")
-    for heading in (
-        "steps",
-        "seq",
-        "batch",
-        "tokens",
-        "learning rate",
-        "trainable",
-        "all",
-        "share",
-        "reduced/step",
-    ):
-        table.add_column(heading, justify="right")
+    for heading, _ in _COLUMNS:
+        table.add_column(heading, justify="left" if heading == "new layers" else "right")
     for stage in description["stages"]:
-        embeddings = " + emb" if stage["train_embeddings"] else ""
-        table.add_row(
-            str(stage["stage"]),
-            str(stage["depth"]),
-            f"{stage['trainable_layers']}{embeddings}",
-            "-" if stage["train_embeddings"] else f"{stage['frozen_layers']} + emb",
-            stage["init"],
-            f"{stage['steps']:,}",
-            str(stage["seq_length"]),
-            f"{stage['micro_batch_size']} x {ranks} x {stage['gradient_accumulation_steps']}",
-            _short(stage["tokens"]),
-            f"{stage['learning_rate_from']:.2e} → {stage['learning_rate_to']:.2e}",
-            f"{stage['trainable_parameters']:,}",
-            f"{stage['total_parameters']:,}",
-            f"{stage['trainable_share']:.1%}",
-            f"{stage['elements_reduced_per_step']:,}",
-        )
+        table.add_row(*(cell(stage) for _, cell in _COLUMNS))
     return table
 
 
 def _notes(description: dict[str, Any], vocab_size_assumed: bool) -> list[str]:
     notes = [
-        "batch: micro-batch x ranks x accumulation. reduced/step: gradient elements each rank hands "
-        "to the reduction. emb: embeddings and the MLM decoder tied to them."
+        "trainable, all: parameters. reduced/step: gradient elements that each rank hands to the "
+        "reduction. emb: the embeddings, and the MLM decoder tied to them."
     ]
     if vocab_size_assumed:
         notes.append(
@@ -88,3 +63,27 @@ def _short(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return str(number)
+
+
+_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("stage", lambda stage: str(stage["stage"])),
+    ("depth", lambda stage: str(stage["depth"])),
+    (
+        "trains",
+        lambda stage: f"{stage['trainable_layers']}{' + emb' if stage['train_embeddings'] else ''}",
+    ),
+    (
+        "frozen",
+        lambda stage: "-" if stage["train_embeddings"] else f"{stage['frozen_layers']} + emb",
+    ),
+    ("new layers", lambda stage: stage["init"]),
+    ("steps", lambda stage: f"{stage['steps']:,}"),
+    ("length", lambda stage: str(stage["seq_length"])),
+    ("tokens", lambda stage: _short(stage["tokens"])),
+    ("rate from", lambda stage: f"{stage['learning_rate_from']:.2e}"),
+    ("to", lambda stage: f"{stage['learning_rate_to']:.2e}"),
+    ("trainable", lambda stage: _short(stage["trainable_parameters"])),
+    ("all", lambda stage: _short(stage["total_parameters"])),
+    ("share", lambda stage: f"{stage['trainable_share']:.1%}"),
+    ("reduced/step", lambda stage: _short(stage["elements_reduced_per_step"])),
+)
