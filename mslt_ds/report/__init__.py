@@ -1,1 +1,1 @@
-"""What a plan, a run or a comparison looks like to a reader."""
+"""Tables made of what a run wrote down about itself."""

@@ -56,8 +56,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             line = json.loads(raw)
-            line["step"] + 0
-        except (ValueError, TypeError, KeyError):
+        except ValueError:
+            line = None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             logger.warning(
                 "%s, line %d: not a metrics line (torn by a kill?); left out", path, number
             )

@@ -36,6 +36,7 @@ class WandbSink:
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
         import wandb
+        import wandb.errors
 
         settings = config.telemetry.wandb
         try:

@@ -1,0 +1,188 @@
+"""A run on one screen: its stages, what they cost and what they learned, and how to load the model.
+
+Notable: everything is read from the run folder (`plan.json`, `metrics.jsonl`), so the table can be
+printed at any time and of a run that was interrupted; what isn't there yet is shown as a dash.
+
+A stage's speed-up compares its median step with a step of the whole model, everything trained, that
+the same run measured on the same machine at the same sequence length: a measurement made for that
+purpose (`full_step_seconds`), else the joint stage's median.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mslt_ds.errors import CheckpointError
+from mslt_ds.telemetry import METRICS_FILE
+from mslt_ds.telemetry.metrics import read_lines
+
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What is known of a stage. None: not measured, or not yet."""
+
+    index: int  # 1-based
+    depth: int  # layers
+    trainable_share: float  # of all parameters, 0 to 1
+    steps: int
+    seq_length: int  # tokens
+    step_seconds: float | None  # median
+    speed_up: float | None  # against a full-depth step
+    eval_mlm_loss: float | None  # nats
+    eval_nsp_loss: float | None  # nats
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What is known of a run."""
+
+    stages: tuple[StageSummary, ...]
+    unigram_entropy: float | None  # nats
+    model: Path | None
+
+
+def summarize(run_dir: Path) -> RunSummary:
+    """Read the run folder. CheckpointError if it's none."""
+    plan = json.loads(_existing(run_dir / PLAN_FILE).read_text(encoding="utf-8"))
+    lines = list(read_lines(_existing(run_dir / METRICS_FILE)))
+    run_end = next((line for line in reversed(lines) if line.get("event") == "run_end"), {})
+    stage_ends = {line["stage"]: line for line in lines if line.get("event") == "stage_end"}
+    step_seconds = {
+        index: _step_seconds(index, stage_ends.get(index, {}), lines)
+        for index in range(1, len(plan["stages"]) + 1)
+    }
+    reference = _full_step_seconds(plan["stages"], step_seconds, run_end.get("full_step_seconds"))
+    stages = []
+    for index, stage in enumerate(plan["stages"], start=1):
+        end = stage_ends.get(index, {})
+        own, full = step_seconds[index], end.get("full_step_seconds")
+        if full is None:
+            full = reference.get(stage["seq_length"])
+        stages.append(
+            StageSummary(
+                index=index,
+                depth=stage["depth"],
+                trainable_share=stage["trainable_parameters"] / stage["total_parameters"],
+                steps=stage["steps"],
+                seq_length=stage["seq_length"],
+                step_seconds=own,
+                speed_up=full / own if full and own else None,
+                eval_mlm_loss=end.get("eval_mlm_loss"),
+                eval_nsp_loss=end.get("eval_nsp_loss"),
+            )
+        )
+    model = Path(run_end["model"]) if "model" in run_end else None
+    return RunSummary(tuple(stages), run_end.get("unigram_entropy"), model)
+
+
+def print_summary(run_dir: Path, console: Console | None = None) -> None:
+    """Print the table, to standard output unless `console` says otherwise."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    summary = summarize(run_dir)
+    table = Table(title=f"run {run_dir}")
+    table.add_column("stage", justify="right")
+    for heading in (
+        "depth",
+        "trained",
+        "steps",
+        "seq length",
+        "step (median)",
+        "speed-up",
+        "held-out MLM",
+        "held-out NSP",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for stage in summary.stages:
+        table.add_row(
+            f"{stage.index}/{len(summary.stages)}",
+            str(stage.depth),
+            f"{stage.trainable_share:.1%}",
+            f"{stage.steps:,}",
+            str(stage.seq_length),
+            _cell("{:.4g} s", stage.step_seconds),
+            _cell("{:.2f}x", stage.speed_up),
+            _cell("{:.3f}", stage.eval_mlm_loss),
+            _cell("{:.3f}", stage.eval_nsp_loss),
+        )
+    console.print(table)
+    console.print(
+        "trained: share of all parameters; speed-up: against a step of the whole model, everything "
+        "trained, in this run; losses in nats",
+        markup=False,
+    )
+    for text in _conclusions(summary):
+        console.print(text, markup=False)
+
+
+def _conclusions(summary: RunSummary) -> list[str]:
+    """What was learned beyond word frequencies, and how to load the model."""
+    texts = []
+    entropy, loss = summary.unigram_entropy, summary.stages[-1].eval_mlm_loss
+    if entropy is not None:
+        text = f"unigram entropy of the training text: {entropy:.3f} nats"
+        if loss is not None:
+            side = "below" if loss < entropy else "above"
+            text += f"; held-out MLM loss {loss:.3f}: {abs(entropy - loss):.3f} {side} it"
+        texts.append(text)
+    if summary.model is not None:
+        texts.append(f"model: {summary.model}")
+        texts.append(
+            "  from transformers import AutoModelForPreTraining, AutoTokenizer\n"
+            f'  model = AutoModelForPreTraining.from_pretrained("{summary.model}")\n'
+            f'  tokenizer = AutoTokenizer.from_pretrained("{summary.model}")'
+        )
+    else:
+        texts.append("model: not written yet; the run hasn't ended")
+    return texts
+
+
+def _step_seconds(
+    index: int, stage_end: dict[str, Any], lines: list[dict[str, Any]]
+) -> float | None:
+    """Median seconds of the stage's steps: told at its end, else from the steps logged so far."""
+    if (median := stage_end.get("median_step_seconds")) is not None:
+        return median
+    logged = [
+        line["step_seconds"]
+        for line in lines
+        if line.get("stage") == index and line.get("step_seconds") is not None
+    ]
+    return statistics.median(logged) if logged else None
+
+
+def _full_step_seconds(
+    stages: list[dict[str, Any]], step_seconds: dict[int, float | None], measured: float | None
+) -> dict[int, float | None]:
+    """Sequence length -> seconds of a step of the whole model with nothing frozen.
+
+    measured: at the first stage's sequence length, where the run has measured it
+    """
+    full_depth = max(stage["depth"] for stage in stages)
+    found: dict[int, float | None] = {}
+    for index, stage in enumerate(stages, start=1):
+        if stage["depth"] == full_depth and stage["frozen_layers"] == 0:
+            found[stage["seq_length"]] = step_seconds[index]
+    if measured is not None:
+        found[stages[0]["seq_length"]] = measured
+    return found
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such file; a run folder is <output_dir>/<name> of a run that has started"
+        )
+    return path
+
+
+def _cell(template: str, value: float | None) -> str:
+    return "–" if value is None else template.format(value)
