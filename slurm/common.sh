@@ -1,0 +1,145 @@
+# shellcheck shell=bash
+# What the job scripts of this folder share: the rendezvous, the environment of each task, and what
+# happens when Slurm takes the job's time away. To be sourced by a script that sbatch has started.
+#
+# Settings, all environment variables (sbatch passes the submitting shell's on):
+#
+#   MSLT_ROOT          checkout of this repository, on all nodes  (default: where sbatch was called)
+#   MSLT_RECIPE        recipe, relative to MSLT_ROOT              (default: the script's own)
+#   MSLT_ARGS          further arguments, split at blanks, e.g. "--set train.micro_batch_size=16"
+#   MSLT_DATA          token store, instead of the recipe's data.path
+#   MSLT_OUTPUT        folder for runs, instead of the recipe's output_dir; on all nodes
+#   MSLT_MODULES       modules to load first, e.g. "cuda/12.8 gcc/12"
+#   MSLT_VENV          virtual environment                        (default: MSLT_ROOT/.venv)
+#   MSLT_CONTAINER     image for Pyxis (srun --container-image); no virtual environment then
+#   MSLT_APPTAINER     image file for Apptainer; no virtual environment then
+#   MSLT_MOUNTS        folders to show inside a container, "a:a,b:b"  (default: MSLT_ROOT)
+#   MSLT_INTERFACE     network interface for NCCL and gloo, e.g. ib0 or ^docker,lo
+#                      (NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, where set, go before it)
+#   MASTER_ADDR, MASTER_PORT   rendezvous     (default: first node, a port made from the job's id)
+#   MSLT_SRUN_ARGS     further arguments of srun, split at blanks, e.g. "--cpu-bind=cores"
+#
+# Both ways of binding GPUs work: every task sees all GPUs of its node (--gpus-per-node), or one of
+# its own (--gpus-per-task). The training takes its device among those that its task can see.
+
+# The exit code of a run that was told to stop and wrote a checkpoint (mslt_ds/signals.py).
+readonly MSLT_STOPPED=85
+
+mslt_die() {
+    echo "$(basename "${0:-slurm}"): $*" >&2
+    exit 3
+}
+
+# Sets MASTER_ADDR and MASTER_PORT, the same on every node of the job.
+mslt_rendezvous() {
+    [ -n "${SLURM_JOB_ID:-}" ] || mslt_die "no Slurm job here; start it by sbatch"
+    if [ -z "${MASTER_ADDR:-}" ]; then
+        local nodes
+        nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST") ||
+            mslt_die "scontrol can't read SLURM_JOB_NODELIST '$SLURM_JOB_NODELIST'"
+        MASTER_ADDR=${nodes%%$'\n'*}
+    fi
+    # Below the range from which Linux lends ports to outgoing connections.
+    MASTER_PORT=${MASTER_PORT:-$((12000 + SLURM_JOB_ID % 18000))}
+    export MASTER_ADDR MASTER_PORT
+}
+
+# Loads modules and the virtual environment, and sets what all tasks inherit.
+mslt_environment() {
+    MSLT_ROOT=${MSLT_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}
+    cd "$MSLT_ROOT" || mslt_die "MSLT_ROOT: no folder '$MSLT_ROOT'"
+    [ -f mslt_ds/train.py ] ||
+        mslt_die "MSLT_ROOT: '$MSLT_ROOT' holds no mslt_ds/train.py; submit from the checkout or set it"
+    if [ -n "${MSLT_MODULES:-}" ]; then
+        # shellcheck disable=SC2086 # a list, split at blanks
+        module load $MSLT_MODULES || mslt_die "MSLT_MODULES: can't load '$MSLT_MODULES'"
+    fi
+    if [ -z "${MSLT_CONTAINER:-}${MSLT_APPTAINER:-}" ]; then
+        MSLT_VENV=${MSLT_VENV:-$MSLT_ROOT/.venv}
+        [ -x "$MSLT_VENV/bin/python" ] ||
+            mslt_die "MSLT_VENV: no environment in '$MSLT_VENV'; run make setup or set it"
+        export PATH=$MSLT_VENV/bin:$PATH
+    fi
+    if [ -n "${MSLT_INTERFACE:-}" ]; then
+        export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$MSLT_INTERFACE}
+        export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$MSLT_INTERFACE}
+    fi
+    export MSLT_ROOT PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+    # A rank that dies is an error for the others at once, not after a timeout.
+    export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
+}
+
+# mslt_srun COMMAND...: one task for each GPU of the allocation, with RANK, WORLD_SIZE and
+# LOCAL_RANK in each one's environment. A task that fails ends all of them. Runs in the background;
+# sets MSLT_SRUN_PID.
+mslt_srun() {
+    local launch=(srun --kill-on-bad-exit=1 --label)
+    # Inside a job that asked for GPUs, a step without --cpus-per-task gets one core a task.
+    [ -z "${SLURM_CPUS_PER_TASK:-}" ] || launch+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
+    # shellcheck disable=SC2206 # a list, split at blanks
+    launch+=(${MSLT_SRUN_ARGS:-})
+    local inside=()
+    local mounts=${MSLT_MOUNTS:-$MSLT_ROOT:$MSLT_ROOT}
+    if [ -n "${MSLT_CONTAINER:-}" ]; then
+        launch+=("--container-image=$MSLT_CONTAINER" "--container-mounts=$mounts"
+            "--container-workdir=$MSLT_ROOT")
+    elif [ -n "${MSLT_APPTAINER:-}" ]; then
+        inside=(apptainer exec --nv --bind "$mounts" --pwd "$MSLT_ROOT" "$MSLT_APPTAINER")
+    fi
+    # shellcheck disable=SC2016 # expanded in each task, not here
+    "${launch[@]}" bash -c '
+        export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_STEP_NUM_TASKS LOCAL_RANK=$SLURM_LOCALID
+        exec "$@"' task "${inside[@]}" "$@" &
+    MSLT_SRUN_PID=$!
+}
+
+# mslt_wait: waits for mslt_srun's tasks and passes signals on to them. Returns their exit code.
+#
+# USR1 comes from `--signal=B:USR1@300`, to this shell alone, when the time limit is near; TERM from
+# scancel or a preemption, to all. Both make the run write a checkpoint and exit with MSLT_STOPPED.
+mslt_wait() {
+    MSLT_SIGNAL=
+    trap 'MSLT_SIGNAL=USR1; kill -USR1 "$MSLT_SRUN_PID" 2>/dev/null' USR1
+    trap 'MSLT_SIGNAL=TERM; kill -TERM "$MSLT_SRUN_PID" 2>/dev/null' TERM
+    local code
+    while true; do
+        code=0
+        wait "$MSLT_SRUN_PID" || code=$?
+        # A trap interrupts `wait`; only when srun has gone is the code its own.
+        kill -0 "$MSLT_SRUN_PID" 2>/dev/null || break
+    done
+    wait "$MSLT_SRUN_PID" 2>/dev/null || code=$?
+    trap - USR1 TERM
+    return "$code"
+}
+
+# mslt_train RECIPE: the whole job. Never returns.
+mslt_train() {
+    mslt_environment
+    mslt_rendezvous
+    local recipe=${MSLT_RECIPE:-$1}
+    local arguments=(--config "$recipe")
+    [ -z "${MSLT_DATA:-}" ] || arguments+=(--set "data.path=$MSLT_DATA")
+    [ -z "${MSLT_OUTPUT:-}" ] || arguments+=(--set "output_dir=$MSLT_OUTPUT")
+    # shellcheck disable=SC2206 # a list, split at blanks
+    arguments+=(${MSLT_ARGS:-})
+    echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), $(date --iso-8601=seconds):" \
+        "nodes $SLURM_JOB_NODELIST, rendezvous $MASTER_ADDR:$MASTER_PORT," \
+        "recipe $recipe"
+
+    local code=0
+    mslt_srun python mslt_ds/train.py "${arguments[@]}"
+    mslt_wait || code=$?
+    if [ "$code" = "$MSLT_STOPPED" ] && [ "$MSLT_SIGNAL" != TERM ]; then
+        echo "job $SLURM_JOB_ID: stopped with a checkpoint; goes back into the queue"
+        scontrol requeue "$SLURM_JOB_ID" && exit 0
+        echo "job $SLURM_JOB_ID: can't be requeued; submit the same command again to go on" >&2
+    elif [ "$code" = "$MSLT_STOPPED" ]; then
+        # Cancelled or preempted: whether it starts again is for Slurm to say, not for this script.
+        echo "job $SLURM_JOB_ID: told to end, stopped with a checkpoint"
+    elif [ "$code" != 0 ]; then
+        echo "job $SLURM_JOB_ID: failed with exit code $code" >&2
+    fi
+    exit "$code"
+}

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# BERT-Base by multi-stage layerwise training on 4 nodes of 8 GPUs.
+#
+#   sbatch slurm/pretrain_base.sh                                     from the root of the checkout
+#   sbatch --nodes=1 slurm/pretrain_base.sh                           the same run on fewer GPUs, accumulated
+#   MSLT_DATA=/scratch/train sbatch slurm/pretrain_base.sh            settings: the top of slurm/common.sh
+#
+# Every #SBATCH line can be overridden on sbatch's command line (--partition, --account and
+# --constraint have to be given there where the cluster wants them). Five minutes before the time
+# limit the run writes a checkpoint and the job requeues itself; it goes on where it stood.
+#SBATCH --job-name=pretrain_base
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=4
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+# sbatch runs a copy of this script from its spool folder, so the checkout is named, not derived.
+# shellcheck source=slurm/common.sh
+source "${MSLT_ROOT:-${SLURM_SUBMIT_DIR:-.}}/slurm/common.sh"
+mslt_train configs/bert_base_mslt.yaml
