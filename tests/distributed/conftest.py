@@ -1,0 +1,159 @@
+"""`launch`: run a script as several real processes, the way a user would, and clean up after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a launched command left behind."""
+
+    returncode: int
+    output: str
+    """stdout and stderr of all processes, together."""
+
+
+Launch = Callable[..., Launched]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _commands(
+    launcher: str, script: str, arguments: tuple[str, ...], num_procs: int, port: int
+) -> list[tuple[list[str], dict[str, str]]]:
+    """One (command, extra environment) for each process that this machine has to start."""
+    if launcher == "deepspeed":
+        binary = str(Path(sys.executable).with_name("deepspeed"))
+        options = ["--num_gpus", str(num_procs), "--master_port", str(port)]
+        return [([binary, *options, script, *arguments], {})]
+    if launcher == "torchrun":
+        options = [f"--nproc-per-node={num_procs}", f"--master-port={port}"]
+        command = [sys.executable, "-m", "torch.distributed.run", *options, script, *arguments]
+        return [(command, {})]
+    if launcher == "environment":  # what srun with one task for each process comes to
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(num_procs),
+        }
+        return [
+            (
+                [sys.executable, script, *arguments],
+                {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(num_procs)
+        ]
+    raise ValueError(f"launcher {launcher!r}: deepspeed, torchrun or environment")
+
+
+def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End the processes and everything that they started."""
+    for process in processes:
+        try:
+            family = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            family = []
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        # Children whose parent is gone are still in the session's group.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def launcher(folder: Path) -> Launch:
+    """`launch(script, num_procs, *arguments, timeout=..., env=..., launcher=..., check=True)`.
+
+    Runs `script` (a path) in num_procs gloo processes of one thread each, on a free port.
+    launcher: "deepspeed" (default), "torchrun", or "environment" (RANK, WORLD_SIZE and the like
+    set by hand, as srun does). With `check` (default) a failure fails the test and shows the
+    output. Nothing that was started outlives the call.
+    """
+
+    def run(
+        script: str | Path,
+        num_procs: int,
+        *arguments: str,
+        timeout: float = 150.0,
+        env: Mapping[str, str] | None = None,
+        launcher: str = "deepspeed",
+        check: bool = True,
+        cwd: Path | None = None,
+    ) -> Launched:
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        }
+        environment.update(
+            DS_ACCELERATOR="cpu",
+            OMP_NUM_THREADS="1",
+            PYTHONPATH=os.pathsep.join(
+                filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
+            ),
+        )
+        environment.update(env or {})
+        log = folder / f"launched-{len(list(folder.glob('launched-*')))}.log"
+        processes: list[subprocess.Popen[bytes]] = []
+        timed_out = False
+        with log.open("wb") as sink:
+            try:
+                for command, extra in _commands(
+                    launcher, str(script), arguments, num_procs, free_port()
+                ):
+                    processes.append(
+                        subprocess.Popen(
+                            command,
+                            cwd=cwd or folder,
+                            env={**environment, **extra},
+                            stdout=sink,
+                            stderr=subprocess.STDOUT,
+                            start_new_session=True,
+                        )
+                    )
+                for process in processes:
+                    process.wait(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                timed_out = True
+            finally:
+                _kill(processes)
+        output = log.read_text(errors="replace")
+        if timed_out:
+            pytest.fail(f"{script} didn't end within {timeout} s:\n{output[-6000:]}")
+        returncode = next((p.returncode for p in processes if p.returncode), 0)
+        if check and returncode != 0:
+            pytest.fail(f"{script} ended with {returncode}:\n{output[-6000:]}")
+        return Launched(returncode, output)
+
+    return run
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    """See `launcher`."""
+    return launcher(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """`launch` for a module's fixtures."""
+    return launcher(tmp_path_factory.mktemp("launched"))

@@ -1,0 +1,94 @@
+"""A small recipe and a small store of tokens, shared by the tests that run the main job."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from mslt_ds.weights import load_weights
+
+SCRIPTS = Path(__file__).with_name("scripts")
+LAYERS = 4
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with nested `changes`."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = (
+            merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return result
+
+
+def recipe(store: Path, output_dir: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """Two stages of two layers and a joint stage, 5 + 5 + 4 steps, dropout on, every step logged."""
+    base = {
+        "name": name,
+        "output_dir": str(output_dir),
+        "seed": 7,
+        "model": {
+            "num_hidden_layers": LAYERS,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 64,
+        },
+        "plan": {"method": "mslt", "num_stages": 2, "steps_per_stage": 5, "joint_steps": 4},
+        "data": {"path": str(store), "seq_length": 32, "num_workers": 0},
+        "train": {"global_batch_size": 12, "micro_batch_size": 3, "device": "cpu"},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-2},
+        "schedule": {"warmup_steps": 3},
+        "telemetry": {"log_every_steps": 1},
+    }
+    return merged(base, changes)
+
+
+def write_recipes(path: Path, recipes: list[dict[str, Any]]) -> str:
+    path.write_text(json.dumps(recipes))
+    return str(path)
+
+
+def weights_at(run_dir: Path, folder: str) -> dict[str, Tensor]:
+    return load_weights(run_dir / folder)
+
+
+def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of steps, events left out."""
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "event" not in line]
+
+
+def write_text(path: Path, documents: int = 120, seed: int = 0) -> None:
+    """Sentences of a made-up language, several to a document."""
+    draw = random.Random(seed)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 7))) for _ in range(200)]
+    with path.open("w") as file:
+        for _ in range(documents):
+            for _ in range(draw.randint(2, 4)):
+                sentences = [
+                    " ".join(draw.choices(words, k=draw.randint(4, 14))).capitalize() + "."
+                    for _ in range(draw.randint(2, 6))
+                ]
+                file.write(" ".join(sentences) + "\n")
+            file.write("\n")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token store, made by the command that users run."""
+    folder = tmp_path_factory.mktemp("store")
+    write_text(folder / "text.txt")
+    command = [sys.executable, "-m", "mslt_ds.cli", "prepare", "--input", str(folder / "text.txt"),
+               "--output", str(folder / "tokens"), "--vocab-size", "400"]  # fmt: skip
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return folder / "tokens"

@@ -1,0 +1,188 @@
+"""A boundary, a kill, another number of ranks: none of them changes what is computed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.distributed.conftest import REPOSITORY, free_port
+from tests.distributed.recipes import (
+    LAYERS,
+    SCRIPTS,
+    metrics_of,
+    recipe,
+    store,
+    weights_at,
+    write_recipes,
+)
+
+from mslt_ds.signals import EXIT_CODE_STOPPED
+
+__all__ = ["store"]
+
+
+def zero_config(folder: Path, stage: int) -> dict[str, str]:
+    path = folder / f"zero{stage}.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    return {"config": str(path)}
+
+
+def assert_same_bits(left: Path, right: Path, folder: str = "model") -> None:
+    one, other = weights_at(left, folder), weights_at(right, folder)
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def curve(run_dir: Path) -> list[tuple]:
+    keys = ("step", "loss", "mlm_loss", "nsp_loss", "learning_rate", "grad_norm")
+    return [tuple(line[key] for key in keys) for line in metrics_of(run_dir)]
+
+
+def test_full_cut_into_stages_is_full_bit_for_bit(launch, store, tmp_path):
+    stage = {"depth": LAYERS, "trainable_layers": LAYERS}
+    cut = [stage | {"steps": 5}, stage | {"steps": 3}, stage | {"steps": 6}]
+    recipes = []
+    for zero in (0, 1, 2):
+        for optimizer in ("adamw", "lamb"):
+            changes = {
+                "deepspeed": zero_config(tmp_path, zero),
+                "optimizer": {"name": optimizer},
+            }
+            whole = {"method": "full", "num_stages": 2, "steps_per_stage": 7, "joint_steps": 0}
+            pieces = {"method": "custom", "num_stages": None, "steps_per_stage": None,
+                      "joint_steps": None, "stages": cut}  # fmt: skip
+            name = f"{optimizer}-{zero}"
+            recipes += [
+                recipe(store, tmp_path, f"{name}-full", plan=whole, **changes),
+                recipe(store, tmp_path, f"{name}-cut", plan=pieces, **changes),
+            ]
+    launch(SCRIPTS / "run_recipes.py", 2, write_recipes(tmp_path / "recipes.json", recipes))
+    for case in {r["name"].rsplit("-", 1)[0] for r in recipes}:
+        full, pieces = tmp_path / f"{case}-full", tmp_path / f"{case}-cut"
+        assert curve(full) == curve(pieces), case
+        assert_same_bits(full, pieces)
+
+
+def test_any_number_of_ranks_computes_the_same(launch, store, tmp_path):
+    for ranks in (1, 2, 4):
+        one = recipe(store, tmp_path, f"ranks-{ranks}")
+        launch(
+            SCRIPTS / "run_recipes.py",
+            ranks,
+            write_recipes(tmp_path / "recipes.json", [one]),
+            launcher="torchrun",
+        )
+    reference = weights_at(tmp_path / "ranks-1", "model")
+    for ranks in (2, 4):
+        for name, tensor in weights_at(tmp_path / f"ranks-{ranks}", "model").items():
+            torch.testing.assert_close(tensor, reference[name], rtol=0, atol=5e-5)
+        losses = [line["loss"] for line in metrics_of(tmp_path / f"ranks-{ranks}")]
+        expected = [line["loss"] for line in metrics_of(tmp_path / "ranks-1")]
+        assert losses == pytest.approx(expected, abs=2e-5)
+
+
+class Command:
+    """`deepspeed mslt_ds/train.py --config ...` on two processes, as a user types it."""
+
+    def __init__(self, folder: Path, config: dict) -> None:
+        path = folder / f"{config['name']}.yaml"
+        path.write_text(json.dumps(config))  # JSON is YAML
+        self.log = folder / f"{config['name']}.log"
+        self.run_dir = Path(config["output_dir"]) / config["name"]
+        self.command = [
+            str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2",
+            "--master_port", str(free_port()),
+            str(REPOSITORY / "mslt_ds/train.py"), "--config", str(path),
+        ]  # fmt: skip
+
+    def start(self) -> subprocess.Popen:
+        environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        with self.log.open("ab") as sink:
+            return subprocess.Popen(
+                self.command, stdout=sink, stderr=subprocess.STDOUT, env=environment,
+                start_new_session=True, cwd=self.log.parent,
+            )  # fmt: skip
+
+    def run(self) -> int:
+        process = self.start()
+        try:
+            return process.wait(timeout=150)
+        finally:
+            kill(process)
+
+    def start_until(self, step: int) -> subprocess.Popen:
+        """Start, and return once metrics.jsonl holds a line of `step` or a later one."""
+        process = self.start()
+        deadline = time.monotonic() + 150
+        while time.monotonic() < deadline and process.poll() is None:
+            path = self.run_dir / "metrics.jsonl"
+            steps = (
+                [int(n) for n in re.findall(r'"step": ?(\d+)', path.read_text())]
+                if path.is_file()
+                else []
+            )
+            if steps and max(steps) >= step:
+                return process
+            time.sleep(0.01)
+        kill(process)
+        pytest.fail(f"never came to step {step}:\n{self.log.read_text()[-4000:]}")
+
+
+def kill(process: subprocess.Popen) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def test_killed_in_any_stage_and_repeated_ends_in_the_same_bits(store, tmp_path):
+    changes = {
+        "checkpoint": {"every_steps": 3},
+        "deepspeed": zero_config(tmp_path, 1),
+        "data": {"eval_path": str(store)},
+        "evaluation": {"instances": 24},
+        "plan": {"steps_per_stage": 8, "joint_steps": 8},
+    }
+    whole = Command(tmp_path, recipe(store, tmp_path, "whole", **changes))
+    assert whole.run() == 0, whole.log.read_text()[-4000:]
+    killed = Command(tmp_path, recipe(store, tmp_path, "killed", **changes))
+    for step in (4, 7, 12, 21):  # in each stage, and at a boundary
+        kill(killed.start_until(step))
+    assert killed.run() == 0, killed.log.read_text()[-4000:]
+    assert curve(whole.run_dir) == curve(killed.run_dir)
+    for folder in ("stages/1/end", "stages/2/start", "stages/2/end", "stages/3/start", "model"):
+        assert_same_bits(whole.run_dir, killed.run_dir, folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_told_to_stop_it_writes_a_checkpoint_and_says_so_by_its_exit_code(store, tmp_path, number):
+    changes = {"plan": {"steps_per_stage": 40, "joint_steps": 4}}
+    run = Command(tmp_path, recipe(store, tmp_path, f"told-{number}", **changes))
+    process = run.start_until(10)
+    # One of the ranks is told; the other learns of it. (The launcher itself is not: see docs.)
+    import psutil
+
+    ranks = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "train.py" in " ".join(child.cmdline()) and "--local_rank=1" in child.cmdline()
+    ]
+    assert ranks, run.log.read_text()[-3000:]
+    ranks[-1].send_signal(number)
+    try:
+        assert process.wait(timeout=60) == EXIT_CODE_STOPPED, run.log.read_text()[-4000:]
+    finally:
+        kill(process)
+    steps_done = int(next((run.run_dir / "checkpoints").glob("step_*")).name.removeprefix("step_"))
+    assert 10 <= steps_done < 84
+    assert metrics_of(run.run_dir)[-1]["step"] == steps_done - 1

@@ -1,0 +1,122 @@
+"""Stages seen from outside: what is frozen does not move by a bit, what is new is a copy, and the
+fp32 numbers cross every boundary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.distributed.recipes import (
+    LAYERS,
+    SCRIPTS,
+    metrics_of,
+    recipe,
+    store,
+    weights_at,
+    write_recipes,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+__all__ = ["store"]
+
+ZERO = {"fp32": 0, "bf16": 1}
+
+
+@pytest.fixture(scope="module")
+def runs(module_launch, store, tmp_path_factory) -> Path:
+    """One mslt run for each precision, one with each ZeRO stage, on two ranks."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipes = []
+    for precision in ("fp32", "bf16"):
+        for zero in (0, 1, 2):
+            config = folder / f"zero{zero}.json"
+            config.write_text(json.dumps({"zero_optimization": {"stage": zero}}))
+            recipes.append(
+                recipe(store, folder, f"{precision}-{zero}", train={"precision": precision},
+                       deepspeed={"config": str(config)})
+            )  # fmt: skip
+    module_launch(SCRIPTS / "run_recipes.py", 2, write_recipes(folder / "recipes.json", recipes))
+    return folder
+
+
+def layer_of(name: str) -> int | None:
+    return int(name.split(".")[3]) if name.startswith("bert.encoder.layer.") else None
+
+
+def is_head(name: str) -> bool:
+    return name.startswith(("cls.", "bert.pooler."))
+
+
+CASES = [f"{precision}-{zero}" for precision in ("fp32", "bf16") for zero in (0, 1, 2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frozen_layers_and_embeddings_do_not_move_by_a_bit(runs, case):
+    before = weights_at(runs / case, "stages/1/end")
+    for folder in ("stages/2/start", "stages/2/end"):
+        after = weights_at(runs / case, folder)
+        for name, tensor in before.items():
+            if layer_of(name) is not None or name.startswith("bert.embeddings."):
+                assert torch.equal(after[name], tensor), (folder, name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_new_layers_start_as_copies_of_the_top_ones(runs, case):
+    before = weights_at(runs / case, "stages/1/end")
+    start = weights_at(runs / case, "stages/2/start")
+    assert len(start) > len(before)
+    for name, tensor in start.items():
+        layer = layer_of(name)
+        if layer is not None and layer >= LAYERS // 2:
+            source = name.replace(f"layer.{layer}.", f"layer.{layer - LAYERS // 2}.")
+            assert torch.equal(tensor, before[source]), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_new_layers_and_heads_train_in_stage_2_and_everything_in_the_joint_stage(runs, case):
+    def moved(stage: int) -> set[str]:
+        start = weights_at(runs / case, f"stages/{stage}/start")
+        end = weights_at(runs / case, f"stages/{stage}/end")
+        return {name for name in start if not torch.equal(start[name], end[name])}
+
+    everything = set(weights_at(runs / case, "stages/3/end"))
+    new_and_heads = {n for n in everything if is_head(n) or (layer_of(n) or 0) >= LAYERS // 2}
+    assert moved(2) == new_and_heads
+    assert moved(3) == everything
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fp32_numbers_cross_the_boundaries(runs, case):
+    for stage in (1, 2):
+        end = weights_at(runs / case, f"stages/{stage}/end")
+        start = weights_at(runs / case, f"stages/{stage + 1}/start")
+        for name, tensor in end.items():
+            assert tensor.dtype == torch.float32
+            assert torch.equal(start[name], tensor), name
+    # ... and they are numbers that bf16 could not hold.
+    head = weights_at(runs / case, "stages/2/start")["cls.predictions.transform.dense.weight"]
+    assert not torch.equal(head, head.bfloat16().float())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_reduced_is_the_suffix_and_nothing_else(runs, case):
+    plan = json.loads((runs / case / "plan.json").read_text())
+    expected = {s["stage"]: s["elements_reduced_per_step"] for s in plan["stages"]}
+    lines = metrics_of(runs / case)
+    assert [line["step"] for line in lines] == list(range(plan["total_steps"]))
+    for line in lines:
+        assert line["elements_reduced"] == expected[line["stage"]]
+    assert expected[2] < 0.6 * expected[3]
+    gathered = {line["elements_gathered"] > 0 for line in lines}
+    assert gathered == {not case.endswith("-0")}
+
+
+def test_zero_stages_agree(runs):
+    for precision, tolerance in (("fp32", 2e-5), ("bf16", 2e-2)):
+        reference = weights_at(runs / f"{precision}-0", "model")
+        for zero in (1, 2):
+            other = weights_at(runs / f"{precision}-{zero}", "model")
+            for name, tensor in reference.items():
+                torch.testing.assert_close(other[name], tensor, rtol=0, atol=tolerance)
