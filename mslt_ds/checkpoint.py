@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from mslt_ds.atomic import replace_folder
 from mslt_ds.config import RunConfig
-from mslt_ds.engine import OptimizerState
 from mslt_ds.errors import CheckpointError
 from mslt_ds.model.init import Weights
+from mslt_ds.optim.partition import OptimizerState
 
 FORMAT = 1
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"

@@ -7,6 +7,7 @@ loss-scale windows, ...) belongs to the JSON. No DeepSpeed is imported here.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,34 @@ def read(path: str | None) -> dict[str, Any]:
 def zero_stage(settings: dict[str, Any]) -> int:
     """ZeRO stage of a DeepSpeed JSON; 0 where it doesn't say."""
     return _get(settings, "zero_optimization.stage", 0)
+
+
+def stage_config(
+    settings: dict[str, Any],
+    *,
+    micro_batch_size: int,
+    gradient_accumulation_steps: int,
+    precision: str,
+    gradient_clipping: float,
+) -> dict[str, Any]:
+    """`settings` with what the recipe decides put in, for `deepspeed.initialize`."""
+    config = copy.deepcopy(settings)
+    # Left out, DeepSpeed derives it from the two below and checks nothing; given, it must agree.
+    config.pop("train_batch_size", None)
+    config |= {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        # DeepSpeed clips at 1.0 where the key is absent: 0.0 is how to say "not at all".
+        "gradient_clipping": gradient_clipping,
+        # Progress is this package's own.
+        "steps_per_print": None,
+        # Lamb and torch's AdamW are "untested" in DeepSpeed's list; tests/distributed tests them.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    for name in ("fp16", "bf16"):
+        config[name] = config.get(name, {}) | {"enabled": precision == name}
+    return config
 
 
 def problems(config: RunConfig, plan: Plan, settings: dict[str, Any]) -> list[str]:

@@ -18,23 +18,18 @@ from __future__ import annotations
 
 import gc
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mslt_ds import deepspeed_config
+from mslt_ds import ds_config
 from mslt_ds.config import OptimizerConfig
 from mslt_ds.model.init import Weights
 from mslt_ds.model.staged import StageModel
-from mslt_ds.optim import Lamb
-from mslt_ds.optim.partition import EngineState
+from mslt_ds.optim.partition import EngineState, OptimizerState
 from mslt_ds.traffic import TrafficMeter
-
-OptimizerState = dict[str, dict[str, Any]]
-"""Parameter name -> {"exp_avg": Tensor, "exp_avg_sq": Tensor, "step": int}, full fp32 CPU tensors."""
 
 _NOT_DECAYED = ("bias", "LayerNorm.weight")
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -45,7 +40,7 @@ class EngineSettings:
     """What an engine needs of a recipe."""
 
     optimizer: OptimizerConfig
-    user_config: dict[str, Any]
+    deepspeed: dict[str, Any]
     precision: str
     gradient_clipping: float
     micro_batch_size: int
@@ -76,6 +71,8 @@ def _build_optimizer(
         return torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
         )
+    from mslt_ds.optim import Lamb
+
     return Lamb(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
 
 
@@ -109,16 +106,17 @@ class StageEngine:
         engine, *_ = deepspeed.initialize(
             model=model.suffix,
             optimizer=optimizer,
-            config=deepspeed_config.stage_config(
-                settings.user_config,
+            config=ds_config.stage_config(
+                settings.deepspeed,
                 micro_batch_size=settings.micro_batch_size,
                 gradient_accumulation_steps=settings.gradient_accumulation_steps,
                 precision=settings.precision,
                 gradient_clipping=settings.gradient_clipping,
             ),
         )
-        self._engine = engine
-        if isinstance(optimizer, Lamb):
+        # Any: its type is a union of all that DeepSpeed might wrap.
+        self._engine: Any = engine
+        if hasattr(optimizer, "bind"):
             optimizer.bind(engine)
         self._state = EngineState.bind(engine, parameters)
         self._state.write_weights({name: weights[name] for name in parameters})
@@ -183,7 +181,9 @@ class StageEngine:
 
     def grad_norm(self) -> float | None:
         """Norm of the last step's global gradient before clipping (synchronises the device)."""
-        norm = self._grad_norm if self._grad_norm is not None else self._engine.get_global_grad_norm()
+        norm = (
+            self._grad_norm if self._grad_norm is not None else self._engine.get_global_grad_norm()
+        )
         return None if norm is None else float(norm)
 
     def trust_ratios(self) -> dict[str, Any]:
@@ -233,5 +233,3 @@ class StageEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-

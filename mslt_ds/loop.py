@@ -119,11 +119,15 @@ def _mean_losses(mlm: Tensor, nsp: Tensor) -> dict[str, float]:
 def _with_engine_values(
     metrics: dict[str, Any], engine: StageEngine, learning_rate: float
 ) -> dict[str, Any]:
-    return metrics | engine.trust_ratios() | {
-        "learning_rate": learning_rate,
-        "grad_norm": engine.grad_norm(),
-        "loss_scale": engine.loss_scale(),
-    }
+    return (
+        metrics
+        | engine.trust_ratios()
+        | {
+            "learning_rate": learning_rate,
+            "grad_norm": engine.grad_norm(),
+            "loss_scale": engine.loss_scale(),
+        }
+    )
 
 
 class _Window:
@@ -148,12 +152,16 @@ class _Window:
         seconds = time.perf_counter() - self._began
         steps, instances, traffic = self._steps, self._instances, self._traffic.take()
         self.restart()
-        return losses | memory_metrics(self._device) | {
-            "step_seconds": seconds / steps,
-            "sequences_per_second": instances / seconds,
-            "elements_reduced": traffic.gradients_reduced // steps,
-            "elements_gathered": traffic.parameters_gathered // steps,
-        }
+        return (
+            losses
+            | memory_metrics(self._device)
+            | {
+                "step_seconds": seconds / steps,
+                "sequences_per_second": instances / seconds,
+                "elements_reduced": traffic.gradients_reduced // steps,
+                "elements_gathered": traffic.parameters_gathered // steps,
+            }
+        )
 
 
 def evaluate_losses(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,22 @@ class Run:
     def _fingerprint(self) -> dict[str, Any]:
         return checkpoint.fingerprint(self.config, self.store.digest)
 
+    @property
+    def _vocab_size(self) -> int:
+        return self.config.model.vocab_size or self.store.vocab_size
+
     def _hf_config(self, depth: int) -> BertConfig:
-        vocab_size = self.config.model.vocab_size or self.store.vocab_size
-        return bert.hf_config(self.config.model, depth, vocab_size)
+        return bert.hf_config(self.config.model, depth, self._vocab_size)
+
+    @property
+    def _description(self) -> dict[str, Any]:
+        """The plan with its costs, as `mslt-ds plan` prints it."""
+        return cost.describe_plan(self.config, self.plan, self._vocab_size, self.world.world_size)
+
+    def _stage_fields(self, stage: Stage) -> dict[str, Any]:
+        names = ("stage", "depth", "trainable_layers", "trainable_share", "steps", "seq_length")
+        described = self._description["stages"][stage.index - 1]
+        return {name: described[name] for name in names}
 
     # ---- the story ---------------------------------------------------------------------------
 
@@ -137,7 +151,7 @@ class Run:
     ) -> tuple[TrainingState, bool]:
         if state.step == stage.start_step:
             state = self._begin_stage(stage, state)
-            self._save_model(f"stages/{stage.index}/start", state.weights)
+            self._save_model(f"stages/{stage.index}/start", stage.depth, state.weights)
         check_equal_on_all_ranks(state.weights, f"weights at step {state.step}")
         engine = self._engine(stage, state, meter)
         telemetry.event("stage_start", self._stage_fields(stage) | {"step": state.step})
@@ -200,12 +214,10 @@ class Run:
             dtype=_DTYPES[train.precision],
             device=self.device,
         )
-        accumulation = train.global_batch_size // (
-            stage.micro_batch_size * self.world.world_size
-        )
+        accumulation = train.global_batch_size // (stage.micro_batch_size * self.world.world_size)
         settings = EngineSettings(
             optimizer=self.config.optimizer,
-            user_config=ds_config.read(self.config.deepspeed.config),
+            deepspeed=ds_config.read(self.config.deepspeed.config),
             precision=train.precision,
             gradient_clipping=train.gradient_clipping,
             micro_batch_size=stage.micro_batch_size,
@@ -223,7 +235,7 @@ class Run:
         meter: TrafficMeter,
         stop: StopRequest,
         telemetry: Telemetry,
-        checkpoint_at: Any,
+        checkpoint_at: Callable[[int], None],
     ) -> StageTrace:
         done = state.step - stage.start_step
         batches = self._batches(
@@ -249,7 +261,9 @@ class Run:
             checkpoint=checkpoint_at,
         )
 
-    def _batches(self, store: TokenStore, stage: Stage, *, start_step: int, num_steps: int):  # noqa: ANN202
+    def _batches(
+        self, store: TokenStore, stage: Stage, *, start_step: int, num_steps: int
+    ) -> Iterator[GlobalBatch]:
         data = self.config.data
         return global_batches(
             store,
@@ -282,15 +296,16 @@ class Run:
         if trace.step_seconds:
             fields["median_step_seconds"] = statistics.median(trace.step_seconds)
         if self.eval_store is not None:
-            fields |= evaluate_losses(engine, self._eval_batches(stage), self.device)
+            fields |= evaluate_losses(
+                engine, self._eval_batches(self.eval_store, stage), self.device
+            )
         telemetry.event("stage_end", fields)
-        self._save_model(f"stages/{stage.index}/end", state.weights)
+        self._save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
         self._checkpoint(state)
 
-    def _eval_batches(self, stage: Stage):  # noqa: ANN202
+    def _eval_batches(self, eval_store: TokenStore, stage: Stage) -> Iterator[GlobalBatch]:
         num_steps = -(-self.config.evaluation.instances // self.config.train.global_batch_size)
-        assert self.eval_store is not None
-        return self._batches(self.eval_store, stage, start_step=0, num_steps=num_steps)
+        return self._batches(eval_store, stage, start_step=0, num_steps=num_steps)
 
     # ---- what it writes (rank 0 alone) -------------------------------------------------------
 
@@ -298,12 +313,10 @@ class Run:
         if self.world.is_main:
             self.checkpoints.save(state, self._fingerprint)
 
-    def _save_model(self, folder: str, weights: Weights) -> None:
+    def _save_model(self, folder: str, depth: int, weights: Weights) -> None:
         """The whole model in Hugging Face's format at `folder` under the run folder."""
         if not self.world.is_main:
             return
-        depth = sum(name.endswith("output.LayerNorm.weight") and "attention" not in name
-                    for name in weights)
         save_weights(
             self.config.run_dir / folder, weights, self._hf_config(depth), self.store.tokenizer_dir
         )
@@ -314,13 +327,10 @@ class Run:
         folder = self.config.run_dir
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "recipe.yaml", self.config.to_yaml())
-        description = cost.describe_plan(
-            self.config, self.plan, self._vocab_size, self.world.world_size
-        )
-        replace_text(folder / "plan.json", json.dumps(description, indent=1) + "\n")
+        replace_text(folder / "plan.json", json.dumps(self._description, indent=1) + "\n")
 
     def _export(self, state: TrainingState, telemetry: Telemetry) -> None:
-        self._save_model("model", state.weights)
+        self._save_model("model", self.plan.stages[-1].depth, state.weights)
         telemetry.event(
             "run_end",
             {

@@ -14,13 +14,17 @@ from pathlib import Path
 
 if __name__ == "__main__":
     # A script's own folder comes first on the path; there, `mslt_ds/data` would be `data`.
-    sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
+    sys.path = [
+        entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent
+    ]
 
 import argparse
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+import torch
 
 from mslt_ds.config import RunConfig, check_files, load_config
 from mslt_ds.distributed import World, choose_device, join, leave, world_from_environment
@@ -86,7 +90,7 @@ def _train(config: RunConfig, world: World) -> int:
 
 
 @contextmanager
-def _process_group(world: World, device) -> Iterator[None]:  # noqa: ANN001
+def _process_group(world: World, device: torch.device) -> Iterator[None]:
     join(world, device, os.environ)
     try:
         yield

@@ -150,7 +150,9 @@ def run_layer_at(
     attention = layer.attention.self
     chosen = gather_positions(hidden_states, positions)
 
-    def split_heads(states: Tensor) -> Tensor:  # (batch, length, hidden) -> (batch, heads, length, d)
+    def split_heads(
+        states: Tensor,
+    ) -> Tensor:  # (batch, length, hidden) -> (batch, heads, length, d)
         return states.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
 
     context = F.scaled_dot_product_attention(

@@ -41,8 +41,6 @@ def fresh_parameter(
 def fresh_weights(config: BertConfig, *, seed: int) -> Weights:
     """Weights of a whole fresh model of `config.num_hidden_layers` layers."""
     return {
-        name: fresh_parameter(
-            name, shape, seed=seed, initializer_range=config.initializer_range
-        )
+        name: fresh_parameter(name, shape, seed=seed, initializer_range=config.initializer_range)
         for name, shape in bert.parameter_shapes(config).items()
     }

@@ -37,7 +37,8 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     attention_mask = torch.ones(BATCH, SEQ_LENGTH, dtype=torch.bool)
     attention_mask[1, 15:] = False
     positions = [
-        torch.randperm(13, generator=generator)[:PREDICTIONS].sort().values + 1 for _ in range(BATCH)
+        torch.randperm(13, generator=generator)[:PREDICTIONS].sort().values + 1
+        for _ in range(BATCH)
     ]
     weights = torch.ones(BATCH, PREDICTIONS)
     weights[2, 3:] = 0.0
