@@ -92,14 +92,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A stage before its place in the run is known. `key`: the recipe's section behind it."""
+    """A stage before its place in the run is known."""
 
     depth: int
     trainable_layers: int
     steps: int
     seq_length: int
     micro_batch_size: int
-    key: str
+    seq_length_key: str  # the recipe's key that gave the length
     init: str | None = None
     learning_rate_factor: float = 1.0
     warmup_steps: int = 0
@@ -113,7 +113,7 @@ def build_plan(config: RunConfig) -> Plan:
     if not problems and config.plan.long_sequence is not None:
         drafts = _split_long(drafts, config.plan.long_sequence, config, problems)
     if not problems:
-        problems += _draft_problems(drafts, config)
+        problems += _length_problems(drafts, config)
     if problems:
         raise RecipeError("\n".join(problems))
     return _place(drafts)
@@ -162,7 +162,7 @@ def _draft(config: RunConfig, depth: int, trainable_layers: int, steps: int) -> 
         steps=steps,
         seq_length=config.data.seq_length,
         micro_batch_size=config.train.micro_batch_size,
-        key="plan",
+        seq_length_key="data.seq_length",
         init=config.plan.init or default,
     )
 
@@ -305,7 +305,7 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
                 _draft(config, stage.depth, trainable, stage.steps),
                 seq_length=stage.seq_length or config.data.seq_length,
                 micro_batch_size=stage.micro_batch_size or config.train.micro_batch_size,
-                key=key,
+                seq_length_key=f"{key}.seq_length" if stage.seq_length else "data.seq_length",
                 init=init,
                 learning_rate_factor=stage.learning_rate_factor,
                 warmup_steps=stage.warmup_steps,
@@ -393,7 +393,7 @@ def _split_long(
                     steps=steps,
                     seq_length=long.seq_length,
                     micro_batch_size=micro_batch_size,
-                    key="plan.long_sequence",
+                    seq_length_key="plan.long_sequence.seq_length",
                     continues=cut > 0,
                 ),
             )
@@ -403,29 +403,23 @@ def _split_long(
     return result
 
 
-def _draft_problems(drafts: Sequence[_Draft], config: RunConfig) -> list[str]:
+def _length_problems(drafts: Sequence[_Draft], config: RunConfig) -> list[str]:
+    """Lengths that the model has no position for, or whose positions would never train."""
     problems: list[str] = []
     positions = config.model.max_position_embeddings
-    trained_positions = 0
-    named: set[str] = set()
-    for draft in drafts:
-        section = {"plan": "data"}.get(draft.key, draft.key)
-        key = f"{section}.seq_length"
+    trained = 0
+    for number, draft in enumerate(drafts, start=1):
+        key, length = draft.seq_length_key, draft.seq_length
         if draft.trainable_layers == draft.depth:
-            trained_positions = max(trained_positions, draft.seq_length)
-        if key in named:
-            continue
-        named.add(key)
-        if draft.seq_length > positions:
+            trained = max(trained, length)
+        if length > positions:
+            problems.append(f"{key}: {length} is above model.max_position_embeddings {positions}")
+        elif length > trained:
             problems.append(
-                f"{key}: {draft.seq_length} is above model.max_position_embeddings {positions}"
+                f"{key}: {length}, but stage {number} keeps the embeddings frozen and no stage "
+                f"before it trains positions {trained} to {length - 1}"
             )
-        elif draft.seq_length > trained_positions:
-            problems.append(
-                f"{key}: {draft.seq_length}, but this stage keeps the embeddings frozen and no "
-                f"stage before trained positions {trained_positions} to {draft.seq_length - 1}"
-            )
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def _divisors(number: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mslt_ds import ds_config
 from mslt_ds.errors import RecipeError
-from mslt_ds.plan import Plan
+from mslt_ds.plan import Plan, Stage
 
 if TYPE_CHECKING:
     from mslt_ds.config import RunConfig
@@ -81,7 +81,7 @@ def plan_problems(config: RunConfig, plan: Plan) -> list[str]:
     """What the stages demand of the schedule, the batch and the DeepSpeed JSON."""
     problems = _schedule_problems(config, plan)
     global_batch_size = config.train.global_batch_size
-    for key, micro_batch_size in _micro_batch_sizes(config, plan):
+    for key, micro_batch_size in _micro_batch_sizes(config, plan).items():
         if global_batch_size % micro_batch_size:
             problems.append(
                 f"train.global_batch_size: {global_batch_size} is not a multiple of {key} "
@@ -100,47 +100,48 @@ def _schedule_problems(config: RunConfig, plan: Plan) -> list[str]:
     keys = f"schedule.warmup_steps: {schedule.warmup_steps}"
     if schedule.decay_steps is not None:
         keys += f" and schedule.decay_steps {schedule.decay_steps}"
+    # One for each learning-rate segment; with custom plans, one for each of plan.stages.
+    firsts = [stage for stage in plan.stages if not stage.continues]
+    steps = {stage.index: _segment_steps(plan, stage) for stage in firsts}
+    shortest = min(firsts, key=lambda stage: steps[stage.index]).index
     problems: list[str] = []
     if not schedule.restart and needed > plan.total_steps:
         problems.append(f"{keys}: longer than the training's {plan.total_steps} steps")
-    for stage in plan.stages:
-        start, end = plan.segment_at(stage.start_step)
-        if stage.continues:
-            continue
-        if schedule.restart and needed > end - start:
-            problems.append(
-                f"{keys}: longer than the {end - start} steps of stage {stage.index}, "
-                "in which schedule.restart true repeats it"
-            )
-        if stage.warmup_steps > end - start:
-            problems.append(
-                f"plan.stages.{stage.index - 1}.warmup_steps: {stage.warmup_steps} is "
-                f"longer than the stage's {end - start} steps"
-            )
+    if schedule.restart and needed > steps[shortest]:
+        problems.append(
+            f"{keys}: longer than the {steps[shortest]} steps of stage {shortest}; "
+            "schedule.restart true goes through them in every stage"
+        )
+    problems += [
+        f"plan.stages.{i}.warmup_steps: {stage.warmup_steps} is longer than the stage's "
+        f"{steps[stage.index]} steps"
+        for i, stage in enumerate(firsts)
+        if stage.warmup_steps > steps[stage.index]
+    ]
     return problems
 
 
-def _micro_batch_sizes(config: RunConfig, plan: Plan) -> list[tuple[str, int]]:
-    """Each size that a stage uses, with the key that gave it."""
-    sizes: dict[int, str] = {}
-    for stage in plan.stages:
-        if stage.micro_batch_size == config.train.micro_batch_size:
-            key = "train.micro_batch_size"
-        elif config.plan.long_sequence is not None and stage.continues:
-            key = "plan.long_sequence.micro_batch_size"
-        elif config.plan.stages is not None:
-            key = f"plan.stages.{stage.index - 1}.micro_batch_size"
-        else:
-            key = "plan.long_sequence.micro_batch_size"
-        sizes.setdefault(stage.micro_batch_size, key)
-    return [(key, size) for size, key in sizes.items()]
+def _segment_steps(plan: Plan, stage: Stage) -> int:
+    start, end = plan.segment_at(stage.start_step)
+    return end - start
+
+
+def _micro_batch_sizes(config: RunConfig, plan: Plan) -> dict[str, int]:
+    """Keys that say how many instances a micro-batch has, where a stage goes by them."""
+    sizes: dict[str, int | None] = {"train.micro_batch_size": config.train.micro_batch_size}
+    if config.plan.long_sequence is not None:
+        sizes["plan.long_sequence.micro_batch_size"] = config.plan.long_sequence.micro_batch_size
+    for i, stage in enumerate(config.plan.stages or ()):
+        sizes[f"plan.stages.{i}.micro_batch_size"] = stage.micro_batch_size
+    used = {stage.micro_batch_size for stage in plan.stages}
+    return {key: size for key, size in sizes.items() if size is not None and size in used}
 
 
 def world_problems(config: RunConfig, plan: Plan, world_size: int) -> list[str]:
     """What a number of ranks demands."""
     problems: list[str] = []
     global_batch_size = config.train.global_batch_size
-    for key, micro_batch_size in _micro_batch_sizes(config, plan):
+    for key, micro_batch_size in _micro_batch_sizes(config, plan).items():
         at_once = world_size * micro_batch_size
         if global_batch_size % at_once:
             problems.append(

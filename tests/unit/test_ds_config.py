@@ -1,0 +1,86 @@
+"""One owner for each setting: the DeepSpeed JSON doesn't contradict the recipe."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mslt_ds import ds_config
+from mslt_ds.config import parse_config
+from mslt_ds.errors import RecipeError
+
+
+def parse(tmp_path, settings, **plan):
+    path = tmp_path / "ds.json"
+    path.write_text(settings if isinstance(settings, str) else json.dumps(settings))
+    return parse_config(
+        {
+            "name": "run",
+            "plan": {"method": "full", "total_steps": 10, **plan},
+            "data": {"path": "store"},
+            "train": {"global_batch_size": 64, "micro_batch_size": 8, "precision": "bf16"},
+            "optimizer": {"learning_rate": 1e-3},
+            "deepspeed": {"config": str(path)},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"},
+        {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8, "gradient_clipping": 1},
+        {"bf16": {"enabled": True}, "fp16": {"enabled": "auto", "loss_scale_window": 500}},
+        *({"zero_optimization": {"stage": stage}} for stage in (0, 1, 2)),
+    ],
+)
+def test_allowed(tmp_path, settings):
+    parse(tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"train_batch_size": 32}, ["train_batch_size 32", "train.global_batch_size", "64"]),
+        ({"train_micro_batch_size_per_gpu": 16}, ["train.micro_batch_size", "8", "auto"]),
+        ({"gradient_clipping": 0.5}, ["gradient_clipping 0.5", "train.gradient_clipping", "1.0"]),
+        ({"fp16": {"enabled": True}}, ["fp16.enabled true", "train.precision", "false"]),
+        ({"bf16": {"enabled": False}}, ["bf16.enabled false", "train.precision", "true"]),
+        ({"optimizer": {"type": "Lamb"}}, ["optimizer", "leave it out"]),
+        ({"scheduler": {}}, ["scheduler", "schedule"]),
+        ({"zero_optimization": {"stage": 3}}, ["stage 3", "0, 1 or 2"]),
+        ({"zero_optimization": {"stage": "two"}}, ["two", "0, 1 or 2"]),
+        ({"zero_optimization": {"stage": True}}, ["true", "0, 1 or 2"]),
+        ({"zero_force_ds_cpu_optimizer": True}, ["zero_force_ds_cpu_optimizer", "false"]),
+        ("{", ["not valid JSON"]),
+        ("[]", ["list", "not a JSON object"]),
+    ],
+)
+def test_refused(tmp_path, settings, words):
+    with pytest.raises(RecipeError) as error:
+        parse(tmp_path, settings)
+    assert str(error.value).startswith("deepspeed.config: ")
+    assert len(str(error.value).splitlines()) == 1
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_accumulation_depends_on_the_ranks(tmp_path):
+    config = parse(tmp_path, {"gradient_accumulation_steps": 4})
+    config.check_world(2)
+    with pytest.raises(RecipeError, match="gradient_accumulation_steps 4.*on 4 ranks makes it 2"):
+        config.check_world(4)
+
+
+def test_stages_with_different_micro_batches_need_auto(tmp_path):
+    long = {"share": 0.5, "micro_batch_size": 2}
+    parse(tmp_path, {"train_micro_batch_size_per_gpu": "auto"}, long_sequence=long)
+    with pytest.raises(RecipeError, match="makes it 2, 8"):
+        parse(tmp_path, {"train_micro_batch_size_per_gpu": 8}, long_sequence=long)
+
+
+def test_no_file_is_zero_stage_0():
+    assert ds_config.read(None) == {}
+    assert ds_config.zero_stage({}) == 0
+    assert ds_config.zero_stage({"zero_optimization": {"stage": 2}}) == 2
