@@ -16,7 +16,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForPreTraining,
-    BertTokenizerFast,
+    PreTrainedTokenizerFast,
 )
 
 from mslt_ds.errors import CheckpointError, DataError
@@ -56,7 +56,9 @@ def tokenizer_dir(tmp_path):
     model = models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    BertTokenizerFast(tokenizer_object=tokenizer, do_lower_case=True).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]"
+    ).save_pretrained(folder)
     (folder / "tokens.bin").write_bytes(b"a large token store")
     return folder
 

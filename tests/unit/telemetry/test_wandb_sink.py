@@ -54,7 +54,7 @@ def no_network(monkeypatch):
 
 def records(path: Path) -> list[Any]:
     """The file's records: a LevelDB log (blocks of 32 KiB; checksum, length, type, data)."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     data = path.read_bytes()
     found, offset, begun = [], _HEADER_BYTES, b""
