@@ -131,13 +131,18 @@ mslt_train() {
     local code=0
     mslt_srun python mslt_ds/train.py "${arguments[@]}"
     mslt_wait || code=$?
-    if [ "$code" = "$MSLT_STOPPED" ] && [ "$MSLT_SIGNAL" != TERM ]; then
+    # Only the warning before the time limit puts the job back into the queue. After scancel or a
+    # preemption it is for Slurm to say whether it starts again; and where a task fails, Slurm ends
+    # the others by TERM, so that their MSLT_STOPPED can hide the failure's own code.
+    if [ "$code" = "$MSLT_STOPPED" ] && [ "$MSLT_SIGNAL" = USR1 ]; then
         echo "job $SLURM_JOB_ID: stopped with a checkpoint; goes back into the queue"
         scontrol requeue "$SLURM_JOB_ID" && exit 0
         echo "job $SLURM_JOB_ID: can't be requeued; submit the same command again to go on" >&2
-    elif [ "$code" = "$MSLT_STOPPED" ]; then
-        # Cancelled or preempted: whether it starts again is for Slurm to say, not for this script.
+    elif [ "$code" = "$MSLT_STOPPED" ] && [ "$MSLT_SIGNAL" = TERM ]; then
         echo "job $SLURM_JOB_ID: told to end, stopped with a checkpoint"
+    elif [ "$code" = "$MSLT_STOPPED" ]; then
+        echo "job $SLURM_JOB_ID: tasks were ended, by a failing one (see above) or a signal to the" \
+            "step alone; not requeued" >&2
     elif [ "$code" != 0 ]; then
         echo "job $SLURM_JOB_ID: failed with exit code $code" >&2
     fi
