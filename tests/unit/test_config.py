@@ -139,7 +139,7 @@ def test_world_size():
         RecipeError, match=r"train.global_batch_size: 64 .* 48 .*3 ranks.* 48 or 96"
     ):
         config.check_world(3)
-    with pytest.raises(RecipeError, match="128.*8 ranks.*choose 128"):
+    with pytest.raises(RecipeError, match=r"128.*8 ranks.*choose 128"):
         config.check_world(8)
 
 
@@ -157,7 +157,7 @@ def test_world_size_and_long_sequences():
 def test_fp16_needs_a_gpu():
     config = parse_config(recipe(train__precision="fp16"))
     config.check_environment("cuda")
-    with pytest.raises(RecipeError, match="train.precision: fp16"):
+    with pytest.raises(RecipeError, match=r"train.precision: fp16"):
         config.check_environment("cpu")
 
 

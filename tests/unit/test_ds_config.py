@@ -69,7 +69,7 @@ def test_refused(tmp_path, settings, words):
 def test_accumulation_depends_on_the_ranks(tmp_path):
     config = parse(tmp_path, {"gradient_accumulation_steps": 4})
     config.check_world(2)
-    with pytest.raises(RecipeError, match="gradient_accumulation_steps 4.*on 4 ranks makes it 2"):
+    with pytest.raises(RecipeError, match=r"gradient_accumulation_steps 4.*on 4 ranks makes it 2"):
         config.check_world(4)
 
 

@@ -60,7 +60,7 @@ def test_stacking_with_more_stages_needs_their_shares():
     assert column(plan, "steps") == [100, 100, 200, 600]
     with pytest.raises(RecipeError, match=r"plan.num_stages: 4.*plan.stage_shares with 4"):
         plan_of(16, method="stacking", total_steps=1000, num_stages=4)
-    with pytest.raises(RecipeError, match="sum to 0.9"):
+    with pytest.raises(RecipeError, match=r"sum to 0.9"):
         plan_of(16, method="stacking", total_steps=1000, stage_shares=[0.1, 0.8])
     with pytest.raises(RecipeError, match="num_hidden_layers: 6 is not a multiple of 4"):
         plan_of(6, method="stacking", total_steps=1000)
@@ -143,7 +143,10 @@ LAST = {"depth": 12, "steps": 1}
             [{"depth": 6, "steps": 1}, LAST | {"init": "copy_all", "trainable_layers": 6}],
             "plan.stages.1.init: copy_all needs every layer to train, .* 6 of 12",
         ),
-        ([LAST | {"trainable_layers": 6}], "data.seq_length: 128, but stage 1 .* positions 0 to 127"),
+        (
+            [LAST | {"trainable_layers": 6}],
+            "data.seq_length: 128, but stage 1 .* positions 0 to 127",
+        ),
         (
             [LAST, LAST | {"trainable_layers": 6, "seq_length": 256}],
             "plan.stages.1.seq_length: 256, but .* positions 128 to 255",
@@ -204,7 +207,7 @@ def test_long_sequence_needs_trained_positions():
         plan_of(**mslt, long_sequence={"share": 0.3})
     with pytest.raises(RecipeError, match="less than one step"):
         plan_of(**mslt, long_sequence={"share": 0.0001})
-    with pytest.raises(RecipeError, match="plan.long_sequence.seq_length: 1024 is above"):
+    with pytest.raises(RecipeError, match=r"plan.long_sequence.seq_length: 1024 is above"):
         plan_of(**mslt, long_sequence={"share": 0.1, "seq_length": 1024})
 
 
@@ -223,7 +226,7 @@ def plans(draw) -> tuple[RunConfig, Plan]:
     layers = draw(st.integers(1, 3)) * (4 if method == "stacking" else num_stages)
     values: dict = {"method": method}
     if method == "custom":
-        depths = sorted(draw(st.lists(st.integers(1, layers), max_size=3))) + [layers]
+        depths = [*sorted(draw(st.lists(st.integers(1, layers), max_size=3))), layers]
         values["stages"] = [
             {
                 "depth": depth,

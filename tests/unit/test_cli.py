@@ -1,0 +1,119 @@
+"""The command line: answers, exit codes, and no traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mslt_ds.cli import main
+from mslt_ds.yaml_strict import dump
+
+RECIPE = {
+    "name": "run",
+    "plan": {"method": "mslt", "num_stages": 4, "steps_per_stage": 20, "joint_steps": 20},
+    "data": {"path": "absent"},
+    "train": {"global_batch_size": 64, "micro_batch_size": 16},
+    "optimizer": {"learning_rate": 1e-3},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> str:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump(RECIPE))
+    return str(path)
+
+
+def test_plan_json(recipe, capsys):
+    assert main(["plan", "--config", recipe, "--json", "--set", "plan.joint_steps=30"]) == 0
+    description = json.loads(capsys.readouterr().out)
+    assert description["total_steps"] == 110
+    assert len(description["stages"]) == 5
+    assert (
+        description["stages"][3].items()
+        >= {
+            "depth": 12,
+            "trainable_layers": 3,
+            "frozen_layers": 9,
+            "trainable_parameters": 22_478_396,
+            "total_parameters": 110_106_428,
+            "elements_reduced_per_step": 22_478_396,
+            "steps": 20,
+            "seq_length": 128,
+        }.items()
+    )
+
+
+def test_plan_table(recipe, capsys):
+    assert main(["plan", "--config", recipe]) == 0
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.split()[:2] == ["4", "12"])
+    assert "copy_top" in row and "22.5 M" in row and "20.4%" in row
+    assert "30,522 assumed" in out
+    assert "joint stage" not in out
+    assert main(["plan", "--config", recipe, "--set", "plan.joint_steps=0"]) == 0
+    assert "No joint stage" in capsys.readouterr().out
+    assert main(["plan", "--config", recipe, "--set", "model.vocab_size=1000"]) == 0
+    assert "assumed" not in capsys.readouterr().out
+
+
+def test_world_size_comes_from_the_option_or_the_environment(recipe, capsys, monkeypatch):
+    def world_size(*options: str) -> int:
+        assert main(["plan", "--config", recipe, "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)["world_size"]
+
+    assert world_size() == 1
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert world_size() == 4
+    assert world_size("--world-size", "2") == 2
+    assert main(["plan", "--config", recipe, "--world-size", "3"]) == 2
+    assert "error: train.global_batch_size: 64" in capsys.readouterr().err
+    for text in ("0", "two", "-1", ""):
+        monkeypatch.setenv("WORLD_SIZE", text)
+        assert main(["plan", "--config", recipe]) == 2
+        assert f"error: WORLD_SIZE: {text}" in capsys.readouterr().err
+
+
+def test_mistakes_are_lines_and_exit_code_2(recipe, capsys):
+    overrides = ["--set", "plan.num_stages=5", "--set", "schedule.power=2"]
+    assert main(["plan", "--config", recipe, *overrides]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = captured.err.splitlines()
+    assert first.startswith("error: schedule.power: 2.0, ")
+    assert second.startswith("error: plan.num_stages: 5 does not divide ")
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in ("prepare", "plan", "train"))
+    with pytest.raises(SystemExit) as exit_:
+        main([])
+    assert exit_.value.code == 2
+
+
+def test_train_is_handed_its_arguments(monkeypatch):
+    from mslt_ds import train
+
+    seen = []
+    monkeypatch.setattr(train, "main", lambda argv: seen.append(argv) or 7)
+    assert main(["train", "--config", "x", "--set", "a=b"]) == 7
+    assert seen == [["--config", "x", "--set", "a=b"]]
+
+
+def test_plan_needs_no_torch(recipe):
+    code = (
+        "import sys; from mslt_ds.cli import main; "
+        f"code = main(['plan', '--config', {recipe!r}]); "
+        "heavy = {'torch', 'deepspeed', 'transformers'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

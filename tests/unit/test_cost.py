@@ -1,0 +1,92 @@
+"""Costs by arithmetic equal what the real modules hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BertForPreTraining
+
+from mslt_ds import cost
+from mslt_ds.config import RunConfig, parse_config
+from mslt_ds.model import bert
+from mslt_ds.model.init import fresh_weights
+from mslt_ds.model.staged import StageModel
+from mslt_ds.plan import build_plan
+
+VOCAB_SIZE = 97
+
+
+def config_of(plan: dict | None = None, **values) -> RunConfig:
+    return parse_config(
+        {
+            "name": "run",
+            "model": {
+                "num_hidden_layers": 4,
+                "hidden_size": 24,
+                "num_attention_heads": 3,
+                "intermediate_size": 40,
+                "max_position_embeddings": 130,
+                "type_vocab_size": 3,
+            },
+            "plan": plan
+            or {"method": "mslt", "num_stages": 2, "steps_per_stage": 20, "joint_steps": 10},
+            "data": {"path": "store"},
+            "train": {"global_batch_size": 64, "micro_batch_size": 4},
+            "optimizer": {"learning_rate": 1e-3},
+        }
+        | values
+    )
+
+
+def test_equal_to_the_stage_models():
+    config = config_of()
+    for stage in build_plan(config).stages:
+        hf_config = bert.hf_config(config.model, stage.depth, VOCAB_SIZE)
+        model = StageModel.build(
+            hf_config,
+            stage.frozen_layers,
+            fresh_weights(hf_config, seed=1),
+            frozen_dropout=False,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
+        trainable = sum(p.numel() for p in model.suffix.parameters() if p.requires_grad)
+        assert cost.trainable_parameters(config.model, stage, VOCAB_SIZE) == trainable
+        whole = sum(p.numel() for p in BertForPreTraining(hf_config).parameters())
+        assert cost.total_parameters(config.model, stage, VOCAB_SIZE) == whole
+
+
+def test_bert_base_has_the_known_size():
+    config = config_of(plan={"method": "full", "total_steps": 1}, model=None)
+    (stage,) = build_plan(config).stages
+    assert cost.total_parameters(config.model, stage, cost.ASSUMED_VOCAB_SIZE) == 110_106_428
+
+
+def test_description():
+    config = config_of()
+    description = cost.describe_plan(config, build_plan(config), VOCAB_SIZE, world_size=2)
+    assert description["total_steps"] == 50
+    assert description["total_tokens"] == 50 * 64 * 128
+    first, second, joint = description["stages"]
+    assert [stage["steps"] for stage in description["stages"]] == [20, 20, 10]
+    assert second["frozen_layers"] == 2 and second["trainable_layers"] == 2
+    assert second["tokens"] == 20 * 64 * 128
+    assert second["gradient_accumulation_steps"] == 8
+    assert second["trainable_share"] == (
+        second["trainable_parameters"] / second["total_parameters"]
+    )
+    assert first["learning_rate_from"] == 1e-3
+    assert first["learning_rate_to"] == pytest.approx(1e-3 * 31 / 50)
+    assert second["learning_rate_from"] == pytest.approx(1e-3 * 30 / 50)
+    assert joint["trainable_parameters"] == joint["total_parameters"]
+
+
+@pytest.mark.parametrize(("zero_stage", "reductions"), [(0, 1), (1, 1), (2, 8)])
+def test_zero_2_reduces_at_every_micro_step(tmp_path, zero_stage, reductions):
+    path = tmp_path / "ds.json"
+    path.write_text(f'{{"zero_optimization": {{"stage": {zero_stage}}}}}')
+    config = config_of(deepspeed={"config": str(path)})
+    description = cost.describe_plan(config, build_plan(config), VOCAB_SIZE, world_size=2)
+    assert description["zero_stage"] == zero_stage
+    for stage in description["stages"]:
+        assert stage["elements_reduced_per_step"] == stage["trainable_parameters"] * reductions

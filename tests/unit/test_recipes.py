@@ -1,0 +1,87 @@
+"""The recipes in configs/ say what the papers say, and twins differ in the method alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mslt_ds.config import load_config
+from mslt_ds.plan import build_plan
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SIZES = {"base": (12, 768, 12, 3072), "large": (24, 1024, 16, 4096)}
+
+
+def stages(config) -> list[tuple[int, int, int, int]]:
+    """(depth, trainable layers, steps, sequence length) of each."""
+    return [(s.depth, s.trainable_layers, s.steps, s.seq_length) for s in build_plan(config).stages]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_named_after_its_file(path):
+    config = load_config(path)
+    assert config.name == path.stem
+    # Readers of YAML 1.1 must find the same values.
+    plain = yaml.safe_load(path.read_text())
+    assert plain["optimizer"]["learning_rate"] == config.optimizer.learning_rate
+    assert plain["optimizer"].get("eps", 1e-6) == config.optimizer.eps
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_papers_numbers(size):
+    config = load_config(CONFIGS / f"bert_{size}_mslt.yaml")
+    model = config.model
+    shape = (
+        model.num_hidden_layers,
+        model.hidden_size,
+        model.num_attention_heads,
+        model.intermediate_size,
+    )
+    assert shape == SIZES[size]
+    assert model.hidden_dropout_prob == model.attention_probs_dropout_prob == 0.1
+    layers = model.num_hidden_layers
+    k = layers // 4
+    steps = 200_000
+    assert stages(config) == [
+        *((k * s, k, steps, 128) for s in (1, 2, 3, 4)),
+        (layers, layers, steps, 128),
+    ]
+    assert config.train.global_batch_size == 1024 and config.train.micro_batch_size == 32
+    config.check_world(32)
+    assert config.train.precision == "fp16"
+    assert config.optimizer.name == "lamb" and config.optimizer.learning_rate == 8.8e-4
+    assert config.optimizer.weight_decay == 0.01 and config.optimizer.eps == 1e-6
+    assert config.schedule.name == "linear" and config.schedule.warmup_steps == 10_000
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", ["stacking", "full"])
+def test_twins_differ_in_the_method_alone(size, method):
+    config = load_config(CONFIGS / f"bert_{size}_mslt.yaml", [f"plan.method={method}"])
+    twin = load_config(CONFIGS / f"bert_{size}_{method}.yaml")
+    assert stages(twin) == stages(config)
+    same = {"name": "", "plan": None}
+    assert twin.model_copy(update=same) == config.model_copy(update=same)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", ["mslt", "stacking", "full"])
+def test_squad_variants_end_in_long_sequences(size, method):
+    config = load_config(CONFIGS / f"bert_{size}_mslt_squad.yaml", [f"plan.method={method}"])
+    plain = load_config(CONFIGS / f"bert_{size}_{method}.yaml")
+    *before, (depth, trains, steps, _), long = stages(config)
+    assert long == (depth, trains, 100_000, 512)
+    assert [*before, (depth, trains, steps + 100_000, 128)] == stages(plain)
+    config.check_world(32)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_stacking_is_gongs(size):
+    layers = SIZES[size][0]
+    assert stages(load_config(CONFIGS / f"bert_{size}_stacking.yaml")) == [
+        (layers // 4, layers // 4, 125_000, 128),
+        (layers // 2, layers // 2, 175_000, 128),
+        (layers, layers, 700_000, 128),
+    ]
