@@ -1,0 +1,170 @@
+"""Seconds of a stage's step against a full-depth one's, on this machine.
+
+    python -m benchmarks [--config RECIPE] [--set key=value ...] [--batch N] [--repeats N]
+
+Forward and backward of each distinct cut of a recipe's plan, on one process and one micro-batch,
+without an optimizer: what freezing saves in arithmetic alone. The cuts are measured in turns, so
+that a machine that slows down slows all of them down. Writes a dated JSON beside its own command,
+hardware and versions to `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from mslt_ds.config import RunConfig, load_config
+from mslt_ds.cost import ASSUMED_VOCAB_SIZE
+from mslt_ds.errors import MsltError
+from mslt_ds.model import bert
+from mslt_ds.model.init import fresh_weights
+from mslt_ds.model.staged import StageModel
+from mslt_ds.plan import build_plan
+
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def random_inputs(
+    config: RunConfig, batch: int, vocab_size: int, device: torch.device
+) -> dict[str, Tensor]:
+    """A micro-batch of random tokens, every position used and every prediction made."""
+    length = config.data.seq_length
+    predictions = config.max_predictions(length)
+    shape, masked = (batch, length), (batch, predictions)
+    generator = torch.Generator().manual_seed(config.seed)
+    positions = torch.rand(batch, length - 1, generator=generator).argsort(dim=1)[:, :predictions]
+    inputs = {
+        "input_ids": torch.randint(5, vocab_size, shape, generator=generator),
+        "token_type_ids": (torch.arange(length) >= length // 2).long().expand(shape),
+        "attention_mask": torch.ones(shape, dtype=torch.bool),
+        "masked_positions": positions.sort(dim=1).values + 1,
+        "masked_labels": torch.randint(5, vocab_size, masked, generator=generator),
+        "masked_weights": torch.ones(masked),
+        "next_sentence_labels": torch.randint(0, 2, (batch,), generator=generator),
+    }
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def step_of(
+    config: RunConfig, depth: int, frozen_layers: int, batch: int, device: torch.device
+) -> Callable[[], None]:
+    """One forward and backward pass of a stage with this cut."""
+    vocab_size = config.model.vocab_size or ASSUMED_VOCAB_SIZE
+    hf_config = bert.hf_config(config.model, depth, vocab_size)
+    dtype = DTYPES[config.train.precision]
+    model = StageModel.build(
+        hf_config,
+        frozen_layers,
+        fresh_weights(hf_config, seed=config.seed),
+        frozen_dropout=config.train.frozen_dropout == "on",
+        dtype=dtype,
+        device=device,
+    )
+    suffix = model.suffix.to(dtype).train()
+    inputs = random_inputs(config, batch, vocab_size, device)
+
+    def step() -> None:
+        suffix.zero_grad(set_to_none=True)
+        hidden_states = decoder_weight = None
+        if model.prefix is not None:
+            hidden_states = model.prefix(
+                inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
+            )
+            decoder_weight = model.prefix.decoder_weight
+        mlm, nsp = suffix(inputs, hidden_states, decoder_weight)
+        ((mlm + nsp) / batch).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def measure(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Median seconds of each step, measured in turns after one of each to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 1):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time stages' steps.")
+    parser.add_argument("--config", default="configs/bert_base_mslt.yaml", metavar="RECIPE")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--batch", type=int, default=8, help="instances in the micro-batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args(arguments)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # The recipes' fp16 is a GPU's.
+    defaults = [] if device.type == "cuda" else ["train.precision=fp32"]
+    try:
+        config = load_config(options.config, [*defaults, *options.overrides])
+    except MsltError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    layers = config.model.num_hidden_layers
+    cuts = {"full": (layers, 0)}
+    for stage in build_plan(config).stages:
+        name = f"stage of depth {stage.depth}, {stage.trainable_layers} trainable"
+        if (stage.depth, stage.frozen_layers) not in cuts.values():
+            cuts[name] = (stage.depth, stage.frozen_layers)
+    steps = {
+        name: step_of(config, depth, frozen, options.batch, device)
+        for name, (depth, frozen) in cuts.items()
+    }
+    seconds = measure(steps, options.repeats)
+
+    print(f"{'step':32} {'seconds':>9} {'speed':>6}")
+    for name, value in seconds.items():
+        print(f"{name:32} {value:9.3f} {seconds['full'] / value:6.2f}")
+    result: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["python", "-m", "benchmarks", *(arguments or sys.argv[1:])],
+        "recipe": options.config,
+        "micro_batch_size": options.batch,
+        "seq_length": config.data.seq_length,
+        "precision": config.train.precision,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "seconds": seconds,
+        "speed_against_full": {name: seconds["full"] / value for name, value in seconds.items()},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"step_time_{datetime.now(UTC):%Y%m%d_%H%M%S}_{device.type}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
