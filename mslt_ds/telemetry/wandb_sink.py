@@ -65,7 +65,12 @@ class WandbSink:
         self._run.log(scalars(line) | {"step": line["step"]})
 
     def close(self) -> None:
+        import wandb
+
         self._run.finish()
+        # `finish` can return while wandb's service process still has the file's content to write
+        # (0.31, offline); this waits until that process has ended.
+        wandb.teardown()
 
 
 def _run_id(run_dir: Path) -> str:

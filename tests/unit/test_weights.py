@@ -141,9 +141,15 @@ def test_views_and_half_precision_become_fp32_tensors_of_their_own(tmp_path, con
     name = "bert.pooler.dense.weight"
     mixed = weights | {name: weights[name].bfloat16().T}
     save_weights(tmp_path / "model", mixed, config, None)
-    loaded = load_weights(tmp_path / "model")[name]
-    assert loaded.dtype == torch.float32
-    assert torch.equal(loaded, weights[name].bfloat16().T.float())
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
+        stored = file.get_tensor(name)
+    assert stored.dtype == torch.float32
+    assert torch.equal(stored, weights[name].bfloat16().T.float())
+
+
+def test_half_precision_files_are_loaded_as_fp32(tmp_path, weights):
+    save_file({n: t.bfloat16() for n, t in weights.items()}, tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in load_weights(tmp_path).values()} == {torch.float32}
 
 
 def test_stored_aliases_are_dropped_if_tied_and_refused_if_not(tmp_path, weights):
