@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from mslt_ds.config import RunConfig
 
 _AUTO = "auto"
+# Keys whose presence would change who decides or where parameters and their state live.
+_REFUSED = {
+    "optimizer": "the recipe's section optimizer decides",
+    "scheduler": "the recipe's section schedule decides",
+    "amp": "train.precision decides",
+    "zero_optimization.offload_optimizer": "weights and moments are read from the device at each "
+    "stage boundary, and the optimizer isn't one that offloads",
+    "zero_optimization.offload_param": "only ZeRO stage 3 has it",
+    "zero_force_ds_cpu_optimizer": "the recipe's optimizer is used on every device",
+}
 _KEY = "deepspeed.config"
 
 
@@ -86,17 +96,12 @@ def problems(config: RunConfig, plan: Plan, settings: dict[str, Any]) -> list[st
         lines.append(
             f"{_KEY}: {path}: zero_optimization.stage {_json(stage)}, {why}; choose 0, 1 or 2"
         )
-    for key in ("optimizer", "scheduler"):
-        if key in settings:
-            section = "optimizer" if key == "optimizer" else "schedule"
-            lines.append(
-                f"{_KEY}: {path}: {key}: the recipe's section {section} decides; leave it out"
-            )
-    if _get(settings, "zero_force_ds_cpu_optimizer", False) is not False:
-        lines.append(
-            f"{_KEY}: {path}: zero_force_ds_cpu_optimizer: the recipe's optimizer is "
-            "used on every device; leave it out or false"
-        )
+    for key in ("zero_optimization", "fp16", "bf16"):
+        if not isinstance(settings.get(key, {}), dict):
+            lines.append(f"{_KEY}: {path}: {key} {_json(settings[key])}; it has to be an object")
+    for key, why in _REFUSED.items():
+        if _get(settings, key, None) not in (None, False, {}, {"device": "none"}):
+            lines.append(f"{_KEY}: {path}: {key}: {why}; leave it out")
     for key, recipe_key, values in _decided(config, plan):
         found = _get(settings, key, _AUTO)
         if found != _AUTO and any(found != value for value in values):

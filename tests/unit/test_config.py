@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mslt_ds.config import load_config, parse_config
+from mslt_ds.data.store import MANIFEST
 from mslt_ds.errors import RecipeError
 from mslt_ds.plan import build_plan
 from mslt_ds.yaml_strict import dump
@@ -169,11 +170,16 @@ def test_files(tmp_path):
     first, second = str(error.value).splitlines()
     assert first.startswith(f"data.path: {store}: no such folder")
     assert second.startswith(f"data.eval_path: {tmp_path}: not a token store")
+    store.mkdir()
+    (store / MANIFEST).write_text("{}")
+    parse_config(recipe(data={"path": str(store)})).check_files()
 
 
 def test_max_predictions():
     config = parse_config(recipe())
     assert [config.max_predictions(n) for n in (128, 512, 64, 256, 8)] == [20, 80, 10, 40, 2]
+    config = parse_config(recipe(data__masked_lm_prob=0.1))  # 96 * 0.1 * 20 / 19.2 is 10 and a bit
+    assert config.max_predictions(96) == 10
     config = parse_config(recipe(data__max_predictions_per_seq=19))
     assert [config.max_predictions(n) for n in (128, 512)] == [19, 76]
 
@@ -212,6 +218,8 @@ def test_a_twin_of_any_method_spends_the_same_steps(tmp_path):
 
 def test_deepspeed_json_is_checked_with_the_recipe(tmp_path):
     path = tmp_path / "ds.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 3}, "scheduler": {}}))
+    path.write_text(
+        json.dumps({"zero_optimization": {"stage": 3}, "scheduler": {"type": "OneCycle"}})
+    )
     lines = problems(deepspeed__config=str(path), plan__long_sequence={"share": 0.1})
     assert len(lines) == 2 and all(line.startswith("deepspeed.config: ") for line in lines)

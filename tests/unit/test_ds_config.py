@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from mslt_ds import ds_config
 from mslt_ds.config import parse_config
 from mslt_ds.errors import RecipeError
+
+DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 
 
 def parse(tmp_path, settings, **plan):
@@ -33,6 +36,7 @@ def parse(tmp_path, settings, **plan):
         {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"},
         {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8, "gradient_clipping": 1},
         {"bf16": {"enabled": True}, "fp16": {"enabled": "auto", "loss_scale_window": 500}},
+        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}}},
         *({"zero_optimization": {"stage": stage}} for stage in (0, 1, 2)),
     ],
 )
@@ -49,11 +53,17 @@ def test_allowed(tmp_path, settings):
         ({"fp16": {"enabled": True}}, ["fp16.enabled true", "train.precision", "false"]),
         ({"bf16": {"enabled": False}}, ["bf16.enabled false", "train.precision", "true"]),
         ({"optimizer": {"type": "Lamb"}}, ["optimizer", "leave it out"]),
-        ({"scheduler": {}}, ["scheduler", "schedule"]),
+        ({"scheduler": {"type": "OneCycle"}}, ["scheduler", "schedule"]),
+        ({"amp": {"enabled": True}}, ["amp", "train.precision"]),
+        ({"bf16": True}, ["bf16 true", "object"]),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},
+            ["zero_optimization.offload_optimizer", "leave it out"],
+        ),
         ({"zero_optimization": {"stage": 3}}, ["stage 3", "0, 1 or 2"]),
         ({"zero_optimization": {"stage": "two"}}, ["two", "0, 1 or 2"]),
         ({"zero_optimization": {"stage": True}}, ["true", "0, 1 or 2"]),
-        ({"zero_force_ds_cpu_optimizer": True}, ["zero_force_ds_cpu_optimizer", "false"]),
+        ({"zero_force_ds_cpu_optimizer": True}, ["zero_force_ds_cpu_optimizer", "leave it out"]),
         ("{", ["not valid JSON"]),
         ("[]", ["list", "not a JSON object"]),
     ],
@@ -64,6 +74,25 @@ def test_refused(tmp_path, settings, words):
     assert str(error.value).startswith("deepspeed.config: ")
     assert len(str(error.value).splitlines()) == 1
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_files_in_ds_configs_do_not_serve_another_precision(path, precision):
+    recipe = {
+        "name": "run",
+        "plan": {"method": "full", "total_steps": 10},
+        "data": {"path": "store"},
+        "train": {"global_batch_size": 64, "micro_batch_size": 8, "precision": precision},
+        "optimizer": {"learning_rate": 1e-3},
+        "deepspeed": {"config": str(path)},
+    }
+    if precision in path.stem or "fp32" in path.stem:  # which leaves it to the recipe
+        assert f"zero{ds_config.zero_stage(ds_config.read(str(path)))}_" in path.stem
+        parse_config(recipe).check_world(2)
+    else:
+        with pytest.raises(RecipeError, match=r"deepspeed.config: .* write \"auto\""):
+            parse_config(recipe)
 
 
 def test_accumulation_depends_on_the_ranks(tmp_path):

@@ -172,6 +172,18 @@ def test_custom_has_one_place_for_its_steps(values):
         plan_of(method="custom", stages=[LAST], **values)
 
 
+def test_custom_may_return_to_a_length_that_trained():
+    stages = [LAST | {"seq_length": 256}, LAST, LAST | {"seq_length": 256, "trainable_layers": 3}]
+    plan = plan_of(method="custom", stages=stages)
+    assert column(plan, "data_start_step") == [0, 0, 1]
+
+
+def test_a_micro_batch_that_no_stage_goes_by_is_not_held_against_the_recipe():
+    stages = [LAST | {"micro_batch_size": 8}]
+    config = config_of(train={"micro_batch_size": 24}, method="custom", stages=stages)
+    assert column(build_plan(config), "micro_batch_size") == [8]
+
+
 def test_long_sequence_splits_the_joint_stage():
     plan = plan_of(
         method="mslt",
