@@ -47,6 +47,7 @@ bench: $(INSTALLED) ## Measurements on the CPU
 
 bench-gpu: $(INSTALLED) ## Tests and measurements that need a GPU
 	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks --batch 32 --repeats 20
 
 lint: $(INSTALLED) ## ruff, shellcheck, hadolint
 	$(BIN)/ruff check .
