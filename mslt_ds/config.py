@@ -127,9 +127,15 @@ class TrainConfig(Section):
 
 
 class LambConfig(Section):
-    """What only LAMB has."""
+    """What only LAMB has: the fields of optim.lamb_reference.LambOptions, which explains them."""
 
     bias_correction: bool = True
+    decay: Literal["update", "gradient"] = "update"
+    adapt: Literal["decayed", "all"] = "decayed"
+    min_trust_ratio: Annotated[float, Field(ge=0)] = 0.0
+    max_trust_ratio: Annotated[float, Field(ge=0, allow_inf_nan=True)] = math.inf
+    gradient_normalization: Literal["none", "clip", "unit"] = "none"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
 class OptimizerConfig(Section):

@@ -67,13 +67,21 @@ def recipe_problems(config: RunConfig) -> list[str]:
             else f"schedule.decay_steps: {schedule.decay_steps}, but only schedule.name wsd reads "
             f"it, not {schedule.name}"
         )
-    if config.optimizer.name != "lamb" and "lamb" in config.optimizer.model_fields_set:
-        lamb = config.optimizer.lamb
-        if lamb != type(lamb)():
-            problems.append(
-                f"optimizer.lamb: given, but optimizer.name is "
-                f"{config.optimizer.name}; leave it out"
-            )
+    lamb = config.optimizer.lamb
+    if config.optimizer.name != "lamb" and lamb != type(lamb)():
+        problems.append(
+            f"optimizer.lamb: given, but optimizer.name is {config.optimizer.name}; leave it out"
+        )
+    if not lamb.min_trust_ratio <= lamb.max_trust_ratio:
+        problems.append(
+            f"optimizer.lamb.min_trust_ratio: {lamb.min_trust_ratio} is above "
+            f"optimizer.lamb.max_trust_ratio {lamb.max_trust_ratio}"
+        )
+    if lamb.max_grad_norm != 1.0 and lamb.gradient_normalization != "clip":
+        problems.append(
+            f"optimizer.lamb.max_grad_norm: {lamb.max_grad_norm}, but only "
+            f"gradient_normalization clip reads it, not {lamb.gradient_normalization}"
+        )
     return problems
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from mslt_ds.config import load_config, parse_config
 from mslt_ds.data.store import MANIFEST
 from mslt_ds.errors import RecipeError
+from mslt_ds.optim.lamb_reference import LambOptions
 from mslt_ds.plan import build_plan
 from mslt_ds.yaml_strict import dump
 
@@ -62,6 +63,11 @@ def test_defaults_and_conversions():
     assert str(config.run_dir) == "runs/run"
 
 
+def test_lambs_options_are_the_optimizers_own():
+    lamb = parse_config(recipe()).optimizer.lamb
+    assert LambOptions(**lamb.model_dump()) == LambOptions()
+
+
 def test_frozen():
     config = parse_config(recipe())
     with pytest.raises(ValidationError):
@@ -107,6 +113,14 @@ def test_frozen():
         ({"plan__stages": []}, ["plan.stages:", "mslt"]),
         ({"plan__stage_shares": [1.0]}, ["plan.stage_shares:", "stacking"]),
         ({"plan__long_sequence": {"share": 0.1, "seq_length": 64}}, ["seq_length: 64", "128"]),
+        ({"optimizer__lamb": {"decay": "l2"}}, ["optimizer.lamb.decay:", "update or gradient"]),
+        ({"optimizer__lamb": {"max_trust_ratio": math.nan}}, ["max_trust_ratio: NaN"]),
+        ({"optimizer__lamb": {"min_trust_ratio": 2, "max_trust_ratio": 1}}, ["2.0", "1.0"]),
+        ({"optimizer__lamb": {"max_grad_norm": 2}}, ["max_grad_norm: 2.0", "clip"]),
+        (
+            {"optimizer": {"name": "adamw", "learning_rate": 1, "lamb": {"adapt": "all"}}},
+            ["optimizer.lamb: given", "adamw"],
+        ),
         ({"deepspeed__config": "absent.json"}, ["deepspeed.config: absent.json", "no such file"]),
     ],
 )
