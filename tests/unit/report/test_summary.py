@@ -8,7 +8,10 @@ import json
 import pytest
 from rich.console import Console
 
+from mslt_ds.config import parse_config
+from mslt_ds.cost import describe_plan
 from mslt_ds.errors import CheckpointError
+from mslt_ds.plan import build_plan
 from mslt_ds.report.summary import print_summary, summarize
 
 
@@ -59,6 +62,28 @@ def test_stages_carry_plan_and_measurements(tmp_path):
     assert [stage.speed_up for stage in summary.stages] == [4.0, 2.0, 1.0]
     assert summary.unigram_entropy == 6.98
     assert str(summary.model) == "runs/x/model"
+
+
+def test_plan_as_the_run_writes_it(tmp_path):
+    config = parse_config(
+        {
+            "name": "tiny",
+            "model": {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4},
+            "plan": {"method": "mslt", "num_stages": 2, "steps_per_stage": 10, "joint_steps": 5},
+            "data": {"path": "somewhere"},
+            "train": {"global_batch_size": 8, "micro_batch_size": 4},
+            "optimizer": {"name": "adamw", "learning_rate": 1e-3},
+        }
+    )
+    described = describe_plan(config, build_plan(config), vocab_size=100, world_size=1)
+    stages = summarize(write_run(tmp_path, described["stages"], WHOLE)).stages
+    assert [(stage.depth, stage.steps, stage.speed_up) for stage in stages] == [
+        (2, 10, 4.0),
+        (4, 10, 2.0),
+        (4, 5, 1.0),
+    ]
+    assert stages[0].trainable_share == stages[2].trainable_share == 1.0
+    assert 0.0 < stages[1].trainable_share < 0.6
 
 
 def test_measured_full_step_goes_before_the_joint_stage(tmp_path):

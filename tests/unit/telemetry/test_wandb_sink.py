@@ -122,6 +122,8 @@ def test_offline_run_holds_metrics_and_recipe_and_is_continued_as_the_same_run(
     assert run.project == "a-project"
     assert run.display_name == "tiny"
     assert run.run_id == run_record(second).run_id == (run_dir / RUN_ID_FILE).read_text().strip()
+    drawn_over = {r.metric.glob_name: r.metric.step_metric for r in first if r.HasField("metric")}
+    assert drawn_over["*"] == "step"
     values = {item.key: item.value_json for item in run.config.update}
     assert json.loads(values["optimizer"])["learning_rate"] == 1e-3
 
