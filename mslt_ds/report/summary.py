@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -88,17 +89,18 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
     """Print the table, to standard output unless `console` says otherwise."""
     console = console or Console(highlight=False, soft_wrap=True)
     summary = summarize(run_dir)
-    table = Table(title=f"run {run_dir}")
-    table.add_column("stage", justify="right")
+    # Narrow enough for the 80 columns that a log or a pipe is taken to have.
+    table = Table(title=f"run {run_dir}", box=box.SIMPLE_HEAD, title_justify="left")
     for heading in (
+        "stage",
         "depth",
         "trained",
         "steps",
-        "seq length",
-        "step (median)",
+        "length",
+        "step",
         "speed-up",
-        "held-out MLM",
-        "held-out NSP",
+        "MLM\nloss",
+        "NSP\nloss",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in summary.stages:
@@ -114,11 +116,12 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
             _cell("{:.3f}", stage.eval_nsp_loss),
         )
     console.print(table)
-    console.print(
-        "trained: share of all parameters; speed-up: against a step of the whole model, everything "
-        "trained, in this run; losses in nats",
-        markup=False,
-    )
+    for text in (
+        "trained: share of all parameters; length: tokens; step: median",
+        "speed-up: against a step of the whole model, everything trained, in this run",
+        "losses: held-out text, nats",
+    ):
+        console.print(text, markup=False)
     for text in _conclusions(summary):
         console.print(text, markup=False)
 
@@ -128,11 +131,10 @@ def _conclusions(summary: RunSummary) -> list[str]:
     texts = []
     entropy, loss = summary.unigram_entropy, summary.stages[-1].eval_mlm_loss
     if entropy is not None:
-        text = f"unigram entropy of the training text: {entropy:.3f} nats"
+        texts.append(f"unigram entropy of the training text: {entropy:.3f} nats")
         if loss is not None:
             side = "below" if loss < entropy else "above"
-            text += f"; held-out MLM loss {loss:.3f}: {abs(entropy - loss):.3f} {side} it"
-        texts.append(text)
+            texts.append(f"held-out MLM loss: {loss:.3f}, {abs(entropy - loss):.3f} {side} it")
     if summary.model is not None:
         texts.append(f"model: {summary.model}")
         texts.append(

@@ -50,7 +50,7 @@ RUN_END = {"event": "run_end", "step": 3600, "model": "runs/x/model", "unigram_e
 
 def printed(run_dir) -> str:
     out = io.StringIO()
-    print_summary(run_dir, Console(file=out, width=120, soft_wrap=True, highlight=False))
+    print_summary(run_dir, Console(file=out, width=80, soft_wrap=True, highlight=False))
     return out.getvalue()
 
 
@@ -135,8 +135,19 @@ def test_table_shows_stages_entropy_and_how_to_load(tmp_path):
     row = next(line for line in text.splitlines() if "2/3" in line)
     for cell in ("4", "25.0%", "1,200", "128", "0.2 s", "2.00x", "6.000", "0.600"):
         assert f" {cell} " in row, cell
-    assert "6.980 nats; held-out MLM loss 5.500: 1.480 below it" in text
+    assert "unigram entropy of the training text: 6.980 nats\n" in text
+    assert "held-out MLM loss: 5.500, 1.480 below it\n" in text
     assert 'AutoModelForPreTraining.from_pretrained("runs/x/model")' in text
+
+
+def test_table_of_a_long_run_fits_80_columns(tmp_path):
+    stages = [stage | {"steps": 1_000_000} for stage in MSLT] * 4
+    text = printed(write_run(tmp_path, stages, [stage_end(12, 123.4567, 10.5)]))
+    table = text[text.index("stage") : text.index("trained: ")]
+    assert "…" not in table
+    assert "123.5 s" in table
+    assert "12/12" in table
+    assert max(map(len, table.splitlines())) <= 80
 
 
 def test_loss_above_the_entropy_is_told(tmp_path):
@@ -149,7 +160,8 @@ def test_run_without_evaluation(tmp_path):
     run_dir = write_run(tmp_path, MSLT, [*ends, RUN_END])
     assert all(stage.eval_mlm_loss is None for stage in summarize(run_dir).stages)
     text = printed(run_dir)
-    assert "6.980 nats\n" in text
+    assert "unigram entropy of the training text: 6.980 nats\n" in text
+    assert "MLM loss:" not in text
 
 
 @pytest.mark.parametrize("missing", ["plan.json", "metrics.jsonl"])
