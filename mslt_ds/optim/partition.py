@@ -113,10 +113,6 @@ class EngineState:
             for key in sorted({key for name in group.names for key in state.get(name, ())}):
                 if key != "step":
                     self._write_moment(group, key, state)
-            if "step" in settings:
-                settings["step"] = max(
-                    (int(state[n]["step"]) for n in group.names if n in state), default=0
-                )
         if hasattr(self._wrapper, "_hp_optimizer_states_linked"):
             self._wrapper._hp_optimizer_states_linked = False  # it links again after a step
 
