@@ -90,7 +90,9 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
     console = console or Console(highlight=False, soft_wrap=True)
     summary = summarize(run_dir)
     # Narrow enough for the 80 columns that a log or a pipe is taken to have.
-    table = Table(title=f"run {run_dir}", box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title=f"run {run_dir}", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title_justify="left"
+    )
     for heading in (
         "stage",
         "depth",
