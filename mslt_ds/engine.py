@@ -16,7 +16,9 @@ Notable, each with a test in tests/distributed:
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -233,3 +235,12 @@ class StageEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        _return_freed_pages()
+
+
+def _return_freed_pages() -> None:
+    """glibc keeps the pages of an engine that is gone; the next one's sizes fit them badly."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

@@ -15,7 +15,7 @@ from mslt_ds.run import Run
 world = world_from_environment(os.environ)
 device = choose_device("cpu", world)
 join(world, device, os.environ)
-for recipe in json.loads(Path(sys.argv[1]).read_text()):
+for recipe in json.loads(Path(sys.argv[-1]).read_text()):
     config = parse_config(recipe)
     config.check_world(world.world_size)
     code = Run.prepare(config, world, device).train()
