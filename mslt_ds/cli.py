@@ -10,9 +10,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mslt_ds import __version__
 from mslt_ds.errors import MsltError, RecipeError
+
+if TYPE_CHECKING:
+    from mslt_ds.config import RunConfig
 
 _COMMANDS = {
     "prepare": "Make a token store from text files.",
@@ -80,7 +85,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     world_size = _world_size(arguments.world_size)
     config.check_world(world_size)
-    vocab_size = config.model.vocab_size or cost.ASSUMED_VOCAB_SIZE
+    vocab_size = _vocab_size(config)
+    assumed = vocab_size is None
+    if vocab_size is None:
+        vocab_size = cost.ASSUMED_VOCAB_SIZE
     description = cost.describe_plan(config, build_plan(config), vocab_size, world_size)
     if arguments.json:
         print(json.dumps(description, indent=1))
@@ -88,8 +96,17 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     from mslt_ds.report.plan_table import print_plan
 
-    print_plan(description, vocab_size_assumed=config.model.vocab_size is None)
+    print_plan(description, vocab_size_assumed=assumed)
     return 0
+
+
+def _vocab_size(config: RunConfig) -> int | None:
+    """The recipe's or its token store's; None where neither says."""
+    if config.model.vocab_size is not None or not os.path.exists(config.data.path):
+        return config.model.vocab_size
+    from mslt_ds.data.store import read_manifest
+
+    return read_manifest(Path(config.data.path))["vocab_size"]
 
 
 def _world_size(given: str | None) -> int:

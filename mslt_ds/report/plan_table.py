@@ -47,7 +47,8 @@ def _notes(description: dict[str, Any], vocab_size_assumed: bool) -> list[str]:
     ]
     if vocab_size_assumed:
         notes.append(
-            f"model.vocab_size is left to the token store; {description['vocab_size']:,} assumed."
+            "model.vocab_size is left to the token store, and there is none at data.path: "
+            f"{description['vocab_size']:,} assumed."
         )
     if not description["stages"][-1]["train_embeddings"]:
         notes.append(

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from mslt_ds.cli import main
+from mslt_ds.data.store import FORMAT
 from mslt_ds.yaml_strict import dump
 
 RECIPE = {
@@ -59,6 +60,23 @@ def test_plan_table(recipe, capsys):
     assert "No joint stage" in capsys.readouterr().out
     assert main(["plan", "--config", recipe, "--set", "model.vocab_size=1000"]) == 0
     assert "assumed" not in capsys.readouterr().out
+
+
+def test_the_vocabulary_is_the_token_stores(recipe, capsys, tmp_path):
+    def vocab_size(*options: str) -> int:
+        override = f"data.path={tmp_path / 'store'}"
+        assert main(["plan", "--config", recipe, "--json", "--set", override, *options]) == 0
+        return json.loads(capsys.readouterr().out)["vocab_size"]
+
+    assert vocab_size() == 30_522
+    manifest = tmp_path / "store" / "manifest.json"
+    manifest.parent.mkdir()
+    manifest.write_text(json.dumps({"format": FORMAT, "vocab_size": 8000}))
+    assert vocab_size() == 8000
+    assert vocab_size("--set", "model.vocab_size=8064") == 8064
+    manifest.write_text("{")
+    assert main(["plan", "--config", recipe, "--set", f"data.path={manifest.parent}"]) == 2
+    assert str(manifest) in capsys.readouterr().err
 
 
 def test_world_size_comes_from_the_option_or_the_environment(recipe, capsys, monkeypatch):
