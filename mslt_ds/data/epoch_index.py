@@ -1,0 +1,88 @@
+"""The index of an epoch: one word for each instance, memory-mapped.
+
+Made by replaying the documents in compiled code, block by block, so that memory stays flat
+whatever the corpus, and kept beside the store, or in the user's cache folder where the store
+can't be written (`MSLT_CACHE_DIR`, else `XDG_CACHE_HOME`, else ~/.cache). Processes that make the
+same index at the same time write the same bytes under names of their own and rename them to the
+same place: any order is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from mslt_ds.data.instances import InstanceOptions, epoch_key, index_documents
+from mslt_ds.data.store import TokenStore
+from mslt_ds.errors import DataError
+
+_FORMAT = 1
+_FOLDER = "index"
+_DOCUMENTS_PER_BLOCK = 1 << 16
+
+
+def epoch_index(store: TokenStore, options: InstanceOptions, seed: int, epoch: int) -> np.ndarray:
+    """Index entries of all instances of `epoch`, (instances,) uint64, in document order."""
+    if store.num_documents < 2:
+        raise DataError(
+            f"{store.path}: {store.num_documents} document; next-sentence prediction draws its "
+            "random sentences from another document, so at least 2 are needed. Separate "
+            "documents by an empty line and prepare the store again"
+        )
+    name = _file_name(store, options, seed, epoch)
+    folders = _folders(store)
+    for folder in folders:
+        if (folder / name).is_file():
+            return _map(folder / name)
+    problems = []
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return _make(folder / name, store, options, seed, epoch)
+        except OSError as error:
+            problems.append(f"{folder} ({error.strerror or error})")
+    raise DataError(
+        f"{store.path}: no folder for the index of an epoch could be written: "
+        f"{', '.join(problems)}; set MSLT_CACHE_DIR to a folder with room"
+    )
+
+
+def _folders(store: TokenStore) -> list[Path]:
+    """Where an index may lie, in the order of preference."""
+    cache = os.environ.get("MSLT_CACHE_DIR")
+    if not cache:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        cache = os.path.join(base, "mslt-ds")
+    return [store.path / _FOLDER, Path(cache) / _FOLDER]
+
+
+def _file_name(store: TokenStore, options: InstanceOptions, seed: int, epoch: int) -> str:
+    made_of = repr((_FORMAT, store.digest, options, seed))
+    return f"{hashlib.sha256(made_of.encode()).hexdigest()[:24]}-{epoch}.bin"
+
+
+def _make(
+    path: Path, store: TokenStore, options: InstanceOptions, seed: int, epoch: int
+) -> np.ndarray:
+    key = epoch_key(store.digest, seed, epoch)
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for first in range(0, store.num_documents, _DOCUMENTS_PER_BLOCK):
+                last = min(first + _DOCUMENTS_PER_BLOCK, store.num_documents)
+                index_documents(store.corpus, options, key, first, last).tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+    return _map(path)
+
+
+def _map(path: Path) -> np.ndarray:
+    return np.asarray(np.memmap(path, dtype="<u8", mode="r"))

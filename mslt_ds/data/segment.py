@@ -1,0 +1,12 @@
+"""Sentences of a paragraph, by sentencex (rules and abbreviations by language, no model)."""
+
+from __future__ import annotations
+
+from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue] (compiled)
+
+LANGUAGE = "en"
+
+
+def sentences(paragraph: str) -> list[str]:
+    """The sentences of a paragraph in order; none is blank."""
+    return [piece for piece in segment(LANGUAGE, paragraph) if not piece.isspace()]
