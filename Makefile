@@ -63,7 +63,7 @@ typecheck: $(INSTALLED) ## pyright
 	$(BIN)/pyright
 
 docs: $(INSTALLED) ## The documentation as a site, in site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Everything that was made, the environment too
 	rm -rf $(VENV) .demo build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
