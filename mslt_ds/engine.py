@@ -30,6 +30,7 @@ from mslt_ds import ds_config
 from mslt_ds.config import OptimizerConfig
 from mslt_ds.model.init import Weights
 from mslt_ds.model.staged import StageModel
+from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.partition import EngineState, OptimizerState
 from mslt_ds.traffic import TrafficMeter
 
@@ -73,9 +74,13 @@ def _build_optimizer(
         return torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
         )
-    from mslt_ds.optim import Lamb
-
-    return Lamb(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+    return Lamb(
+        groups,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        options=LambOptions(**config.lamb.model_dump()),
+    )
 
 
 class StageEngine:
@@ -118,7 +123,7 @@ class StageEngine:
         )
         # Any: its type is a union of all that DeepSpeed might wrap.
         self._engine: Any = engine
-        if hasattr(optimizer, "bind"):
+        if isinstance(optimizer, Lamb):
             optimizer.bind(engine)
         self._state = EngineState.bind(engine, parameters)
         self._state.write_weights({name: weights[name] for name in parameters})
@@ -191,7 +196,7 @@ class StageEngine:
     def trust_ratios(self) -> dict[str, Any]:
         """Trust ratios of the last step by layer, empty for an optimizer that has none."""
         optimizer = self._engine.basic_optimizer
-        return optimizer.trust_ratios() if hasattr(optimizer, "trust_ratios") else {}
+        return optimizer.trust_ratios() if isinstance(optimizer, Lamb) else {}
 
     @property
     def _scaler(self) -> Any:

@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # A script's own folder comes first on the path; there, `mslt_ds/data` would be `data`.
-    sys.path = [
-        entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent
-    ]
+    # A script's own folder comes first on the path, where `mslt_ds/data` would be `data`. The
+    # checkout takes its place, so that the script runs without being installed, too.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import os
