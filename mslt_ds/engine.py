@@ -106,7 +106,7 @@ class StageEngine:
         self.model = model
         self.settings = settings
         self._meter = meter
-        parameters = model.suffix.hf_named_parameters()
+        parameters = dict(model.suffix.named_parameters())
         ages = {name: state["step"] for name, state in optimizer_state.items()}
         groups = parameter_groups(parameters, ages, settings.optimizer.weight_decay)
         optimizer = _build_optimizer(settings.optimizer, groups)

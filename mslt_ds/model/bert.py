@@ -3,7 +3,7 @@
 Nothing of BERT is written anew. The modules are those of `transformers.models.bert`, put under the
 same attribute path that they have in `BertForPreTraining`, so that a parameter's name here *is* its
 name in a Hugging Face checkpoint and no translation table exists. What `staged.py` needs of a model
-family is the eight functions below; another family is another file with the same functions.
+family is the functions below; another family is another file with the same functions.
 
 Two exact savings are taken here:
 
@@ -15,7 +15,7 @@ Two exact savings are taken here:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -63,56 +63,48 @@ def parameter_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _tree(paths: Mapping[str, nn.Module]) -> nn.Module:
-    """A module that holds each value at its dotted path (`bert.pooler` -> root.bert.pooler)."""
-    root = nn.Module()
-    for path, module in paths.items():
-        node = root
-        *parents, leaf = path.split(".")
-        for name in parents:
-            if not hasattr(node, name):
-                node.add_module(name, nn.Module())
-            node = node.get_submodule(name)
-        node.add_module(leaf, module)
-    return root
+def add_encoder(
+    root: nn.Module, config: BertConfig, layers: Iterable[int], *, embeddings: bool
+) -> None:
+    """Put the encoder's `layers` (and the embeddings) into `root`; their weights are not set."""
+    if embeddings:
+        _add(root, "bert.embeddings", lambda: BertEmbeddings(config))
+    _add(
+        root,
+        "bert.encoder.layer",
+        lambda: nn.ModuleDict({str(index): BertLayer(config, layer_idx=index) for index in layers}),
+    )
 
 
-def _materialized(root: nn.Module) -> nn.Module:
-    """Give storage to a module made on the meta device, and refill the stem's index buffers."""
-    root = root.to_empty(device="cpu")
-    for module in root.modules():
-        if isinstance(module, BertEmbeddings):
-            positions = torch.arange(module.position_ids.shape[-1])
-            module.position_ids.copy_(positions.expand(1, -1))
-            module.token_type_ids.zero_()
-    return root
+def add_heads(root: nn.Module, config: BertConfig) -> None:
+    """Put the pooler and both heads into `root`; the MLM decoder's matrix is not among them."""
 
-
-def build_encoder(config: BertConfig, layers: Iterable[int], *, embeddings: bool) -> nn.Module:
-    """The encoder's `layers` (and the embeddings) under Hugging Face's names, weights not set."""
-    with torch.device("meta"):
-        paths: dict[str, nn.Module] = {}
-        if embeddings:
-            paths["bert.embeddings"] = BertEmbeddings(config)
-        paths["bert.encoder.layer"] = nn.ModuleDict(
-            {str(index): BertLayer(config, layer_idx=index) for index in layers}
-        )
-    return _materialized(_tree(paths))
-
-
-def build_suffix(config: BertConfig, layers: Iterable[int], *, embeddings: bool) -> nn.Module:
-    """`build_encoder` with the pooler and both heads; the MLM decoder matrix is not among them."""
-    root = build_encoder(config, layers, embeddings=embeddings)
-    with torch.device("meta"):
-        heads = BertPreTrainingHeads(config)
+    def heads() -> nn.Module:
+        both = BertPreTrainingHeads(config)
         # Tied: the matrix is the embeddings', the bias is `predictions.bias`. Without the module,
         # no engine can take them for parameters of their own.
-        del heads.predictions.decoder
-        top = _tree({"pooler": BertPooler(config), "cls": heads})
-    top = _materialized(top)
-    root.get_submodule("bert").add_module("pooler", top.get_submodule("pooler"))
-    root.add_module("cls", top.get_submodule("cls"))
-    return root
+        del both.predictions.decoder
+        return both
+
+    _add(root, "bert.pooler", lambda: BertPooler(config))
+    _add(root, "cls", heads)
+
+
+def _add(root: nn.Module, path: str, build: Callable[[], nn.Module]) -> None:
+    """Build a module without initialising it and put it at its dotted path under `root`."""
+    with torch.device("meta"):
+        module = build()
+    module = module.to_empty(device="cpu")
+    if isinstance(module, BertEmbeddings):  # its index buffers are no weights: nobody loads them
+        positions = torch.arange(module.position_ids.shape[-1])
+        module.position_ids.copy_(positions.expand(1, -1))
+        module.token_type_ids.zero_()
+    *parents, leaf = path.split(".")
+    for name in parents:
+        if not hasattr(root, name):
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    root.add_module(leaf, module)
 
 
 def layers_of(root: nn.Module) -> list[BertLayer]:

@@ -5,7 +5,7 @@ Stacking 2.0", section 3): what lies below it needs no gradient, no optimizer st
 communication. So the prefix is kept where no engine can see it, under `no_grad`, in the compute
 precision; the suffix is the only module that DeepSpeed is given. The decoder matrix, tied to the
 frozen embeddings, enters the suffix as an *input*: an input can't be broadcast, partitioned or
-stepped by mistake.
+stepped by mistake. Both parts have Hugging Face's parameter names: they need no translation.
 
 `inference_mode` would be cheaper still for the prefix, but autograd refuses to save its tensors.
 """
@@ -31,7 +31,7 @@ class FrozenPrefix(nn.Module):
 
     def __init__(self, config: BertConfig, num_layers: int, *, dropout: bool) -> None:
         super().__init__()
-        self.root = bert.build_encoder(config, range(num_layers), embeddings=True)
+        bert.add_encoder(self, config, range(num_layers), embeddings=True)
         self.requires_grad_(False)
         super().train(dropout)
 
@@ -42,16 +42,16 @@ class FrozenPrefix(nn.Module):
     @torch.no_grad()
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """All (batch, seq_length) -> hidden_states: (batch, seq_length, hidden)."""
-        hidden_states = bert.embed(self.root, input_ids, token_type_ids)
+        hidden_states = bert.embed(self, input_ids, token_type_ids)
         bias = bert.attention_bias(attention_mask)
-        for layer in bert.layers_of(self.root):
+        for layer in bert.layers_of(self):
             hidden_states = bert.run_layer(layer, hidden_states, bias)
         return hidden_states
 
     @property
     def decoder_weight(self) -> Tensor:
         """(vocab, hidden): the frozen embeddings, as the suffix's MLM decoder takes them."""
-        return self.root.get_parameter(bert.TIED_WEIGHT).detach()
+        return self.get_parameter(bert.TIED_WEIGHT).detach()
 
 
 class TrainableSuffix(nn.Module):
@@ -60,7 +60,8 @@ class TrainableSuffix(nn.Module):
     def __init__(self, config: BertConfig, frozen_layers: int) -> None:
         super().__init__()
         layers = range(frozen_layers, config.num_hidden_layers)
-        self.root = bert.build_suffix(config, layers, embeddings=frozen_layers == 0)
+        bert.add_encoder(self, config, layers, embeddings=frozen_layers == 0)
+        bert.add_heads(self, config)
 
     def forward(
         self,
@@ -77,13 +78,13 @@ class TrainableSuffix(nn.Module):
         decoder_weight: (vocab, hidden), None where the suffix holds the embeddings
         """
         masked, cls = self.top_states(inputs, hidden_states)
-        logits = bert.mlm_logits(self.root, masked, decoder_weight)  # (batch, n, vocab)
+        logits = bert.mlm_logits(self, masked, decoder_weight)  # (batch, n, vocab)
         per_position = F.cross_entropy(
             logits.flatten(0, 1).float(), inputs["masked_labels"].flatten(), reduction="none"
         )
         mlm_sum = (per_position * inputs["masked_weights"].flatten()).sum()
         nsp_sum = F.cross_entropy(
-            bert.nsp_logits(self.root, cls).float(), inputs["next_sentence_labels"], reduction="sum"
+            bert.nsp_logits(self, cls).float(), inputs["next_sentence_labels"], reduction="sum"
         )
         return mlm_sum, nsp_sum
 
@@ -95,19 +96,15 @@ class TrainableSuffix(nn.Module):
         -> (batch, max_predictions, hidden), (batch, 1, hidden)
         """
         if hidden_states is None:
-            hidden_states = bert.embed(self.root, inputs["input_ids"], inputs["token_type_ids"])
+            hidden_states = bert.embed(self, inputs["input_ids"], inputs["token_type_ids"])
         bias = bert.attention_bias(inputs["attention_mask"])
-        *lower, top = bert.layers_of(self.root)
+        *lower, top = bert.layers_of(self)
         for layer in lower:
             hidden_states = bert.run_layer(layer, hidden_states, bias)
         # [CLS] is position 0; it goes first so that both heads read one gathered tensor.
         positions = F.pad(inputs["masked_positions"], (1, 0))
         chosen = bert.run_layer_at(top, hidden_states, bias, positions)
         return chosen[:, 1:], chosen[:, :1]
-
-    def hf_named_parameters(self) -> dict[str, nn.Parameter]:
-        """Hugging Face name -> parameter."""
-        return dict(self.root.named_parameters())
 
 
 @dataclass(frozen=True)
@@ -134,16 +131,16 @@ class StageModel:
         its numbers of record are in `weights` and never change.
         """
         suffix = TrainableSuffix(config, frozen_layers)
-        _load(suffix.root, weights)
+        _load(suffix, weights)
         prefix = None
         if frozen_layers:
             prefix = FrozenPrefix(config, frozen_layers, dropout=frozen_dropout)
-            _load(prefix.root, weights)
+            _load(prefix, weights)
             prefix = prefix.to(device=device, dtype=dtype)
         return cls(prefix, suffix.to(device))
 
 
-def _load(root: nn.Module, weights: Weights) -> None:
+def _load(module: nn.Module, weights: Weights) -> None:
     with torch.no_grad():
-        for name, parameter in root.named_parameters():
+        for name, parameter in module.named_parameters():
             parameter.copy_(weights[name])

@@ -115,14 +115,14 @@ class Command:
     def run(self) -> int:
         process = self.start()
         try:
-            return process.wait(timeout=150)
+            return process.wait(timeout=280)
         finally:
             kill(process)
 
     def start_until(self, step: int) -> subprocess.Popen:
         """Start, and return once metrics.jsonl holds a line of `step` or a later one."""
         process = self.start()
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 280
         while time.monotonic() < deadline and process.poll() is None:
             path = self.run_dir / "metrics.jsonl"
             steps = (
@@ -145,10 +145,13 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_in_any_stage_and_repeated_ends_in_the_same_bits(store, tmp_path):
     changes = {
         "checkpoint": {"every_steps": 3},
         "deepspeed": zero_config(tmp_path, 1),
+        "optimizer": {"name": "lamb"},
         "data": {"eval_path": str(store)},
         "evaluation": {"instances": 24},
         "plan": {"steps_per_stage": 8, "joint_steps": 8},
@@ -156,7 +159,7 @@ def test_killed_in_any_stage_and_repeated_ends_in_the_same_bits(store, tmp_path)
     whole = Command(tmp_path, recipe(store, tmp_path, "whole", **changes))
     assert whole.run() == 0, whole.log.read_text()[-4000:]
     killed = Command(tmp_path, recipe(store, tmp_path, "killed", **changes))
-    for step in (4, 7, 12, 21):  # in each stage, and at a boundary
+    for step in (7, 12):  # at a boundary, and inside a stage of frozen layers
         kill(killed.start_until(step))
     assert killed.run() == 0, killed.log.read_text()[-4000:]
     assert curve(whole.run_dir) == curve(killed.run_dir)
@@ -164,6 +167,7 @@ def test_killed_in_any_stage_and_repeated_ends_in_the_same_bits(store, tmp_path)
         assert_same_bits(whole.run_dir, killed.run_dir, folder)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_told_to_stop_it_writes_a_checkpoint_and_says_so_by_its_exit_code(store, tmp_path, number):
     changes = {"plan": {"steps_per_stage": 40, "joint_steps": 4}}

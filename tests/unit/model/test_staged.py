@@ -108,7 +108,7 @@ def test_losses_and_gradients_equal_hugging_faces_at_every_cut(frozen_layers, se
     torch.testing.assert_close(mlm_sum, mlm_reference, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(nsp_sum, nsp_reference, rtol=1e-6, atol=1e-6)
     (mlm_sum / 13 + nsp_sum / BATCH).backward()
-    for name, parameter in model.suffix.hf_named_parameters().items():
+    for name, parameter in dict(model.suffix.named_parameters()).items():
         torch.testing.assert_close(
             parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
         )
@@ -118,8 +118,8 @@ def test_losses_and_gradients_equal_hugging_faces_at_every_cut(frozen_layers, se
 def test_prefix_and_suffix_hold_each_parameter_once(frozen_layers):
     weights = fresh_weights(small_config(), seed=1)
     model = build(weights, frozen_layers)
-    below = dict(model.prefix.root.named_parameters()) if model.prefix else {}
-    above = model.suffix.hf_named_parameters()
+    below = dict(model.prefix.named_parameters()) if model.prefix else {}
+    above = dict(model.suffix.named_parameters())
     assert not below.keys() & above.keys()
     assert below.keys() | above.keys() == weights.keys()
     for name, parameter in (below | above).items():
