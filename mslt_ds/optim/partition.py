@@ -182,9 +182,9 @@ def _gather(partition: Tensor, group: GroupLayout) -> Tensor:
     piece = max(1, GATHER_ELEMENTS // world_size)
     for start in range(0, partition.numel(), piece):
         mine = partition[start : start + piece].to(device).contiguous()
-        theirs = torch.empty(world_size * mine.numel(), dtype=mine.dtype, device=device)
-        dist.all_gather_into_tensor(theirs, mine, group=group.process_group)
-        whole[:, start : start + piece] = theirs.view(world_size, -1).to("cpu")
+        theirs = torch.empty(world_size, mine.numel(), dtype=mine.dtype, device=device)
+        dist.all_gather(list(theirs.unbind()), mine, group=group.process_group)
+        whole[:, start : start + piece] = theirs.to("cpu")
     return whole.view(-1)
 
 

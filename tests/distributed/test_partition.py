@@ -9,7 +9,7 @@ import pytest
 SCRIPT = Path(__file__).parent / "scripts" / "partition_cases.py"
 
 
-@pytest.mark.parametrize("num_procs", [1, 2, 3])
+@pytest.mark.parametrize("num_procs", [2, 3, pytest.param(1, marks=pytest.mark.slow)])
 def test_read_and_write_by_name(launch, num_procs: int) -> None:
     launched = launch(SCRIPT, num_procs)
     assert "all cases passed" in launched.output

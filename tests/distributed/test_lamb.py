@@ -1,0 +1,20 @@
+"""LAMB under ZeRO in real processes: the trajectory of 100 steps is the unsharded reference's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "scripts" / "lamb_cases.py"
+
+
+def test_equals_the_unsharded_reference(launch) -> None:
+    assert "all cases passed" in launch(SCRIPT, 2).output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_procs", [1, 2, 3, 5])
+def test_equals_the_unsharded_reference_in_every_setting(launch, num_procs: int) -> None:
+    launched = launch(SCRIPT, num_procs, "--every", "--only-trajectories", timeout=280)
+    assert "all cases passed" in launched.output
