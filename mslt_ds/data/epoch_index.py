@@ -23,6 +23,7 @@ from mslt_ds.errors import DataError
 _FORMAT = 1
 _FOLDER = "index"
 _DOCUMENTS_PER_BLOCK = 1 << 16
+_EPOCHS_KEPT = 2
 
 
 def epoch_index(store: TokenStore, options: InstanceOptions, seed: int, epoch: int) -> np.ndarray:
@@ -36,8 +37,10 @@ def epoch_index(store: TokenStore, options: InstanceOptions, seed: int, epoch: i
     name = _file_name(store, options, seed, epoch)
     folders = _folders(store)
     for folder in folders:
-        if (folder / name).is_file():
+        try:
             return _map(folder / name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
     problems = []
     for folder in folders:
         try:
@@ -77,11 +80,24 @@ def _make(
                 index_documents(store.corpus, options, key, first, last).tofile(file)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(partial, 0o644)
         os.replace(partial, path)
     except BaseException:
         os.unlink(partial)
         raise
+    _remove_old(path, epoch)
     return _map(path)
+
+
+def _remove_old(path: Path, epoch: int) -> None:
+    """Delete what the epochs well before `epoch` left beside its index, but for epoch 0, whose
+    length all others are counted by. Who needs one again makes it again; who has one mapped keeps
+    it."""
+    prefix = path.name.rpartition("-")[0]
+    for other in path.parent.glob(f"{prefix}-*.bin"):
+        number = other.stem.rpartition("-")[2]
+        if number.isdecimal() and 0 < int(number) < epoch - _EPOCHS_KEPT:
+            other.unlink(missing_ok=True)
 
 
 def _map(path: Path) -> np.ndarray:

@@ -18,10 +18,13 @@ has; here B never comes from A's document.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from mslt_ds.data.compiled import below, compiled, derive, key_of, uniform
+from mslt_ds.data.store import Corpus
+from mslt_ds.errors import RecipeError
 
 # An index entry: the number of masked positions in the high 16 bits, the instance's first
 # sentence, counted from the corpus's beginning, in the low 48.
@@ -39,6 +42,14 @@ class InstanceOptions:
     masked_lm_prob: float = 0.15
     short_seq_prob: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.seq_length < _SPECIAL + 2:
+            raise RecipeError(
+                f"data.seq_length: {self.seq_length} is too short for two segments and their "
+                f"special tokens; choose {_SPECIAL + 2} or more"
+            )
+
+    @lru_cache  # noqa: B019 (a few values, which live as long as the process anyway)
     def masked_counts(self) -> np.ndarray:
         """Masked positions of an instance by its length in tokens, (seq_length + 1,) int64."""
         return np.array(
@@ -52,33 +63,6 @@ class InstanceOptions:
             ],
             dtype=np.int64,
         )
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the tokens that instances are framed and masked with."""
-
-    pad: int
-    cls: int
-    sep: int
-    mask: int
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What instances are made of. Sentence s is tokens[sentences[s]:sentences[s + 1]], document d
-    the sentences documents[d] to documents[d + 1]; none is empty.
-
-    tokens: (num_tokens,) uint16 or uint32; sentences: (num_sentences + 1,) int64;
-    documents: (num_documents + 1,) int64
-    """
-
-    tokens: np.ndarray
-    sentences: np.ndarray
-    documents: np.ndarray
-    digest: str
-    vocab_size: int
-    special: SpecialTokens
 
 
 def epoch_key(digest: str, seed: int, epoch: int) -> np.uint64:

@@ -13,9 +13,10 @@ instances. Workers are threads, because compiled code holds no interpreter lock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -26,8 +27,10 @@ from mslt_ds.data.epoch_index import epoch_index
 from mslt_ds.data.instances import InstanceArrays, InstanceOptions, build, epoch_key, num_masked
 from mslt_ds.data.order import permute
 from mslt_ds.data.store import TokenStore
+from mslt_ds.errors import RecipeError
 
 _BATCHES_AHEAD_PER_WORKER = 2
+_EPOCHS_MAPPED = 2
 
 
 @dataclass
@@ -78,13 +81,19 @@ def global_batches(
 
     num_workers: threads that work ahead; 0: each batch is built when it's asked for.
     """
+    whole = micro_batch_size * world_size
+    if global_batch_size < 1 or global_batch_size % whole:
+        raise RecipeError(
+            f"train.global_batch_size: {global_batch_size} is not a multiple of "
+            f"train.micro_batch_size {micro_batch_size} x {world_size} ranks = {whole}"
+        )
     options = InstanceOptions(seq_length, max_predictions, masked_lm_prob, short_seq_prob)
     sequence = InstanceSequence(store, options, seed)
     micro_batches = range(rank, global_batch_size // micro_batch_size, world_size)
 
     def make(step: int) -> GlobalBatch:
         entries = sequence.entries(step * global_batch_size, global_batch_size)
-        batch = GlobalBatch(
+        return GlobalBatch(
             [
                 _micro_batch(sequence, entries, index, micro_batch_size, pin_memory)
                 for index in micro_batches
@@ -92,16 +101,37 @@ def global_batches(
             num_masked=sum(int(num_masked(part).sum()) for _, part in entries),
             num_instances=global_batch_size,
         )
-        return batch
 
     steps = range(start_step, start_step + num_steps)
     if num_workers == 0:
-        yield from map(make, steps)
-        return
-    executor = ThreadPoolExecutor(num_workers, thread_name_prefix="mslt-data")
+        return map(make, steps)
+    # The next epoch's index is made while this one's is in use.
+    last_epoch = sequence.epoch_of(steps.stop * global_batch_size - 1)
+
+    def make_ahead(step: int) -> None:
+        epoch = sequence.epoch_of(step * global_batch_size) + 1
+        if epoch <= last_epoch:
+            sequence.index(epoch)
+
+    return _work_ahead(make, make_ahead, steps, num_workers)
+
+
+def _work_ahead(
+    make: Callable[[int], GlobalBatch],
+    make_ahead: Callable[[int], None],
+    steps: range,
+    num_workers: int,
+) -> Iterator[GlobalBatch]:
+    # One thread more than asked for: what is made ahead must not keep a batch waiting.
+    executor = ThreadPoolExecutor(num_workers + 1, thread_name_prefix="mslt-data")
+    pending: deque[Future[GlobalBatch]] = deque()
+    ahead: Future[None] | None = None
     try:
-        pending: deque[Future[GlobalBatch]] = deque()
         for step in steps:
+            if ahead is None or ahead.done():
+                if ahead is not None:
+                    ahead.result()
+                ahead = executor.submit(make_ahead, step)
             pending.append(executor.submit(make, step))
             if len(pending) > num_workers * _BATCHES_AHEAD_PER_WORKER:
                 yield pending.popleft().result()
@@ -127,7 +157,11 @@ class InstanceSequence:
         self.options = options
         self.seed = seed
         self._indices: dict[int, np.ndarray] = {}
-        self.length = len(self._index(0))
+        self._lock = Lock()
+        self.length = len(self.index(0))
+
+    def epoch_of(self, instance: int) -> int:
+        return instance // self.length
 
     def entries(self, start: int, count: int) -> EpochEntries:
         """Of the instances `start` to `start + count` (excluded)."""
@@ -136,7 +170,7 @@ class InstanceSequence:
         while start < end:
             epoch, position = divmod(start, self.length)
             size = min(self.length - position, end - start)
-            index = self._index(epoch)
+            index = self.index(epoch)
             order = key_of("order", self.seed, epoch, self.options.seq_length)
             positions = np.arange(position, position + size, dtype=np.int64) % len(index)
             parts.append((epoch, index[permute(order, positions, len(index))]))
@@ -161,11 +195,18 @@ class InstanceSequence:
             }
         )
 
-    def _index(self, epoch: int) -> np.ndarray:
-        index = self._indices.get(epoch)
-        if index is None:
-            index = epoch_index(self.store, self.options, self.seed, epoch)
-            self._indices[epoch] = index
+    def index(self, epoch: int) -> np.ndarray:
+        """The epoch's index entries, (instances,) uint64, in document order."""
+        index = self._indices.get(epoch)  # without the lock: it's held while another is made
+        if index is not None:
+            return index
+        with self._lock:
+            index = self._indices.get(epoch)
+            if index is None:
+                index = epoch_index(self.store, self.options, self.seed, epoch)
+                # Work moves on from epoch to epoch; those it left are unmapped.
+                kept = sorted(self._indices.items())[-_EPOCHS_MAPPED:]
+                self._indices = dict(kept) | {epoch: index}
         return index
 
 

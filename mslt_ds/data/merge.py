@@ -1,91 +1,91 @@
-"""Units of tokenized documents to the files of a store, in order, exact duplicates left out."""
+"""Units of tokenized documents to the arrays of a store, in order, exact duplicates left out.
+
+Memory holds one unit, and 17 bytes for each document to find duplicates by.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from mslt_ds.atomic import flush_to_disk
-from mslt_ds.data.store import DOCUMENTS, SENTENCES, TOKEN_COUNTS, TOKENS
-from mslt_ds.data.unit import Unit, read_unit
+from mslt_ds.data.store import ARRAYS, DOCUMENTS, SENTENCES, TOKEN_COUNTS, TOKENS
+from mslt_ds.data.unit import Unit, read_hashes, read_unit
 
 
 @dataclass
 class MergeCounts:
-    """What the store holds, and what was left out of it. Documents but where it says otherwise."""
+    """What the store holds, and what was left out of it."""
 
     documents: int = 0
     sentences: int = 0
     tokens: int = 0
-    empty_documents: int = 0
-    duplicate_documents: int = 0
+    empty_documents: int = 0  # nothing was left of their text
+    duplicate_documents: int = 0  # the same text occurred before
+    control_characters: int = 0
 
 
 def merge(units: Sequence[Path], folder: Path, vocab_size: int) -> MergeCounts:
     """Write the arrays of a store into `folder` from unit files in the order of the text."""
     counts = MergeCounts()
     token_counts = np.zeros(vocab_size, np.int64)
-    first_of_its_kind = _first_of_its_kind(units)
+    hashes = [read_hashes(path) for path in units]
+    is_first = _first_of_its_kind(np.concatenate(hashes))
+    offset = 0
     with (
-        _array_file(folder / TOKENS) as tokens,
-        _array_file(folder / SENTENCES) as sentences,
-        _array_file(folder / DOCUMENTS) as documents,
+        (folder / TOKENS).open("wb") as tokens,
+        (folder / SENTENCES).open("wb") as sentences,
+        (folder / DOCUMENTS).open("wb") as documents,
     ):
-        for path, is_first in zip(units, first_of_its_kind, strict=True):
+        for path in units:
             unit = read_unit(path)
+            kept = is_first[offset : offset + len(unit.document_lengths)]
+            offset += len(kept)
             has_text = unit.document_lengths > 0
             counts.empty_documents += int((~has_text).sum())
-            counts.duplicate_documents += int((has_text & ~is_first).sum())
-            part = _keep(unit, has_text & is_first)
-            sentence_starts = _starts(part.sentence_lengths) + counts.tokens
-            document_starts = _starts(part.document_lengths) + counts.sentences
-            part.tokens.tofile(tokens)
-            sentence_starts.tofile(sentences)
-            document_starts.tofile(documents)
+            counts.duplicate_documents += int((has_text & ~kept).sum())
+            counts.control_characters += unit.control_characters
+            part = _keep(unit, has_text & kept)
+            tokens.write(part.tokens.tobytes())
+            sentences.write((_starts(part.sentence_lengths) + counts.tokens).tobytes())
+            documents.write((_starts(part.document_lengths) + counts.sentences).tobytes())
             token_counts += np.bincount(part.tokens, minlength=vocab_size)
             counts.tokens += len(part.tokens)
             counts.sentences += len(part.sentence_lengths)
             counts.documents += len(part.document_lengths)
-        np.array([counts.tokens], np.int64).tofile(sentences)
-        np.array([counts.sentences], np.int64).tofile(documents)
-    with _array_file(folder / TOKEN_COUNTS) as file:
-        token_counts.tofile(file)
-    for name in (TOKENS, SENTENCES, DOCUMENTS, TOKEN_COUNTS):
+        sentences.write(np.array([counts.tokens], np.int64).tobytes())
+        documents.write(np.array([counts.sentences], np.int64).tobytes())
+    (folder / TOKEN_COUNTS).write_bytes(token_counts.tobytes())
+    for name in ARRAYS:
         flush_to_disk(folder / name)
     return counts
 
 
-def _array_file(path: Path) -> BinaryIO:
-    return path.open("wb")
-
-
-def _first_of_its_kind(units: Sequence[Path]) -> Iterator[np.ndarray]:
-    """For each unit, which of its documents occurred in no earlier place, (num_documents,) bool."""
-    hashes = [read_unit(path).document_hashes for path in units]
-    everything = np.concatenate(hashes) if hashes else np.empty((0, 2), np.uint64)
-    pairs = np.ascontiguousarray(everything).view([("low", "u8"), ("high", "u8")]).ravel()
-    _, first = np.unique(pairs, return_index=True)
-    is_first = np.zeros(len(pairs), np.bool_)
-    is_first[first] = True
-    offset = 0
-    for part in hashes:
-        yield is_first[offset : offset + len(part)]
-        offset += len(part)
+def _first_of_its_kind(hashes: np.ndarray) -> np.ndarray:
+    """Which rows of `hashes`, (n, 2), occurred in no earlier row, (n,) bool."""
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: equal rows stay in their order
+    is_new = np.ones(len(order), np.bool_)
+    is_new[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+    is_first = np.empty(len(order), np.bool_)
+    is_first[order] = is_new
+    return is_first
 
 
 def _keep(unit: Unit, documents: np.ndarray) -> Unit:
     """The unit with the chosen documents alone; `documents`: (num_documents,) bool."""
+    if documents.all():
+        return unit
     sentences = np.repeat(documents, unit.document_lengths)
     tokens = np.repeat(sentences, unit.sentence_lengths)
     return Unit(
-        unit.tokens[tokens],
-        unit.sentence_lengths[sentences],
-        unit.document_lengths[documents],
         unit.document_hashes[documents],
+        unit.document_lengths[documents],
+        unit.sentence_lengths[sentences],
+        unit.tokens[tokens],
+        unit.control_characters,
     )
 
 

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from mslt_ds.data.instances import Corpus, SpecialTokens
 from mslt_ds.errors import DataError
 
 FORMAT = 1
@@ -53,6 +52,33 @@ def content_digest(vocabulary_digest: str, checksums: dict[str, str]) -> str:
     """The digest of a store's content, in hexadecimal digits."""
     parts = [vocabulary_digest] + [checksums[name] for name in (TOKENS, SENTENCES, DOCUMENTS)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that instances are framed and masked with."""
+
+    pad: int
+    cls: int
+    sep: int
+    mask: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What instances are made of. Sentence s is tokens[sentences[s]:sentences[s + 1]], document d
+    the sentences documents[d] to documents[d + 1]; none is empty.
+
+    tokens: (num_tokens,) uint16 or uint32; sentences: (num_sentences + 1,) int64;
+    documents: (num_documents + 1,) int64
+    """
+
+    tokens: np.ndarray
+    sentences: np.ndarray
+    documents: np.ndarray
+    digest: str
+    vocab_size: int
+    special: SpecialTokens
 
 
 @dataclass(frozen=True)

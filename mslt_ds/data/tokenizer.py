@@ -6,8 +6,9 @@ given all characters and continuing characters, sorted, beforehand; then nothing
 order of a table. WordPiece as in BERT: Wu et al. 2016, "Google's neural machine translation
 system", section 4.1.
 
-A tokenizer that is loaded is proved to be the one that is used: the folder in the store is read
-back by `AutoTokenizer` and has to agree.
+A trained vocabulary must hold the most frequent words: counts of a trainer have overflowed on
+large inputs before, and lost "the". A tokenizer that is loaded is proved to be the one that is
+used: the folder in the store is read back by `AutoTokenizer` and has to agree.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import unicodedata
-from collections.abc import Iterable
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,17 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import WordPieceTrainer
 
-from mslt_ds.data.instances import SpecialTokens
-from mslt_ds.data.store import MANIFEST, TOKENIZER
+from mslt_ds.data.store import MANIFEST, TOKENIZER, SpecialTokens
 from mslt_ds.errors import DataError
 
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 LEAST_VOCAB_SIZE = 200
 _MOST_CHARACTERS = 1000  # as many as BERT's own vocabulary knows, about
+_MOST_TRAINING_BYTES = 1 << 30
+# A vocabulary of this size has room for the most frequent words whatever the text.
+_ROOM_FOR_WORDS = 5000
+_CHECKED_WORDS = 100
+_CHECKED_CHARACTERS = 4_000_000
 _PROBE = "The quick brown fox — naïve, 3.14 — jumped over 東京's lazy dogs, didn't it? Unaffable!"
 _FILES = (
     "tokenizer.json",
@@ -59,9 +65,21 @@ def train(
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    empty.train_from_iterator(texts, trainer)
+    words: Counter[str] = Counter()
+    # Counted with another object: the one in training is locked while it asks for texts.
+    stride = int(characters.sum()) // _CHECKED_CHARACTERS + 1
+    learner = _pipeline({}, lowercase=lowercase)
+    learner.train_from_iterator(_count_words(texts, words, empty, stride), trainer)
     # The characters were special only for the trainer's sake: take the vocabulary alone.
-    return _pipeline(empty.get_vocab(with_added_tokens=True), lowercase=lowercase)
+    trained = _pipeline(learner.get_vocab(with_added_tokens=True), lowercase=lowercase)
+    if vocab_size >= _ROOM_FOR_WORDS:
+        _check_frequent_words(words, alphabet, trained)
+    return trained
+
+
+def sampling_stride(text_bytes: int) -> int:
+    """Of a text of this size, every how-manieth document to train on."""
+    return -(-text_bytes // _MOST_TRAINING_BYTES)
 
 
 def check_folder(folder: Path) -> Path:
@@ -106,45 +124,77 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     )
 
 
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """One above the highest token number."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
     """A digest of which number means which token, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(_by_number(tokenizer)).encode()).hexdigest()
 
 
 def save(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None:
-    """Write a folder that `AutoTokenizer` loads, and load it, to see that it's the same."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a folder that `AutoTokenizer` loads, and load it, to see that it's the same.
+
+    The folder appears whole; if another process was faster, its folder stays.
+    """
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write(tokenizer, partial, loaded_from)
+        _check_saved(tokenizer, partial)
+        partial.chmod(0o755)
+        partial.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(partial)
+        if not (isinstance(error, OSError) and folder.exists()):
+            raise
+
+
+def _write(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None:
     if loaded_from is not None:
         for name in _FILES:
             if (loaded_from / name).is_file():
                 shutil.copyfile(loaded_from / name, folder / name)
-    config_path = folder / "tokenizer_config.json"
     tokenizer.save(str(folder / "tokenizer.json"))
+    config_path = folder / "tokenizer_config.json"
     if not config_path.exists():
         config_path.write_text(json.dumps(_config(tokenizer), indent=1) + "\n", encoding="utf-8")
     if not (folder / "vocab.txt").exists():
         lines = "".join(f"{token}\n" for token, _ in _by_number(tokenizer))
         (folder / "vocab.txt").write_text(lines, encoding="utf-8")
-    _check_saved(tokenizer, folder)
 
 
 def _check_saved(tokenizer: Tokenizer, folder: Path) -> None:
     from transformers import AutoTokenizer  # takes seconds
 
-    loaded = AutoTokenizer.from_pretrained(folder)
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever transformers makes of a configuration it doesn't like
+        raise DataError(f"--tokenizer: AutoTokenizer can't load it ({error})") from error
     expected = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     found = loaded(_PROBE, add_special_tokens=False)["input_ids"]
     if loaded.get_vocab() != tokenizer.get_vocab() or found != expected:
         raise DataError(
-            f"{folder}: AutoTokenizer reads another tokenizer there ({len(loaded)} tokens) than "
-            f"the text is prepared with ({tokenizer.get_vocab_size()} tokens): its "
+            f"--tokenizer: AutoTokenizer makes another tokenizer of it ({len(loaded)} tokens) than "
+            f"the text would be prepared with ({tokenizer.get_vocab_size()} tokens); its "
             "tokenizer_config.json contradicts its tokenizer.json or vocab.txt"
         )
 
 
-def _pipeline(vocabulary: dict[str, int], *, lowercase: bool) -> Tokenizer:
+def _pipeline(
+    vocabulary: dict[str, int],
+    *,
+    lowercase: bool,
+    strip_accents: bool | None = None,  # None: when lower-casing, as the original does
+    handle_chinese_chars: bool = True,
+) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL["unk"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase,
+        strip_accents=strip_accents,
+        handle_chinese_chars=handle_chinese_chars,
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     if vocabulary:
@@ -171,8 +221,14 @@ def _from_vocabulary_file(folder: Path) -> Tokenizer:
     if config_path.is_file():
         config = json.loads(config_path.read_text(encoding="utf-8"))
     # A vocabulary with no capital letter was made from lower-cased text.
-    is_lower = all(token == token.lower() for token in tokens if token not in SPECIAL.values())
-    return _pipeline(vocabulary, lowercase=config.get("do_lower_case", is_lower))
+    names = {*SPECIAL.values(), *(token for token in tokens if token.startswith("[unused"))}
+    is_lower = all(token == token.lower() for token in tokens if token not in names)
+    return _pipeline(
+        vocabulary,
+        lowercase=config.get("do_lower_case", is_lower),
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+    )
 
 
 def _config(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -194,15 +250,41 @@ def _alphabet(characters: np.ndarray, tokenizer: Tokenizer, vocab_size: int) -> 
     normalizer = tokenizer.normalizer
     assert normalizer is not None  # _pipeline gives one
     for code_point in np.flatnonzero(characters):
-        character = chr(code_point)
-        if unicodedata.category(character) == "Cs":
-            continue
-        for part in normalizer.normalize_str(character):
+        for part in normalizer.normalize_str(chr(code_point)):
             if not part.isspace():
                 counts[part] = counts.get(part, 0) + int(characters[code_point])
     most = min(_MOST_CHARACTERS, max(60, vocab_size // 10))
     kept = sorted(counts, key=lambda character: (-counts[character], character))[:most]
     return sorted(kept)
+
+
+def _count_words(
+    texts: Iterable[str], words: Counter[str], tokenizer: Tokenizer, stride: int
+) -> Iterator[str]:
+    """The texts; on the way, the words of every `stride`th are counted into `words`."""
+    normalizer, pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    assert normalizer is not None and pre_tokenizer is not None  # _pipeline gives them
+    for number, text in enumerate(texts):
+        if number % stride == 0:
+            pieces = pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
+            words.update(word for word, _ in pieces)
+        yield text
+
+
+def _check_frequent_words(words: Counter[str], alphabet: list[str], trained: Tokenizer) -> None:
+    vocabulary = trained.get_vocab()
+    known = set(alphabet)
+    missing = [
+        word
+        for word, count in words.most_common(_CHECKED_WORDS)
+        if count > 1 and word not in vocabulary and known.issuperset(word)
+    ]
+    if missing:
+        raise DataError(
+            f"--vocab-size: the trained vocabulary lacks {', '.join(map(repr, missing[:5]))}, among "
+            "the most frequent words of the text: the trainer's counts must have overflowed; "
+            "prepare a part of the text and give its store as --tokenizer"
+        )
 
 
 def _continues(tokenizer: Tokenizer, character: str) -> bool:
