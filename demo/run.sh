@@ -30,5 +30,5 @@ fi
 
 echo "== 3/3 pretraining with $processes processes"
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-exec deepspeed --num_gpus "$processes" --master_port "$port" \
+exec deepspeed --num_gpus "$processes" --master_port "$port" --log_level warning \
     mslt_ds/train.py --config configs/demo.yaml --set train.device=cpu "$@"
