@@ -129,6 +129,7 @@ class TrainConfig(Section):
 class LambConfig(Section):
     """What only LAMB has: the fields of optim.lamb_reference.LambOptions, which explains them."""
 
+    backend: Literal["auto", "triton", "numba", "torch", "deepspeed", "apex"] = "auto"
     bias_correction: bool = True
     decay: Literal["update", "gradient"] = "update"
     adapt: Literal["decayed", "all"] = "decayed"

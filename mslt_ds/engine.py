@@ -31,6 +31,7 @@ from mslt_ds.config import OptimizerConfig
 from mslt_ds.model.init import Weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.optim import Lamb, LambOptions
+from mslt_ds.optim.backends import build_lamb
 from mslt_ds.optim.partition import EngineState, OptimizerState
 from mslt_ds.traffic import TrafficMeter
 
@@ -68,18 +69,20 @@ def parameter_groups(
 
 
 def _build_optimizer(
-    config: OptimizerConfig, groups: list[dict[str, Any]]
+    config: OptimizerConfig, groups: list[dict[str, Any]], zero_stage: int
 ) -> torch.optim.Optimizer:
     if config.name == "adamw":
         return torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
         )
-    return Lamb(
+    return build_lamb(
         groups,
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,
-        options=LambOptions(**config.lamb.model_dump()),
+        options=LambOptions(**config.lamb.model_dump(exclude={"backend"})),
+        backend=config.lamb.backend,
+        zero_stage=zero_stage,
     )
 
 
@@ -109,7 +112,8 @@ class StageEngine:
         parameters = dict(model.suffix.named_parameters())
         ages = {name: state["step"] for name, state in optimizer_state.items()}
         groups = parameter_groups(parameters, ages, settings.optimizer.weight_decay)
-        optimizer = _build_optimizer(settings.optimizer, groups)
+        zero_stage = ds_config.zero_stage(settings.deepspeed)
+        optimizer = _build_optimizer(settings.optimizer, groups, zero_stage)
         engine, *_ = deepspeed.initialize(
             model=model.suffix,
             optimizer=optimizer,

@@ -1,15 +1,137 @@
-"""Which code runs LAMB's two passes: chosen by device and by what is installed."""
+"""Which code runs LAMB: our own passes by device, or another's optimizer where it is legal.
+
+auto | triton | numba | torch choose the passes of `Lamb`. deepspeed and apex are other classes, with
+other defaults, that know nothing of partitions: at ZeRO 0 only, and only with options that they have.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mslt_ds.errors import EnvironmentProblem
+from mslt_ds.errors import EnvironmentProblem, RecipeError
+from mslt_ds.optim.lamb import Lamb
+from mslt_ds.optim.lamb_reference import LambOptions
+
+FOREIGN = ("deepspeed", "apex")
+
+
+def build_lamb(
+    groups: Sequence[dict[str, Any]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    options: LambOptions,
+    backend: Any = "auto",
+    zero_stage: int = 0,
+) -> torch.optim.Optimizer:
+    """LAMB by the backend's name, or a clear error. Each group brings its own `weight_decay`."""
+    if backend not in FOREIGN:
+        return Lamb(groups, lr=lr, betas=betas, eps=eps, options=options, backend=backend)
+    if zero_stage != 0:
+        raise RecipeError(
+            f"optimizer.lamb.backend: {backend} takes ZeRO {zero_stage}'s flat partitions for "
+            "parameters, one trust ratio for all of them; choose auto, or ZeRO stage 0"
+        )
+    if backend == "deepspeed":
+        return _deepspeed(groups, lr=lr, betas=betas, eps=eps, options=options)
+    return _apex(groups, lr=lr, betas=betas, eps=eps, options=options)
+
+
+def _deepspeed(groups: Sequence[dict[str, Any]], options: LambOptions, **settings: Any) -> Any:
+    _require(
+        "deepspeed",
+        {
+            "adapt": (options.adapt, "all"),
+            "decay": (options.decay, "update"),
+            "gradient_normalization": (options.gradient_normalization, "none"),
+            # With it, theirs scales the step after the trust ratio, where ours is inside.
+            "bias_correction": (options.bias_correction, False),
+        },
+    )
+    if not torch.cuda.is_available():
+        raise EnvironmentProblem(
+            "optimizer.lamb.backend: deepspeed's FusedLamb is a CUDA kernel and there is no "
+            "GPU here; choose auto"
+        )
+    from deepspeed.ops.lamb import FusedLamb
+
+    try:
+        return FusedLamb(
+            list(groups),
+            bias_correction=False,
+            min_coeff=options.min_trust_ratio,
+            max_coeff=options.max_trust_ratio,
+            **settings,
+        )
+    except Exception as error:  # its builder raises whatever the compiler's absence leads to
+        raise EnvironmentProblem(
+            f"optimizer.lamb.backend: deepspeed can't build its FusedLamb here ({error}); "
+            "it needs nvcc of torch's CUDA version; choose auto"
+        ) from error
+
+
+def _apex(groups: Sequence[dict[str, Any]], options: LambOptions, **settings: Any) -> Any:
+    _require(
+        "apex",
+        {
+            "min_trust_ratio": (options.min_trust_ratio, 0.0),
+            "max_trust_ratio": (options.max_trust_ratio, math.inf),
+        },
+    )
+    if options.gradient_normalization == "unit":
+        _require("apex", {"gradient_normalization": ("unit", "none or clip")})
+    found = importlib.util.find_spec("apex")
+    if found is None:
+        raise EnvironmentProblem(
+            "optimizer.lamb.backend: apex is not installed; build it from "
+            "https://github.com/NVIDIA/apex with its CUDA extensions, or choose auto"
+        )
+    folders = [Path(folder) for folder in found.submodule_search_locations or ()]
+    if not any((folder / "optimizers" / "fused_lamb.py").exists() for folder in folders):
+        raise EnvironmentProblem(
+            "optimizer.lamb.backend: the installed package apex is not NVIDIA's (PyPI's apex is "
+            "a web toolkit of that name); uninstall it and build https://github.com/NVIDIA/apex, "
+            "or choose auto"
+        )
+    if not torch.cuda.is_available():
+        raise EnvironmentProblem(
+            "optimizer.lamb.backend: apex's FusedLAMB is a CUDA kernel and there is no GPU here; "
+            "choose auto"
+        )
+    try:
+        from apex.optimizers import FusedLAMB  # pyright: ignore[reportMissingImports]
+
+        return FusedLAMB(
+            list(groups),
+            bias_correction=options.bias_correction,
+            adam_w_mode=options.decay == "update",
+            use_nvlamb=options.adapt == "all",
+            max_grad_norm=(
+                options.max_grad_norm if options.gradient_normalization == "clip" else 0.0
+            ),
+            **settings,
+        )
+    except (ImportError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            f"optimizer.lamb.backend: apex lacks its CUDA extensions ({error}); build it with "
+            "them, or choose auto"
+        ) from error
+
+
+def _require(backend: str, needed: dict[str, tuple[Any, Any]]) -> None:
+    for field, (value, only) in needed.items():
+        if value != only:
+            raise RecipeError(
+                f"optimizer.lamb.{field}: {value}, but backend {backend} can only do {only}"
+            )
 
 
 def choose(name: str, tensors: Sequence[Tensor]) -> str:
@@ -42,6 +164,10 @@ def make(name: str) -> Any:
         from mslt_ds.optim.lamb_numba import NumbaBackend
 
         return NumbaBackend()
+    if name == "triton":
+        from mslt_ds.optim.lamb_triton import TritonBackend
+
+        return TritonBackend()
     from mslt_ds.optim.lamb_torch import TorchBackend
 
     return TorchBackend()

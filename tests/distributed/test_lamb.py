@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parent / "scripts" / "lamb_cases.py"
 
 
 def test_equals_the_unsharded_reference(launch) -> None:
-    assert "all cases passed" in launch(SCRIPT, 2).output
+    assert "all cases passed" in launch(SCRIPT, 2, timeout=280).output
 
 
 @pytest.mark.slow
