@@ -17,7 +17,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-.venv/bin/python}
 extras=${1:-}
-pip_install() { "$python" -m pip install --disable-pip-version-check --quiet "$@"; }
+# pip explains a conflict only when it isn't quiet.
+export PIP_QUIET=${PIP_QUIET:-1}
+trap 'echo "install.sh: failed; PIP_QUIET=0 shows all that pip has to say" >&2' ERR
+pip_install() { "$python" -m pip install --disable-pip-version-check "$@"; }
 torch_version() {
     "$python" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null
 }
