@@ -36,6 +36,10 @@ TOKENIZER = "tokenizer"
 TOKENS, SENTENCES = "tokens.bin", "sentences.bin"
 DOCUMENTS, TOKEN_COUNTS = "documents.bin", "token_counts.bin"
 ARRAYS = (TOKENS, SENTENCES, DOCUMENTS, TOKEN_COUNTS)
+_KEYS = (
+    "digest", "vocabulary_digest", "vocab_size", "special_tokens", "num_documents",
+    "num_sentences", "num_tokens", "checksums",
+)  # fmt: skip
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -184,6 +188,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path / MANIFEST}: format {found!r}, but this version reads format {FORMAT}; "
             "prepare the store again"
+        )
+    if missing := [key for key in _KEYS if key not in manifest]:
+        raise DataError(
+            f"{path / MANIFEST}: damaged, it lacks {', '.join(missing)}; prepare the store again"
         )
     return manifest
 

@@ -1,0 +1,206 @@
+import gc
+import threading
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mslt_ds.data import loader
+from mslt_ds.data.instances import InstanceArrays, InstanceOptions, first_sentence
+from mslt_ds.data.loader import GlobalBatch, InstanceSequence, global_batches
+from mslt_ds.data.store import TokenStore
+from mslt_ds.errors import RecipeError
+
+GLOBAL, MICRO, SEQUENCE, PREDICTIONS = 32, 4, 64, 10
+NAMES = tuple(InstanceArrays.__dataclass_fields__)
+
+
+def batches(store: TokenStore, **changes: Any) -> list[GlobalBatch]:
+    settings: dict[str, Any] = {
+        "seed": 1,
+        "seq_length": SEQUENCE,
+        "max_predictions": PREDICTIONS,
+        "global_batch_size": GLOBAL,
+        "micro_batch_size": MICRO,
+        "rank": 0,
+        "world_size": 1,
+        "start_step": 0,
+        "num_steps": 6,
+    }
+    return list(global_batches(store, **(settings | changes)))
+
+
+def content(parts: list[GlobalBatch]) -> list[torch.Tensor]:
+    """A global batch's tensors, the micro-batches of all ranks in their order."""
+    micro_batches = sorted((m for part in parts for m in part.micro_batches), key=lambda m: m.index)
+    assert [m.index for m in micro_batches] == list(range(len(micro_batches)))
+    return [torch.cat([getattr(m, name) for m in micro_batches]) for name in NAMES]
+
+
+def assert_same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_shapes_and_types(store: TokenStore):
+    (batch,) = batches(store, num_steps=1)
+    assert batch.num_instances == GLOBAL and len(batch.micro_batches) == GLOBAL // MICRO
+    micro = batch.micro_batches[0]
+    for name in ("input_ids", "token_type_ids", "attention_mask"):
+        assert getattr(micro, name).shape == (MICRO, SEQUENCE)
+    for name in ("masked_positions", "masked_labels", "masked_weights"):
+        assert getattr(micro, name).shape == (MICRO, PREDICTIONS)
+    assert micro.next_sentence_labels.shape == (MICRO,)
+    types = {name: getattr(micro, name).dtype for name in NAMES}
+    assert types.pop("attention_mask") == torch.bool
+    assert types.pop("masked_weights") == torch.float32
+    assert set(types.values()) == {torch.int64}
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_ranks_share_the_same_global_batches(store: TokenStore, world_size: int):
+    whole = batches(store)
+    ranks = [batches(store, rank=r, world_size=world_size) for r in range(world_size)]
+    for step, batch in enumerate(whole):
+        parts = [rank[step] for rank in ranks]
+        assert_same(content(parts), content([batch]))
+        for rank, part in enumerate(parts):
+            assert [m.index % world_size for m in part.micro_batches] == [rank] * len(
+                part.micro_batches
+            )
+            assert part.num_masked == batch.num_masked
+            assert part.num_instances == GLOBAL
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 8, 32])
+def test_micro_batches_are_cut_from_the_same_global_batch(store: TokenStore, micro_batch_size: int):
+    for mine, other in zip(
+        batches(store), batches(store, micro_batch_size=micro_batch_size), strict=True
+    ):
+        assert_same(content([mine]), content([other]))
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_workers_change_nothing(store: TokenStore, num_workers: int):
+    mine, other = (
+        batches(store, num_steps=20),
+        batches(store, num_steps=20, num_workers=num_workers),
+    )
+    for x, y in zip(mine, other, strict=True):
+        assert_same(content([x]), content([y]))
+        assert x.num_masked == y.num_masked
+
+
+def test_num_masked_is_that_of_the_global_batch(store: TokenStore):
+    for batch in batches(store):
+        masked = sum(float(micro.masked_weights.sum()) for micro in batch.micro_batches)
+        assert batch.num_masked == masked
+
+
+def test_a_run_goes_on_at_any_step_and_across_epochs(store: TokenStore):
+    length = InstanceSequence(store, InstanceOptions(SEQUENCE, PREDICTIONS), 1).length
+    steps_per_epoch = -(-length // GLOBAL)
+    whole = batches(store, num_steps=2 * steps_per_epoch + 3)
+    for start in (1, steps_per_epoch - 1, steps_per_epoch, 2 * steps_per_epoch):
+        for step, batch in enumerate(batches(store, start_step=start, num_steps=3), start):
+            assert_same(content([batch]), content([whole[step]]))
+    # With workers, the next epoch's index is made ahead.
+    for x, y in zip(
+        batches(store, num_steps=2 * steps_per_epoch + 3, num_workers=2), whole, strict=True
+    ):
+        assert_same(content([x]), content([y]))
+
+
+def test_a_batch_longer_than_many_epochs(store: TokenStore):
+    sequence = InstanceSequence(store, InstanceOptions(SEQUENCE, PREDICTIONS), 1)
+    size = 5 * sequence.length + 7
+    (batch,) = batches(store, global_batch_size=size, micro_batch_size=size, num_steps=1)
+    (small, *_) = batches(store)
+    assert batch.micro_batches[0].input_ids.shape == (size, SEQUENCE)
+    assert torch.equal(batch.micro_batches[0].input_ids[:GLOBAL], content([small])[0])
+
+
+def test_an_epoch_holds_every_instance_once_in_an_order_of_its_own(store: TokenStore):
+    sequence = InstanceSequence(store, InstanceOptions(SEQUENCE, PREDICTIONS), 1)
+    orders = []
+    for epoch in range(3):
+        ((found, entries),) = sequence.entries(epoch * sequence.length, sequence.length)
+        assert found == epoch
+        index = sequence.index(epoch)
+        counts = Counter(entries.tolist())
+        if len(index) >= sequence.length:  # a random few are left out
+            assert max(counts.values()) == 1 and set(counts) <= set(index.tolist())
+        else:  # some come once more
+            assert set(counts) == set(index.tolist()) and max(counts.values()) == 2
+        orders.append(first_sentence(entries))
+        assert abs(np.corrcoef(orders[-1], np.arange(sequence.length))[0, 1]) < 0.1
+    assert not np.array_equal(orders[0][:100], orders[1][:100])
+
+
+def test_epochs_mask_anew(store: TokenStore):
+    options = InstanceOptions(SEQUENCE, PREDICTIONS, short_seq_prob=0.0)
+    sequence = InstanceSequence(store, options, 1)
+    key = {}
+    for epoch in range(2):
+        entries = sequence.index(epoch)
+        for start, entry in zip(first_sentence(entries), entries, strict=True):
+            key.setdefault(int(start), []).append((epoch, np.array([entry])))
+    twice = [parts for parts in key.values() if len(parts) == 2][:50]
+    same = []
+    for first, second in twice:
+        positions = [sequence.build([part]).masked_positions for part in (first, second)]
+        same.append(np.array_equal(positions[0], positions[1]))
+    assert len(twice) == 50 and sum(same) < 5
+
+
+def test_lengths_share_a_store(store: TokenStore):
+    (short,) = batches(store, num_steps=1)
+    (long,) = batches(store, num_steps=1, seq_length=128, max_predictions=20)
+    assert long.micro_batches[0].input_ids.shape == (MICRO, 128)
+    assert long.num_masked > short.num_masked
+
+
+def test_seeds_differ(store: TokenStore):
+    (one,), (two,) = batches(store, num_steps=1), batches(store, num_steps=1, seed=2)
+    assert not torch.equal(content([one])[0], content([two])[0])
+
+
+def test_resuming_reads_nothing_that_lies_before(store: TokenStore):
+    """A step that would take years to reach, at once."""
+    sequence = InstanceSequence(store, InstanceOptions(SEQUENCE, PREDICTIONS), 1)
+    far = 10**6 * sequence.length // GLOBAL
+    (batch,) = batches(store, start_step=far, num_steps=1, num_workers=1)
+    assert batch.num_instances == GLOBAL
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_in_a_worker_reaches_the_caller(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch, num_workers: int
+):
+    def fail(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(loader, "build", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        batches(store, num_workers=num_workers)
+
+
+def test_workers_end_with_the_iteration(store: TokenStore):
+    def workers() -> int:
+        return sum(thread.name.startswith("mslt-data") for thread in threading.enumerate())
+
+    iterator = global_batches(
+        store, seed=1, seq_length=SEQUENCE, max_predictions=PREDICTIONS, global_batch_size=GLOBAL,
+        micro_batch_size=MICRO, rank=0, world_size=1, start_step=0, num_steps=1000, num_workers=2,
+    )  # fmt: skip
+    next(iterator)
+    assert workers() > 0
+    del iterator
+    gc.collect()
+    assert workers() == 0
+
+
+def test_a_global_batch_that_cant_be_cut(store: TokenStore):
+    with pytest.raises(RecipeError, match="train.global_batch_size: 32 is not a multiple of"):
+        batches(store, world_size=3)
