@@ -104,6 +104,10 @@ def join(world: World, device: torch.device, environment: MutableMapping[str, st
 
     import deepspeed
 
+    if device.type == "cpu":
+        # An operator for inference that DeepSpeed would compile here: half a minute the first
+        # time, and a lock file that makes every later run wait if this one is killed meanwhile.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
