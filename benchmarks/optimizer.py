@@ -1,0 +1,248 @@
+"""Time and extra memory of one optimizer step on BERT's parameter shapes.
+
+    python -m benchmarks.optimizer [--model base|large] [--device cpu|cuda] [--repeats N] [--write]
+    deepspeed --num_gpus 2 benchmarks/optimizer.py --zero 1 [--write]
+
+LAMB by each backend that runs here against torch's AdamW, measured in turns, so that a machine that
+slows down slows all of them down. The floor is the bytes that LAMB has to move (10 streams of fp32:
+6 and 4) over the bandwidth that a large copy reaches. With --zero, the share of LAMB's all-reduce
+in DeepSpeed's whole step. --write leaves a dated JSON in benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from mslt_ds.optim import Lamb, lamb
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = {"base": (12, 768), "large": (24, 1024)}
+LAMB_STREAMS = 10
+
+
+def shapes(model: str) -> list[tuple[int, ...]]:
+    """BERT's parameters with both heads: 199 tensors and 110 M elements for base."""
+    layers, hidden = SIZES[model]
+    vector, square = (hidden,), (hidden, hidden)
+    layer = [square, vector] * 4 + [vector, vector]
+    layer += [(4 * hidden, hidden), (4 * hidden,), (hidden, 4 * hidden), vector, vector, vector]
+    embeddings = [(30_522, hidden), (512, hidden), (2, hidden), vector, vector]
+    heads = [square, vector, (30_522,), square, vector, vector, vector, (2, hidden), (2,)]
+    return embeddings + layer * layers + heads
+
+
+def parameters(model: str, device: str) -> list[nn.Parameter]:
+    made = [nn.Parameter(0.02 * torch.randn(shape, device=device)) for shape in shapes(model)]
+    for parameter in made:
+        parameter.grad = 1e-3 * torch.randn_like(parameter)
+    return made
+
+
+def candidates(model: str, device: str) -> dict[str, torch.optim.Optimizer]:
+    """Every optimizer has weights and moments of its own; gradients are shared."""
+    first = parameters(model, device)
+
+    def fresh() -> list[nn.Parameter]:
+        copies = [nn.Parameter(p.detach().clone()) for p in first]
+        for copy, original in zip(copies, first, strict=True):
+            copy.grad = original.grad
+        return copies
+
+    made: dict[str, torch.optim.Optimizer] = {
+        "AdamW foreach": torch.optim.AdamW(first, foreach=True),
+        "AdamW fused": torch.optim.AdamW(fresh(), fused=True),
+        "LAMB torch": Lamb(fresh(), backend="torch"),
+    }
+    if device == "cpu" and importlib.util.find_spec("numba"):
+        made["LAMB numba"] = Lamb(fresh(), backend="numba")
+    if device == "cuda" and importlib.util.find_spec("triton"):
+        made["LAMB triton"] = Lamb(fresh(), backend="triton")
+    return made
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(call: Callable[[], Any], device: str) -> float:
+    synchronize(device)
+    began = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+def extra_bytes(call: Callable[[], Any], device: str) -> int:
+    """The most that a call held above what was held before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now
+    before = psutil.Process().memory_info().rss
+    call()
+    status = Path("/proc/self/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return max(0, int(peak.split()[1]) * 1024 - before)
+
+
+def bandwidth(device: str) -> float:
+    """Bytes read and written per second by the best of some large copies."""
+    source = torch.ones(1 << 27, device=device)
+    target = torch.empty_like(source)
+    best = min(seconds_of(lambda: target.copy_(source), device) for _ in range(8))
+    return 2 * 4 * source.numel() / best
+
+
+def measure(model: str, device: str, repeats: int) -> dict[str, Any]:
+    optimizers = candidates(model, device)
+    times: dict[str, list[float]] = {name: [] for name in optimizers}
+    extra: dict[str, int] = {}
+    for name, optimizer in optimizers.items():
+        optimizer.step()  # makes the state, compiles
+        extra[name] = extra_bytes(optimizer.step, device)
+    for _ in range(repeats):
+        for name, optimizer in optimizers.items():
+            times[name].append(seconds_of(optimizer.step, device))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    elements = sum(torch.Size(shape).numel() for shape in shapes(model))
+    speed = bandwidth(device)
+    return {
+        "tensors": len(shapes(model)),
+        "elements": elements,
+        "bandwidth_bytes_per_second": speed,
+        "lamb_floor_seconds": LAMB_STREAMS * 4 * elements / speed,
+        "optimizers": {
+            name: {
+                "median_seconds": medians[name],
+                "least_seconds": min(times[name]),
+                "to_adamw_foreach": medians[name] / medians["AdamW foreach"],
+                "to_adamw_fused": medians[name] / medians["AdamW fused"],
+                "extra_bytes": extra[name],
+            }
+            for name in optimizers
+        },
+    }
+
+
+class _Sum(nn.Module):
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(0.02 * torch.randn(shape) for shape in shapes(model))
+
+    def forward(self) -> torch.Tensor:
+        return torch.stack([parameter.sum() for parameter in self.weights]).sum()
+
+
+def measure_zero(model: str, stage: int, repeats: int) -> dict[str, Any]:
+    """What LAMB's own all-reduces are of DeepSpeed's optimizer step (update and gather)."""
+    import deepspeed
+
+    deepspeed.init_distributed()
+    module = _Sum(model)
+    optimizer = Lamb(module.parameters())
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": stage},
+    }
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    optimizer.bind(engine)
+    spent: list[float] = []
+    reduce = lamb._sum_over_ranks
+
+    def timed(*arguments: Any) -> torch.Tensor:
+        began = time.perf_counter()
+        dist.barrier()  # what waiting for the slower rank costs is not the all-reduce's
+        waited = time.perf_counter() - began
+        began = time.perf_counter()
+        result = reduce(*arguments)
+        spent.append(time.perf_counter() - began)
+        waits.append(waited)
+        return result
+
+    waits: list[float] = []
+    steps = []
+    lamb._sum_over_ranks = timed
+    for turn in range(repeats + 1):
+        engine.backward(engine())
+        began = time.perf_counter()
+        engine.step()
+        if turn:
+            steps.append(time.perf_counter() - began - sum(waits))
+        else:
+            spent.clear()
+        waits.clear()
+    step, communication = statistics.median(steps), sum(spent) / repeats
+    return {
+        "zero_stage": stage,
+        "ranks": dist.get_world_size(),
+        "step_seconds": step,
+        "all_reduce_seconds": communication,
+        "all_reduce_share": communication / step,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Time optimizer steps on BERT's shapes.")
+    parser.add_argument("--model", choices=sorted(SIZES), default="base")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--zero", type=int, choices=(1, 2), help="under a launcher, several ranks")
+    parser.add_argument("--write", action="store_true", help="also to benchmarks/results/")
+    parser.add_argument("--local_rank", type=int, default=0)
+    chosen = parser.parse_args()
+    torch.manual_seed(0)
+    if chosen.zero:
+        result = measure_zero(chosen.model, chosen.zero, chosen.repeats)
+    else:
+        result = measure(chosen.model, chosen.device, chosen.repeats)
+    if chosen.local_rank:
+        return 0
+    result = {
+        "command": " ".join(["benchmarks/optimizer.py", *sys.argv[1:]]),
+        "model": chosen.model,
+        "device": torch.cuda.get_device_name() if chosen.device == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "load_average": psutil.getloadavg()[0],
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **result,
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if chosen.write:
+        RESULTS.mkdir(exist_ok=True)
+        kind = f"zero{chosen.zero}" if chosen.zero else chosen.device
+        name = f"{result['time'][:10]}-optimizer-{chosen.model}-{kind}.json"
+        (RESULTS / name).write_text(text + "\n")
+    return 0
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
