@@ -84,18 +84,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.merge:
-        merge_shards(Path(arguments.output))
-        return 0
-    prepare(
-        [Path(path) for path in arguments.input],
-        Path(arguments.output),
-        tokenizer_folder=Path(arguments.tokenizer) if arguments.tokenizer else None,
-        vocab_size=arguments.vocab_size,
-        lowercase=not arguments.cased,
-        workers=arguments.workers,
-        shard=Shard.parse(arguments.shard) if arguments.shard else None,
-    )
+    output = Path(arguments.output)
+    try:
+        if arguments.merge:
+            merge_shards(output)
+            return 0
+        prepare(
+            [Path(path) for path in arguments.input],
+            output,
+            tokenizer_folder=Path(arguments.tokenizer) if arguments.tokenizer else None,
+            vocab_size=arguments.vocab_size,
+            lowercase=not arguments.cased,
+            workers=arguments.workers,
+            shard=Shard.parse(arguments.shard) if arguments.shard else None,
+        )
+    except OSError as error:
+        raise DataError(
+            f"--output: {output}: {error.filename or 'a file'}: {error.strerror or error}; what "
+            "was done stays: give the same command again when that is mended"
+        ) from error
     return 0
 
 
