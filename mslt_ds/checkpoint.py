@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mslt_ds.atomic import replace_folder
 from mslt_ds.config import RunConfig
@@ -30,7 +31,7 @@ _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "
 # (beyond rounding, where ranks or the ZeRO stage differ).
 _FREE_KEYS = (
     "name", "output_dir", "checkpoint", "deepspeed", "telemetry", "evaluation",
-    "data.path", "data.eval_path", "data.num_workers", "train.device",
+    "data.path", "data.eval_path", "data.num_workers", "train.device", "optimizer.lamb.backend",
 )  # fmt: skip
 
 
@@ -45,9 +46,13 @@ class TrainingState:
     """Of every parameter that has trained, also of those now frozen: the joint stage goes on."""
     loss_scale: dict[str, Any] = field(default_factory=dict)
 
-    def after(self, **changes: Any) -> TrainingState:
-        """A copy with `changes`."""
-        return replace(self, **changes)
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and moments by a name for each: what has to be the same on all ranks."""
+        return self.weights | {
+            f"{kind}/{name}": entry[kind]
+            for name, entry in self.optimizer_state.items()
+            for kind in ("exp_avg", "exp_avg_sq")
+        }
 
 
 def fingerprint(config: RunConfig, data_digest: str) -> dict[str, Any]:
@@ -83,10 +88,11 @@ class CheckpointFolder:
         """Write `state` and remove the oldest beyond `keep`. For one rank only."""
         path = self.path / f"step_{state.step:010d}"
         self.path.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.contiguous() for name, tensor in state.weights.items()}
         moments = {
-            f"{kind}/{name}": entry[kind].contiguous()
-            for name, entry in state.optimizer_state.items()
-            for kind in ("exp_avg", "exp_avg_sq")
+            name: tensor.contiguous()
+            for name, tensor in state.tensors().items()
+            if name not in weights
         }
         description = {
             "format": FORMAT,
@@ -96,7 +102,6 @@ class CheckpointFolder:
             "fingerprint": fingerprint,
         }
         with replace_folder(path) as partial:
-            weights = {name: tensor.contiguous() for name, tensor in state.weights.items()}
             save_file(weights, partial / _WEIGHTS)
             save_file(moments, partial / _OPTIMIZER)
             (partial / _STATE).write_text(json.dumps(description, indent=1) + "\n")
@@ -110,7 +115,8 @@ def check_resumable(path: Path, expected: dict[str, Any]) -> None:
 
     Reads the small JSON only, so that a wrong recipe is refused before anything is loaded.
     """
-    found = _describe(path)["fingerprint"]
+    # A key that the version which wrote it didn't have stood for what is now the default.
+    found = expected | _describe(path)["fingerprint"]
     lines = [
         f"{key}: {expected.get(key)!r} now, {found.get(key)!r} in the checkpoint"
         for key in sorted(expected.keys() | found.keys())

@@ -148,7 +148,9 @@ class OptimizerConfig(Section):
     # A YAML list becomes the tuple, so this one field isn't strict about its container.
     betas: Annotated[tuple[Probability, Probability], Field(strict=False)] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-6
-    state: Literal["carry", "reset"] = "carry"  # moments at a stage boundary
+    # Moments at a stage boundary: kept by what goes on training, also copied with a layer to its
+    # copies, or dropped.
+    state: Literal["carry", "copy", "reset"] = "carry"
     lamb: LambConfig = LambConfig()
 
 
@@ -257,11 +259,6 @@ def parse_config(recipe: Mapping[str, Any]) -> RunConfig:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The recipe file at `path` with `--set key=value` overrides, checked."""
     return parse_config(yaml_strict.apply_overrides(yaml_strict.read_mapping(path), overrides))
-
-
-def check_files(config: RunConfig) -> None:
-    """See RunConfig.check_files: to be called before anything heavy is imported or built."""
-    config.check_files()
 
 
 def _raise(problems: Sequence[str]) -> None:

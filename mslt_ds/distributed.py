@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mslt_ds.errors import EnvironmentProblem
+from mslt_ds.errors import EnvironmentProblem, RecipeError
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
     return int(value)
 
 
-def choose_device(requested: str, world: World) -> torch.device:
-    """The device of this process.
+def choose_device(requested: str, world: World, precision: str = "fp32") -> torch.device:
+    """The device of this process, which can compute in `precision`.
 
     requested: `auto`, `cpu` or `cuda` (`train.device`). Where each task is shown a GPU of its own
     (one visible device, local rank 3), the index is taken among the visible ones.
@@ -80,7 +80,18 @@ def choose_device(requested: str, world: World) -> torch.device:
             f"(here {os.environ.get('CUDA_VISIBLE_DEVICES')!r}) and that torch "
             f"{torch.__version__} is a CUDA build, or set train.device: cpu"
         )
-    return torch.device("cuda", world.local_rank % visible)
+    if visible > 1 and world.local_rank >= visible:
+        raise EnvironmentProblem(
+            f"local rank {world.local_rank}, but this node shows {visible} GPUs; start one process "
+            "for each GPU"
+        )
+    device = torch.device("cuda", world.local_rank % visible)
+    if precision == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise RecipeError(
+            f"train.precision: bf16, but {torch.cuda.get_device_name(device)} has no bf16 "
+            "arithmetic; choose fp16"
+        )
+    return device
 
 
 def join(world: World, device: torch.device, environment: MutableMapping[str, str]) -> None:

@@ -71,8 +71,9 @@ def stage_config(
         "gradient_accumulation_steps": gradient_accumulation_steps,
         # DeepSpeed clips at 1.0 where the key is absent: 0.0 is how to say "not at all".
         "gradient_clipping": gradient_clipping,
-        # Progress is this package's own.
+        # Progress is this package's own; DeepSpeed's timer would synchronise the GPU every step.
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},
         # Lamb and torch's AdamW are "untested" in DeepSpeed's list; tests/distributed tests them.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

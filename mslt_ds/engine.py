@@ -10,6 +10,9 @@ Notable, each with a test in tests/distributed:
   written into the masters after `initialize`; otherwise each boundary would round the heads to bf16.
 * `destroy()` leaves two hooks on the module, and these hold the engine with all it owns. Removing
   them, and a fresh module for each stage, keeps memory flat.
+* In fp16 at ZeRO 0, DeepSpeed 0.19 divides the gradients by the loss scale but never multiplies
+  the loss by it, and doubles the scale between the backward pass and that division. Both are made
+  good here.
 * Heads that were carried over have made more optimizer steps than layers just grown. Adam's bias
   correction counts steps per parameter *group* under ZeRO, so each training age gets its own.
 """
@@ -127,6 +130,13 @@ class StageEngine:
         )
         # Any: its type is a union of all that DeepSpeed might wrap.
         self._engine: Any = engine
+        self._scales_loss_itself = settings.precision == "fp16" and not engine.zero_optimization()
+        self._scale_window = 0
+        if self._scales_loss_itself:
+            # Doubling is done by `_grow_loss_scale`, after the step and not inside it.
+            self._scale_window = self._scaler.scale_window or sys.maxsize
+            self._scaler.scale_window = sys.maxsize
+        self._scale_of_step = 1.0
         if isinstance(optimizer, Lamb):
             optimizer.bind(engine)
         self._state = EngineState.bind(engine, parameters)
@@ -148,12 +158,8 @@ class StageEngine:
     @torch.no_grad()
     def evaluate(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The same sums without dropout and without a gradient."""
-        suffix = self.model.suffix
-        suffix.eval()
-        try:
-            return suffix(*self._suffix_inputs(inputs))
-        finally:
-            suffix.train()
+        with self.model.without_dropout():
+            return self.model.suffix(*self._suffix_inputs(inputs))
 
     def _suffix_inputs(
         self, inputs: dict[str, Tensor]
@@ -172,17 +178,31 @@ class StageEngine:
         loss: () this micro-batch's part of the global batch's loss, such that the parts of all
         micro-batches of all ranks add up to it. DeepSpeed averages over ranks: undone here.
         """
+        factor = self._engine.dp_world_size * (
+            self.loss_scale() if self._scales_loss_itself else 1.0
+        )
         with self._meter.backward():
-            self._engine.backward(loss * self._engine.dp_world_size, scale_wrt_gas=False)
+            self._engine.backward(loss * factor, scale_wrt_gas=False)
 
     def step(self, learning_rate: float, *, want_grad_norm: bool = False) -> None:
         """To be called after each micro-batch's backward; updates the weights when due."""
-        if self._engine.is_gradient_accumulation_boundary():
+        due = self._engine.is_gradient_accumulation_boundary()
+        if due:
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = learning_rate
             # DeepSpeed keeps no norm in plain fp32, and clipping there changes the gradients.
             self._grad_norm = self._plain_grad_norm() if want_grad_norm else None
+            self._scale_of_step = self.loss_scale()
         self._engine.step()
+        if due and self._scales_loss_itself:
+            self._grow_loss_scale()
+
+    def _grow_loss_scale(self) -> None:
+        """Double the scale after `scale_window` steps without an overflow, as DeepSpeed would."""
+        scaler = self._scaler
+        steady_steps = scaler.cur_iter - 1 - scaler.last_overflow_iter - 1
+        if scaler.dynamic_loss_scale and steady_steps > 0 and not steady_steps % self._scale_window:
+            scaler.cur_scale *= scaler.scale_factor
 
     def _plain_grad_norm(self) -> Tensor | None:
         if self._engine.zero_optimization() or self.settings.precision != "fp32":
@@ -195,7 +215,10 @@ class StageEngine:
         norm = (
             self._grad_norm if self._grad_norm is not None else self._engine.get_global_grad_norm()
         )
-        return None if norm is None else float(norm)
+        if norm is None:
+            return None
+        # Where DeepSpeed doesn't know that the loss was scaled, its norm is still scaled.
+        return float(norm) / (self._scale_of_step if self._scales_loss_itself else 1.0)
 
     def trust_ratios(self) -> dict[str, Any]:
         """Trust ratios of the last step by layer, empty for an optimizer that has none."""

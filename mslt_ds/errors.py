@@ -30,6 +30,12 @@ class CheckpointError(MsltError):
     exit_code = 2
 
 
+class DivergenceError(MsltError):
+    """The loss is no number any more: going on would only overwrite the checkpoints before."""
+
+    exit_code = 4
+
+
 class EnvironmentProblem(MsltError):
     """The machine, the launcher or an installed package lacks what the run needs."""
 

@@ -21,6 +21,7 @@ the deeper model the layer that it comes from, and that list is all there is to 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -75,6 +76,33 @@ def grow(
                 grown[name] = tensor
             else:
                 grown[name] = tensor.detach().clone()
+    return grown
+
+
+def grow_optimizer_state(
+    state: dict[str, Any],
+    depth_from: int,
+    depth_to: int,
+    operator: str,
+    *,
+    copy: bool,
+    layer_prefix: str = BERT_LAYERS,
+) -> dict[str, Any]:
+    """Optimizer state by parameter name, as it belongs to the grown model.
+
+    A layer that keeps its place keeps its state, and so does what isn't a layer. A layer that is
+    copied or moved starts without state or, with `copy`, with its source's (the same objects).
+    """
+    grown = {name: entry for name, entry in state.items() if not name.startswith(layer_prefix)}
+    layers: dict[int, dict[str, Any]] = {}
+    for name, entry in state.items():
+        if name.startswith(layer_prefix):
+            index, _, suffix = name[len(layer_prefix) :].partition(".")
+            layers.setdefault(int(index), {})[suffix] = entry
+    for index, source in enumerate(sources(depth_from, depth_to, operator)):
+        if source is not None and (copy or source == index):
+            for suffix, entry in layers.get(source, {}).items():
+                grown[f"{layer_prefix}{index}.{suffix}"] = entry
     return grown
 
 

@@ -5,12 +5,14 @@ divided by their number, plus the mean over its instances of the next-sentence l
 contributes its part, and dropout is seeded by (seed, step, index of the micro-batch in the global
 batch). Ranks, accumulation and a resume therefore change nothing but rounding.
 
-The device is synchronised every `log_every_steps` steps and not in between.
+The loop waits for the device every `log_every_steps` steps and not in between. (DeepSpeed's own
+check of a gradient norm or an overflow may read one number a step.)
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from mslt_ds.data.loader import GlobalBatch, MicroBatch
 from mslt_ds.engine import StageEngine
+from mslt_ds.errors import DivergenceError
 from mslt_ds.signals import StopRequest
 from mslt_ds.telemetry.memory import memory_metrics
 from mslt_ds.traffic import Traffic
@@ -68,16 +71,17 @@ def train_steps(
     next_step = first_step
     for batch in batches:
         step, next_step = next_step, next_step + 1
-        stop.begin_step()
+        stop.ask()
         logged = next_step % settings.log_every_steps == 0
         rate = learning_rate(step)
         mlm, nsp = _step(engine, batch, step, rate, settings, want_grad_norm=logged)
         window.add(batch.num_instances)
         if logged:
             metrics = window.metrics(_mean_losses(mlm, nsp))
+            _check_finite(metrics["loss"], step)
             step_seconds.append(metrics["step_seconds"])
             log(step, _with_engine_values(metrics, engine, rate))
-        stopped = stop.end_step()
+        stopped = stop.answer()
         if stopped or next_step % settings.checkpoint_every_steps == 0:
             checkpoint(next_step)
             window.restart()
@@ -114,6 +118,16 @@ def _mean_losses(mlm: Tensor, nsp: Tensor) -> dict[str, float]:
     dist.all_reduce(both)
     mlm_loss, nsp_loss = both.tolist()
     return {"loss": mlm_loss + nsp_loss, "mlm_loss": mlm_loss, "nsp_loss": nsp_loss}
+
+
+def _check_finite(loss: float, step: int) -> None:
+    """DivergenceError, on every rank alike, for a loss that is no number."""
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"the loss of step {step} is {loss}; the checkpoints of earlier steps are kept. "
+            "Lower optimizer.learning_rate or lengthen schedule.warmup_steps (and in fp16 try "
+            "bf16 or fp32), under another name or from an earlier checkpoint"
+        )
 
 
 def _with_engine_values(

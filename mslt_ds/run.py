@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mslt_ds.data.store import TokenStore
 from mslt_ds.distributed import World, check_equal_on_all_ranks
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.errors import RecipeError
-from mslt_ds.growth import grow
+from mslt_ds.growth import grow, grow_optimizer_state
 from mslt_ds.loop import LoopSettings, StageTrace, evaluate_losses, train_steps
 from mslt_ds.model import bert
 from mslt_ds.model.init import Weights, fresh_parameter, fresh_weights
@@ -37,7 +37,7 @@ from mslt_ds.model.staged import StageModel
 from mslt_ds.optim.schedule import learning_rate
 from mslt_ds.plan import Plan, Stage, build_plan
 from mslt_ds.report.summary import print_summary
-from mslt_ds.signals import EXIT_CODE_STOPPED, StopRequest
+from mslt_ds.signals import EXIT_CODE_STOPPED, StopFlag, StopRequest
 from mslt_ds.telemetry import Telemetry
 from mslt_ds.traffic import TrafficMeter
 from mslt_ds.weights import save_weights
@@ -45,7 +45,16 @@ from mslt_ds.weights import save_weights
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Instruments:
+    """What watches a run from its first step to its last."""
+
+    meter: TrafficMeter
+    stop: StopRequest
+    telemetry: Telemetry
+
+
+@dataclass(frozen=True)
 class Run:
     """One rank's view of a run. `prepare` checks, `train` does."""
 
@@ -57,6 +66,7 @@ class Run:
     eval_store: TokenStore | None
     checkpoints: CheckpointFolder
     resume_from: Path | None
+    deepspeed_settings: dict[str, Any]
 
     @classmethod
     def prepare(cls, config: RunConfig, world: World, device: torch.device) -> Run:
@@ -68,7 +78,7 @@ class Run:
         checkpoints = CheckpointFolder(config.run_dir / "checkpoints", config.checkpoint.keep)
         run = cls(
             config, world, device, build_plan(config), store, eval_store, checkpoints,
-            checkpoints.latest(),
+            checkpoints.latest(), ds_config.read(config.deepspeed.config),
         )  # fmt: skip
         run._check_vocabularies()
         if run.resume_from is not None:
@@ -112,72 +122,74 @@ class Run:
 
     # ---- the story ---------------------------------------------------------------------------
 
-    def train(self) -> int:
+    def train(self, flag: StopFlag) -> int:
         """All stages that are still to do, then the export. The exit code."""
+        stop = StopRequest(flag)
         state = self._first_state()
         self._write_description()
-        meter, stop = TrafficMeter(), StopRequest()
-        telemetry = Telemetry.open(
+        with Telemetry.open(
             self.config, self.config.run_dir, self.plan, self.world.rank, state.step
-        )
-        try:
+        ) as telemetry:
+            instruments = _Instruments(TrafficMeter(), stop, telemetry)
             for stage in self.plan.stages:
                 if state.step >= stage.end_step:
                     continue
-                state, stopped = self._train_stage(stage, state, meter, stop, telemetry)
-                if stopped:
-                    telemetry.event("stopped", {"step": state.step - 1})
+                state = self._train_stage(stage, state, instruments)
+                if state is None:
+                    # A launcher ends all ranks once one has ended; this is when they may.
+                    stop.wait_for_all()
                     return EXIT_CODE_STOPPED
             self._export(state, telemetry)
-        finally:
-            telemetry.close()
         if self.world.is_main:
             print_summary(self.config.run_dir)
+        stop.wait_for_all()
         return 0
 
     def _first_state(self) -> TrainingState:
-        if self.resume_from is not None:
-            return checkpoint.load(self.resume_from)
+        """Fresh weights, or the checkpoint that rank 0 saw: a shared disk may show others late."""
+        chosen = [self.resume_from]
+        dist.broadcast_object_list(chosen, src=0)
+        if chosen[0] is not None:
+            return checkpoint.load(chosen[0])
         config = self._hf_config(self.plan.stages[0].depth)
         return TrainingState(step=0, weights=fresh_weights(config, seed=self.config.seed))
 
     def _train_stage(
-        self,
-        stage: Stage,
-        state: TrainingState,
-        meter: TrafficMeter,
-        stop: StopRequest,
-        telemetry: Telemetry,
-    ) -> tuple[TrainingState, bool]:
+        self, stage: Stage, state: TrainingState, instruments: _Instruments
+    ) -> TrainingState | None:
+        """The state after the stage, or None where the run was told to stop (and has saved)."""
+        telemetry = instruments.telemetry
         if state.step == stage.start_step:
             state = self._begin_stage(stage, state)
             self._save_model(f"stages/{stage.index}/start", stage.depth, state.weights)
-        check_equal_on_all_ranks(state.weights, f"weights at step {state.step}")
-        engine = self._engine(stage, state, meter)
+        check_equal_on_all_ranks(state.tensors(), f"weights or moments at step {state.step}")
+        engine = self._engine(stage, state, instruments.meter)
         telemetry.event("stage_start", self._stage_fields(stage) | {"step": state.step})
-
-        at_start = state
 
         def state_at(step: int) -> TrainingState:
             return TrainingState(
                 step=step,
-                weights=at_start.weights | engine.weights(),
-                optimizer_state=at_start.optimizer_state | engine.optimizer_state(),
+                weights=state.weights | engine.weights(),
+                optimizer_state=state.optimizer_state | engine.optimizer_state(),
                 loss_scale=engine.loss_scale_state(),
             )
 
+        def checkpoint_inside(step: int) -> None:
+            # The last step's belongs to the stage's end, after all that a boundary writes.
+            if step < stage.end_step:
+                self._checkpoint(state_at(step))
+
         try:
-            trace = self._train_steps(
-                stage, state, engine, meter, stop, telemetry,
-                # The last step's belongs to the stage's end, after all that a boundary writes.
-                checkpoint_at=lambda step: (
-                    self._checkpoint(state_at(step)) if step < stage.end_step else None
-                ),
-            )  # fmt: skip
-            state = state_at(trace.next_step)
+            trace = self._train_steps(stage, state.step, engine, instruments, checkpoint_inside)
+            stopped = trace.stopped
             if trace.next_step == stage.end_step:
-                self._end_stage(stage, state, engine, trace, telemetry)
-            return state, trace.stopped
+                after = state_at(trace.next_step)
+                self._end_stage(stage, after, engine, trace, telemetry)
+                stopped = stopped or instruments.stop.asked_now()
+                if not stopped:
+                    return after
+            telemetry.event("stopped", {"step": trace.next_step - 1})
+            return None
         finally:
             engine.close()
 
@@ -185,16 +197,19 @@ class Run:
 
     def _begin_stage(self, stage: Stage, state: TrainingState) -> TrainingState:
         """The state that the stage starts from: grown weights, and moments carried or dropped."""
+        if stage.index == 1:
+            return state
         weights, optimizer_state = state.weights, state.optimizer_state
-        if stage.index > 1:
-            depth_before = self.plan.stages[stage.index - 2].depth
-            if stage.depth > depth_before:
-                weights = grow(
-                    weights, depth_before, stage.depth, stage.init, fresh=self._fresh_parameter
-                )
-            if self.config.optimizer.state == "reset":
-                optimizer_state = {}
-        return state.after(weights=weights, optimizer_state=optimizer_state)
+        depths = self.plan.stages[stage.index - 2].depth, stage.depth
+        policy = self.config.optimizer.state
+        if policy == "reset":
+            optimizer_state = {}
+        if stage.init != "keep":
+            weights = grow(weights, *depths, stage.init, fresh=self._fresh_parameter)
+            optimizer_state = grow_optimizer_state(
+                optimizer_state, *depths, stage.init, copy=policy == "copy"
+            )
+        return replace(state, weights=weights, optimizer_state=optimizer_state)
 
     def _fresh_parameter(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return fresh_parameter(
@@ -217,7 +232,7 @@ class Run:
         accumulation = train.global_batch_size // (stage.micro_batch_size * self.world.world_size)
         settings = EngineSettings(
             optimizer=self.config.optimizer,
-            deepspeed=ds_config.read(self.config.deepspeed.config),
+            deepspeed=self.deepspeed_settings,
             precision=train.precision,
             gradient_clipping=train.gradient_clipping,
             micro_batch_size=stage.micro_batch_size,
@@ -230,14 +245,12 @@ class Run:
     def _train_steps(
         self,
         stage: Stage,
-        state: TrainingState,
+        first_step: int,
         engine: StageEngine,
-        meter: TrafficMeter,
-        stop: StopRequest,
-        telemetry: Telemetry,
+        instruments: _Instruments,
         checkpoint_at: Callable[[int], None],
     ) -> StageTrace:
-        done = state.step - stage.start_step
+        done = first_step - stage.start_step
         batches = self._batches(
             self.store,
             stage,
@@ -247,7 +260,7 @@ class Run:
         return train_steps(
             engine,
             batches,
-            first_step=state.step,
+            first_step=first_step,
             settings=LoopSettings(
                 seed=self.config.seed,
                 device=self.device,
@@ -255,9 +268,11 @@ class Run:
                 checkpoint_every_steps=self.config.checkpoint.every_steps,
             ),
             learning_rate=lambda step: learning_rate(self.config, self.plan, step),
-            stop=stop,
-            traffic=meter.traffic,
-            log=lambda step, metrics: telemetry.log(step, {"stage": stage.index} | metrics),
+            stop=instruments.stop,
+            traffic=instruments.meter.traffic,
+            log=lambda step, metrics: instruments.telemetry.log(
+                step, {"stage": stage.index} | metrics
+            ),
             checkpoint=checkpoint_at,
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,28 +21,45 @@ EXIT_CODE_STOPPED = 85
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class StopRequest:
-    """Whether any rank was told to stop. Install it once, in the main thread."""
+class StopFlag:
+    """Set by SIGTERM and SIGUSR1, from the moment it's made. For the main thread."""
 
     def __init__(self) -> None:
-        self._told = False
-        self._agreed = torch.zeros(1, dtype=torch.int32)
-        self._work: dist.Work | None = None
-        self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+        self.is_set = False
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._told = True
+        self.is_set = True
 
-    def begin_step(self) -> None:
-        """Start asking the other ranks. Every rank has to call it before each step."""
-        self._agreed.fill_(self._told)
+
+class StopRequest:
+    """Whether any rank's flag is set. Every rank has to make the same calls in the same order."""
+
+    def __init__(self, flag: StopFlag) -> None:
+        self._flag = flag
+        self._agreed = torch.zeros(1, dtype=torch.int32)
+        self._work: dist.Work | None = None
+        self._group: Any = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+
+    def ask(self) -> None:
+        """Start asking the other ranks."""
+        self._agreed.fill_(self._flag.is_set)
         if self._group is not None:
             self._work = dist.all_reduce(self._agreed, group=self._group, async_op=True)
 
-    def end_step(self) -> bool:
-        """True, on all ranks at the same step, once any had been told before `begin_step`."""
+    def answer(self) -> bool:
+        """True, on all ranks alike, if any flag was set when its rank asked."""
         if self._work is not None:
             self._work.wait()
         return bool(self._agreed.item())
+
+    def asked_now(self) -> bool:
+        """Ask and wait for the answer."""
+        self.ask()
+        return self.answer()
+
+    def wait_for_all(self) -> None:
+        """Return when every rank is here: the one that writes files is done with them."""
+        if self._group is not None:
+            dist.barrier(group=self._group)

@@ -35,7 +35,7 @@ class Traffic:
 
 
 class TrafficMeter:
-    """Wraps DeepSpeed's communication backend for as long as it is installed."""
+    """Wraps DeepSpeed's communication backend, for the life of the process."""
 
     def __init__(self) -> None:
         from deepspeed.comm import comm
@@ -47,11 +47,6 @@ class TrafficMeter:
             self._wrap(name, position, self._reduced)
         for name, position in _GATHERS.items():
             self._wrap(name, position, self._gathered)
-
-    def uninstall(self) -> None:
-        """Give the backend its own methods back."""
-        for name in _REDUCTIONS | _GATHERS:
-            vars(self._backend).pop(name, None)
 
     @contextmanager
     def backward(self) -> Iterator[None]:

@@ -20,14 +20,12 @@ if __name__ == "__main__":
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-import torch
-
-from mslt_ds.config import RunConfig, check_files, load_config
+from mslt_ds.config import RunConfig, load_config
 from mslt_ds.distributed import World, choose_device, join, leave, world_from_environment
 from mslt_ds.errors import MsltError
+from mslt_ds.signals import StopFlag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the main job; the exit code."""
+    # From here on a scheduler's warning is heard, however early it comes.
+    flag = StopFlag()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     try:
-        return _train(load_config(arguments.config, arguments.overrides), world)
+        return _train(load_config(arguments.config, arguments.overrides), world, flag)
     except MsltError as error:
         _say(error, world)
         return error.exit_code
@@ -75,26 +75,20 @@ def _say(error: MsltError, world: World) -> None:
     sys.stderr.flush()
 
 
-def _train(config: RunConfig, world: World) -> int:
-    check_files(config)
+def _train(config: RunConfig, world: World, flag: StopFlag) -> int:
+    config.check_files()
     config.check_world(world.world_size)
-    device = choose_device(config.train.device, world)
+    device = choose_device(config.train.device, world, config.train.precision)
     config.check_environment(device.type)
 
     from mslt_ds.run import Run
 
     run = Run.prepare(config, world, device)
-    with _process_group(world, device):
-        return run.train()
-
-
-@contextmanager
-def _process_group(world: World, device: torch.device) -> Iterator[None]:
     join(world, device, os.environ)
-    try:
-        yield
-    finally:
-        leave()
+    exit_code = run.train(flag)
+    # Not after an error: the others may be waiting for this rank, which has a message to give first.
+    leave()
+    return exit_code
 
 
 if __name__ == "__main__":

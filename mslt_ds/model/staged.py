@@ -12,6 +12,8 @@ stepped by mistake. Both parts have Hugging Face's parameter names: they need no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +35,21 @@ class FrozenPrefix(nn.Module):
         super().__init__()
         bert.add_encoder(self, config, range(num_layers), embeddings=True)
         self.requires_grad_(False)
+        self.dropout = dropout
         super().train(dropout)
 
     def train(self, mode: bool = True) -> FrozenPrefix:
         """Ignored: whether dropout runs below the cut is the recipe's choice, not a caller's."""
         return self
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Inside, dropout is off whatever the recipe says: for evaluation."""
+        super().train(False)
+        try:
+            yield
+        finally:
+            super().train(self.dropout)
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -138,6 +150,16 @@ class StageModel:
             _load(prefix, weights)
             prefix = prefix.to(device=device, dtype=dtype)
         return cls(prefix, suffix.to(device))
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Inside, both parts run as in evaluation; afterwards, as in training."""
+        with self.prefix.without_dropout() if self.prefix else nullcontext():
+            self.suffix.eval()
+            try:
+                yield
+            finally:
+                self.suffix.train()
 
 
 def _load(module: nn.Module, weights: Weights) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.distributed.recipes import (
     LAYERS,
     SCRIPTS,
@@ -18,10 +19,7 @@ from tests.distributed.recipes import (
     write_recipes,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 __all__ = ["store"]
-
-ZERO = {"fp32": 0, "bf16": 1}
 
 
 @pytest.fixture(scope="module")
