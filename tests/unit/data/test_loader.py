@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mslt_ds.data import loader
+from mslt_ds.data.epoch_index import epoch_index
 from mslt_ds.data.instances import InstanceArrays, InstanceOptions, first_sentence
 from mslt_ds.data.loader import GlobalBatch, InstanceSequence, global_batches
 from mslt_ds.data.store import TokenStore
@@ -110,6 +111,30 @@ def test_a_run_goes_on_at_any_step_and_across_epochs(store: TokenStore):
         batches(store, num_steps=2 * steps_per_epoch + 3, num_workers=2), whole, strict=True
     ):
         assert_same(content([x]), content([y]))
+
+
+def test_the_next_epochs_index_is_made_while_this_ones_is_in_use(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch
+):
+    made: list[int] = []
+
+    def record(store: TokenStore, options: InstanceOptions, seed: int, epoch: int) -> np.ndarray:
+        made.append(epoch)
+        return epoch_index(store, options, seed, epoch)
+
+    monkeypatch.setattr(loader, "epoch_index", record)
+    length = InstanceSequence(store, InstanceOptions(SEQUENCE, PREDICTIONS), 1).length
+    steps_per_epoch = length // GLOBAL
+    assert len(batches(store, num_steps=5, num_workers=1)) == 5
+    assert set(made) == {0}  # no more of it will be needed
+    settings = {"num_workers": 1, "num_steps": steps_per_epoch + 5}
+    iterator = global_batches(
+        store, seed=1, seq_length=SEQUENCE, max_predictions=PREDICTIONS, global_batch_size=GLOBAL,
+        micro_batch_size=MICRO, rank=0, world_size=1, start_step=0, **settings,
+    )  # fmt: skip
+    for _ in range(4):
+        next(iterator)
+    assert 1 in made
 
 
 def test_a_batch_longer_than_many_epochs(store: TokenStore):

@@ -59,8 +59,9 @@ def test_units_become_one_corpus_without_empty_and_repeated_documents(tmp_path_f
     assert counts.control_characters == len(everything)
 
 
-def test_hashes_that_agree_in_one_half_are_different(tmp_path: Path):
-    unit = as_unit([[[1]], [[2]], [[3]]])
-    unit.document_hashes[:] = [(1, 2), (1, 3), (4, 2)]
+def test_both_halves_of_a_hash_count(tmp_path: Path):
+    unit = as_unit([[[1]], [[2]], [[3]], [[1]], [[2]]])
+    unit.document_hashes[:] = [(1, 2), (1, 3), (4, 2), (1, 2), (1, 3)]
     write_unit(tmp_path / "0.unit", unit, "text")
-    assert merge([tmp_path / "0.unit"], tmp_path, vocab_size=4).documents == 3
+    counts = merge([tmp_path / "0.unit"], tmp_path, vocab_size=4)
+    assert counts.documents == 3 and counts.duplicate_documents == 2
