@@ -1,4 +1,4 @@
-"""LAMB that is exact under ZeRO 0, 1 and 2: one trust ratio for each parameter, wherever it lies.
+"""LAMB that is exact under ZeRO 0 to 3: one trust ratio for each parameter, wherever it lies.
 
 Notable: ZeRO hands an optimizer one flat tensor for each group and rank, so an ordinary LAMB computes
 one trust ratio for all of it, and nothing says so. Here, after `bind(engine)`, each rank sums the
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mslt_ds.errors import EnvironmentProblem
+from mslt_ds.optim import layout_zero3
 from mslt_ds.optim.lamb_reference import (
     LambOptions,
     adapts,
@@ -55,7 +56,7 @@ class Lamb(torch.optim.Optimizer):
         backend: "auto" takes triton on a GPU and numba on a CPU where they can be had, else torch.
 
     Exact as it is wherever each parameter has its own tensor: without DeepSpeed and at ZeRO 0.
-    At ZeRO 1 and 2 call `bind(engine)` after `deepspeed.initialize`; a step without it raises.
+    At ZeRO 1, 2 and 3 call `bind(engine)` after `deepspeed.initialize`; a step without it raises.
     """
 
     def __init__(
@@ -90,15 +91,18 @@ class Lamb(torch.optim.Optimizer):
             self._given.append([(weakref.ref(p), p.shape) for p in members])
 
     def bind(self, engine: Any) -> None:
-        """Learn from a DeepSpeed engine where each parameter lies. Needed at ZeRO 1 and 2.
+        """Learn from a DeepSpeed engine where each parameter lies. Needed at ZeRO 1, 2 and 3.
 
         Raises EnvironmentProblem where that can't be had; nothing has been changed then.
         """
         if inner_optimizer(engine) is not self:
             raise EnvironmentProblem("Lamb.bind: this engine was made with another optimizer")
-        held = {id(p) for group in raw_groups(engine) for p in group.parameters}
-        named = {n: p for n, p in engine.module.named_parameters() if id(p) in held}
-        layouts = bind_groups(engine, named)
+        wrapper, named = engine.optimizer, dict(engine.module.named_parameters())
+        if type(wrapper).__name__ == layout_zero3.WRAPPER:
+            layouts = layout_zero3.bind_sub_groups(wrapper, named)
+        else:
+            held = {id(p) for group in raw_groups(engine) for p in group.parameters}
+            layouts = bind_groups(engine, {n: p for n, p in named.items() if id(p) in held})
         self._bound = {
             id(layout.masters[0]): _Bound(
                 layout, None if layout.offsets is None else Pieces.of_layout(layout)
@@ -250,8 +254,8 @@ class Lamb(torch.optim.Optimizer):
 
     def _total_norm(self) -> Tensor:
         """() norm of all groups' gradients as the optimizer sees them, float64."""
-        if len(self._bound) > len(self.param_groups):
-            # ZeRO 1 and 2 step one group at a time, but have the norm of all by then.
+        if len(self._bound) > sum(bool(group["params"]) for group in self.param_groups):
+            # ZeRO steps one group (or sub-group) at a time, but has the norm of all by then.
             return self._norm_from_wrapper()
         total = None
         for group in self.param_groups:
@@ -302,7 +306,7 @@ class Lamb(torch.optim.Optimizer):
         if shapes == [[shape for _, shape in members] for members in self._given]:
             return True  # a master for each parameter: ZeRO 0 in bf16 or fp16
         raise EnvironmentProblem(
-            "Lamb got flat tensors that hold many parameters (ZeRO 1 or 2), where it can't tell "
+            "Lamb got flat tensors that hold many parameters (ZeRO 1 to 3), where it can't tell "
             "one parameter from the next; call optimizer.bind(engine) after deepspeed.initialize"
         )
 

@@ -1,8 +1,9 @@
 """LAMB's mathematics, once, in plain torch: what every faster path has to equal.
 
 You et al. 2019, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
-algorithm 2, with phi(z) = z. Implementations differ in five places; each is an option here, and the
-defaults are those of the authors' own code for BERT. docs/lamb.md has the table of who does what.
+algorithm 2, with phi(z) = z. Implementations differ in five places; each is an option here. The
+defaults are the paper's, and a trust ratio of 1 for what isn't decayed, as in the code that it was
+used with for BERT. docs/lamb.md has the table of who does what.
 """
 
 from __future__ import annotations

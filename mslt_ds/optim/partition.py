@@ -79,7 +79,7 @@ class EngineState:
         Parameters that the optimizer keeps no state for yet are absent.
         """
         states: OptimizerState = {}
-        for group in self.groups:
+        for group, settings in zip(self.groups, self._optimizer.param_groups, strict=True):
             live = [bool(self._optimizer.state.get(master)) for master in group.masters]
             for key in self._moment_names(group):
                 tensors = [
@@ -90,8 +90,9 @@ class EngineState:
                     states.setdefault(name, {})[key] = tensor
             for index, name in _master_of_each(group):
                 if live[index]:
-                    step = self._optimizer.state[group.masters[index]]["step"]
-                    states.setdefault(name, {})["step"] = int(step)
+                    own = self._optimizer.state[group.masters[index]]
+                    counts = settings if _counts_by_group(self._optimizer) else own
+                    states.setdefault(name, {})["step"] = int(counts["step"])
         return states
 
     @torch.no_grad()
@@ -103,6 +104,8 @@ class EngineState:
         """
         for group, settings in zip(self.groups, self._optimizer.param_groups, strict=True):
             _require_state(group, state)
+            if _counts_by_group(self._optimizer):
+                settings["step"] = _common_step(group.names, state)
             for index, master in enumerate(group.masters):
                 names = [name for i, name in _master_of_each(group) if i == index]
                 step = _common_step(names, state)
@@ -133,6 +136,8 @@ class EngineState:
         for key in like:
             if key != "step" and key not in own:
                 own[key] = torch.zeros_like(master, requires_grad=False)
+        if _counts_by_group(self._optimizer):
+            return
         if isinstance(own.get("step"), Tensor):
             own["step"].fill_(step)
         elif isinstance(self._optimizer, torch.optim.Adam):  # AdamW is one too
@@ -208,6 +213,11 @@ def _master_of_each(group: GroupLayout) -> list[tuple[int, str]]:
     return [(0, name) for name in group.names]
 
 
+def _counts_by_group(optimizer: torch.optim.Optimizer) -> bool:
+    """apex's fused optimizers count steps in the group's settings, not beside the moments."""
+    return type(optimizer).__module__.startswith("apex.")
+
+
 def _common_step(names: Sequence[str], state: Mapping[str, Mapping[str, Any]]) -> int:
     """The step count that parameters of one master share; 0 where none of them has state."""
     steps = {name: int(state[name]["step"]) if name in state else 0 for name in names}
@@ -215,7 +225,7 @@ def _common_step(names: Sequence[str], state: Mapping[str, Mapping[str, Any]]) -
         low, high = min(steps, key=steps.__getitem__), max(steps, key=steps.__getitem__)
         raise CheckpointError(
             f"optimizer state: {low} has made {steps[low]} steps and {high} {steps[high]}, but "
-            "ZeRO keeps them in one flat tensor with one count; use one parameter group for each"
+            "here they share one count; use one parameter group for each"
         )
     return next(iter(steps.values()), 0)
 
@@ -265,6 +275,9 @@ def _undo_constructor_step(engine: Any) -> None:
     if not moments or any(moment.any() for moment in moments):
         return
     state.clear()
+    if _counts_by_group(wrapper.optimizer):
+        for settings in wrapper.optimizer.param_groups:
+            settings.pop("step", None)
     for low, high, flat, _ in raw_groups(engine):
         sources = low if flat is None else [flat]
         for master, source in zip(high, sources, strict=True):

@@ -128,6 +128,9 @@ def train(engine: Any, steps: range, dtype: torch.dtype = torch.float32) -> None
 
 
 def weights_of(engine: Any) -> dict[str, Tensor]:
+    if engine.zero_optimization_stage() == 3:
+        with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+            return {n: p.detach().clone() for n, p in engine.module.named_parameters()}
     return EngineState.bind(engine, dict(engine.module.named_parameters())).read_weights()
 
 
@@ -159,6 +162,8 @@ def check_trajectories(*, every: bool) -> None:
         ("zero 1, clamped", {"stage": 1}, 0.0, {"options": clamped}),
         ("zero 1, unit gradient", {"stage": 1}, CLIP, {"options": unit}),
     ]
+    several = {"stage": 3, "sub_group_size": 300, "stage3_param_persistence_threshold": 20}
+    cases.append(("zero 3", several, CLIP, {}))
     if every:
         aligned = {"stage": 2, **robin, "parameter_alignment": True}
         cases += [
@@ -168,6 +173,8 @@ def check_trajectories(*, every: bool) -> None:
             ("zero 1, offload", {"stage": 1, **offload}, CLIP, {}),
             ("zero 2, torch", {"stage": 2}, CLIP, {"backend": "torch"}),
             ("zero 0, own clipping", {"stage": 0}, 0.0, {"options": clipping}),
+            ("zero 3, one sub-group", {"stage": 3}, CLIP, {"options": unit}),
+            ("zero 3, offload", {**several, **offload}, CLIP, {}),
             ("zero 2, own clipping", {"stage": 2}, 0.0, {"options": clipping}),
         ]
     references: dict[Any, dict[str, Tensor]] = {}
