@@ -127,10 +127,10 @@ def test_the_next_epochs_index_is_made_while_this_ones_is_in_use(
     steps_per_epoch = length // GLOBAL
     assert len(batches(store, num_steps=5, num_workers=1)) == 5
     assert set(made) == {0}  # no more of it will be needed
-    settings = {"num_workers": 1, "num_steps": steps_per_epoch + 5}
     iterator = global_batches(
         store, seed=1, seq_length=SEQUENCE, max_predictions=PREDICTIONS, global_batch_size=GLOBAL,
-        micro_batch_size=MICRO, rank=0, world_size=1, start_step=0, **settings,
+        micro_batch_size=MICRO, rank=0, world_size=1, start_step=0,
+        num_steps=steps_per_epoch + 5, num_workers=1,
     )  # fmt: skip
     for _ in range(4):
         next(iterator)
