@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForPreTraining
 
-from mslt_ds.growth import grow, sources
+from mslt_ds.growth import grow, grow_optimizer_state, sources
 
 PREFIX = "bert.encoder.layer."
 TIED_ALIASES = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
@@ -131,3 +131,18 @@ def test_hugging_face_loads_it_and_the_decoder_stays_tied(operator):
         top = deep.bert.encoder.layer[3].state_dict()
         for name, tensor in deep.bert.encoder.layer[1].state_dict().items():
             assert torch.equal(top[name], tensor)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("operator", ["copy_top", "copy_all", "interpolate", "random"])
+def test_optimizer_state_goes_where_its_layer_goes(operator, copy):
+    """Each entry says which layer it's of, so a layer with another's moments can't go unseen."""
+    state = {f"bert.encoder.layer.{i}.w": {"step": i} for i in range(4)} | {"cls.w": {"step": 9}}
+    grown = grow_optimizer_state(state, 4, 6, operator, copy=copy)
+    assert grown["cls.w"] is state["cls.w"]
+    for index, source in enumerate(sources(4, 6, operator)):
+        entry = grown.get(f"bert.encoder.layer.{index}.w")
+        if source is not None and (copy or source == index):
+            assert entry == {"step": source}
+        else:
+            assert entry is None

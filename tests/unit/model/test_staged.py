@@ -156,3 +156,15 @@ def test_dropout_of_the_suffix_follows_the_generator():
     torch.manual_seed(5)
     assert torch.equal(stage_losses(model, inputs)[0], first[0])
     assert not torch.equal(stage_losses(model, inputs)[0], first[0])
+
+
+def test_evaluation_has_no_dropout_wherever_the_recipe_puts_it():
+    model = build(fresh_weights(small_config(), seed=1), 2, dropout=0.5, frozen_dropout=True)
+    inputs = batch()
+    with model.without_dropout():
+        first, second = stage_losses(model, inputs), stage_losses(model, inputs)
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(stage_losses(model, inputs)[0], first[0])  # and then it's back
+    assert model.prefix is not None
+    arguments = inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
+    assert not torch.equal(model.prefix(*arguments), model.prefix(*arguments))
