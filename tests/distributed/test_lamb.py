@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "scripts" / "lamb_cases.py"
+SCRIPTS = Path(__file__).parent / "scripts"
+SCRIPT = SCRIPTS / "lamb_cases.py"
 
 
 def test_equals_the_unsharded_reference(launch) -> None:
@@ -18,3 +19,10 @@ def test_equals_the_unsharded_reference(launch) -> None:
 def test_equals_the_unsharded_reference_in_every_setting(launch, num_procs: int) -> None:
     launched = launch(SCRIPT, num_procs, "--every", "--only-trajectories", timeout=280)
     assert "all cases passed" in launched.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_procs", [2, 5])
+def test_any_shapes(launch, num_procs: int) -> None:
+    launched = launch(SCRIPTS / "lamb_shapes.py", num_procs, timeout=280)
+    assert "all shapes passed" in launched.output

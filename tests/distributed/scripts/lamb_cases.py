@@ -234,7 +234,26 @@ def check_low_precision() -> None:
                 **OPTIMIZER,
             )
         report(label, largest_difference(weights_of(engine), weights), 1e-6)
+        check_overflow(label, engine, {n: f * torch.inf for n, f in factors.items()})
         engine.destroy()
+
+
+def check_overflow(label: str, engine: Any, factors: dict[str, Tensor]) -> None:
+    """Gradients that aren't finite: DeepSpeed skips the step, nothing of LAMB's has moved."""
+    state = EngineState.bind(engine, dict(engine.module.named_parameters()))
+    weights, moments = state.read_weights(), state.read_optimizer_state()
+    for _ in range(ACCUMULATION):
+        engine.backward(engine(factors))
+        engine.step()
+    report(f"{label}, overflow", largest_difference(state.read_weights(), weights), 0.0)
+    for name, held in state.read_optimizer_state().items():
+        if held["step"] != moments[name]["step"]:
+            raise SystemExit(f"{label}: an overflow counted as a step")
+        report(
+            f"{label}, moments",
+            largest_difference({name: held["exp_avg"]}, {name: moments[name]["exp_avg"]}),
+            0.0,
+        )
 
 
 def check_continuation() -> None:
