@@ -54,24 +54,17 @@ def parameters(model: str, device: str) -> list[nn.Parameter]:
 
 
 def candidates(model: str, device: str) -> dict[str, torch.optim.Optimizer]:
-    """Every optimizer has weights and moments of its own; gradients are shared."""
-    first = parameters(model, device)
-
-    def fresh() -> list[nn.Parameter]:
-        copies = [nn.Parameter(p.detach().clone()) for p in first]
-        for copy, original in zip(copies, first, strict=True):
-            copy.grad = original.grad
-        return copies
-
+    """All share weights and gradients, and have moments of their own."""
+    shared = parameters(model, device)
     made: dict[str, torch.optim.Optimizer] = {
-        "AdamW foreach": torch.optim.AdamW(first, foreach=True),
-        "AdamW fused": torch.optim.AdamW(fresh(), fused=True),
-        "LAMB torch": Lamb(fresh(), backend="torch"),
+        "AdamW foreach": torch.optim.AdamW(shared, foreach=True),
+        "AdamW fused": torch.optim.AdamW(shared, fused=True),
+        "LAMB torch": Lamb(shared, backend="torch"),
     }
     if device == "cpu" and importlib.util.find_spec("numba"):
-        made["LAMB numba"] = Lamb(fresh(), backend="numba")
+        made["LAMB numba"] = Lamb(shared, backend="numba")
     if device == "cuda" and importlib.util.find_spec("triton"):
-        made["LAMB triton"] = Lamb(fresh(), backend="triton")
+        made["LAMB triton"] = Lamb(shared, backend="triton")
     return made
 
 
