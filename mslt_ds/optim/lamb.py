@@ -178,7 +178,7 @@ class Lamb(torch.optim.Optimizer):
         coefficients = Coefficients(
             first=first.to(device, dtype).contiguous(),
             second=second.to(device, dtype).contiguous(),
-            gradient_scale=scale,
+            gradient_scale=None if scale is None else scale.to(device),
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             eps=group["eps"],
