@@ -1,4 +1,4 @@
-"""The command `mslt-ds`: prepare, plan, train.
+"""The command `mslt-ds`: prepare, inspect, plan, train.
 
 Notable: what a subcommand needs is imported when it's the one that was asked for, so `mslt-ds plan`
 answers without loading torch. A user's mistake ends in its message and exit code, no traceback.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _COMMANDS = {
     "prepare": "Make a token store from text files.",
+    "inspect": "Print what a token store holds, or one training instance as text.",
     "plan": "Print a recipe's stages and what they cost.",
     "train": "Run a recipe in a single process.",
 }
@@ -42,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             prepare.add_arguments(subparser)
             subparser.set_defaults(run=prepare.run)
+        elif name == command == "inspect":
+            from mslt_ds.data import inspect
+
+            inspect.add_arguments(subparser)
+            subparser.set_defaults(run=inspect.run)
         elif name == command == "plan":
             _add_plan_arguments(subparser)
             subparser.set_defaults(run=_plan)
