@@ -20,9 +20,9 @@ if [ ! -f $work/valid/.done ]; then
     echo "== 1/3 text: the prose in the docstrings of the installed packages"
     python demo/docstring_corpus.py --output $work/text
 
-    echo "== 2/3 tokens: a vocabulary of 8,000 word pieces, then two token stores"
+    echo "== 2/3 tokens: a vocabulary of 4,000 word pieces, then two token stores"
     rm -rf $work/train $work/valid
-    mslt-ds prepare --input $work/text/train.txt --output $work/train --vocab-size 8000 --workers 2
+    mslt-ds prepare --input $work/text/train.txt --output $work/train --vocab-size 4000 --workers 2
     mslt-ds prepare --input $work/text/heldout.txt --output $work/valid \
         --tokenizer $work/train --workers 2
     touch $work/valid/.done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,8 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+
+from mslt_ds.signals import EXIT_CODE_STOPPED
 from tests.distributed.conftest import REPOSITORY, free_port
 from tests.distributed.recipes import (
     LAYERS,
@@ -23,8 +27,6 @@ from tests.distributed.recipes import (
     weights_at,
     write_recipes,
 )
-
-from mslt_ds.signals import EXIT_CODE_STOPPED
 
 __all__ = ["store"]
 
@@ -138,10 +140,8 @@ class Command:
 
 
 def kill(process: subprocess.Popen) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -174,8 +174,6 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_so_by_its_exit_code(store,
     run = Command(tmp_path, recipe(store, tmp_path, f"told-{number}", **changes))
     process = run.start_until(10)
     # One of the ranks is told; the other learns of it. (The launcher itself is not: see docs.)
-    import psutil
-
     ranks = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
