@@ -36,7 +36,7 @@ TOKENIZER = "tokenizer"
 TOKENS, SENTENCES = "tokens.bin", "sentences.bin"
 DOCUMENTS, TOKEN_COUNTS = "documents.bin", "token_counts.bin"
 ARRAYS = (TOKENS, SENTENCES, DOCUMENTS, TOKEN_COUNTS)
-_KEYS = (
+MANIFEST_KEYS = (
     "digest", "vocabulary_digest", "vocab_size", "special_tokens", "num_documents",
     "num_sentences", "num_tokens", "checksums",
 )  # fmt: skip
@@ -189,7 +189,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path / MANIFEST}: format {found!r}, but this version reads format {FORMAT}; "
             "prepare the store again"
         )
-    if missing := [key for key in _KEYS if key not in manifest]:
+    if missing := [key for key in MANIFEST_KEYS if key not in manifest]:
         raise DataError(
             f"{path / MANIFEST}: damaged, it lacks {', '.join(missing)}; prepare the store again"
         )

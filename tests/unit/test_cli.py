@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mslt_ds.cli import main
-from mslt_ds.data.store import FORMAT
+from mslt_ds.data.store import FORMAT, MANIFEST_KEYS
 from mslt_ds.yaml_strict import dump
 
 RECIPE = {
@@ -71,7 +71,9 @@ def test_the_vocabulary_is_the_token_stores(recipe, capsys, tmp_path):
     assert vocab_size() == 30_522
     manifest = tmp_path / "store" / "manifest.json"
     manifest.parent.mkdir()
-    manifest.write_text(json.dumps({"format": FORMAT, "vocab_size": 8000}))
+    manifest.write_text(
+        json.dumps(dict.fromkeys(MANIFEST_KEYS) | {"format": FORMAT, "vocab_size": 8000})
+    )
     assert vocab_size() == 8000
     assert vocab_size("--set", "model.vocab_size=8064") == 8064
     manifest.write_text("{")
