@@ -93,7 +93,7 @@ def launcher(folder: Path) -> Launch:
         script: str | Path,
         num_procs: int,
         *arguments: str,
-        timeout: float = 150.0,
+        timeout: float = 600.0,
         env: Mapping[str, str] | None = None,
         launcher: str = "deepspeed",
         check: bool = True,
