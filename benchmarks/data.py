@@ -172,7 +172,7 @@ def loaded(store: TokenStore, num_workers: int, num_steps: int = 40) -> Measurem
 
 
 def seconds_to_a_far_step(store: TokenStore) -> Measurement:
-    """From the call to the first batch, with the index of the epoch that it falls into to make."""
+    """From the call to the first batch, where the index of its epoch is there already."""
 
     def measure() -> float:
         start = time.perf_counter()
