@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -22,7 +23,8 @@ from mslt_ds.traffic import TrafficMeter
 BATCH, SEQ_LENGTH, PREDICTIONS, VOCAB, STEPS, RATE = 4, 16, 3, 200, 6, 1e-3
 WINDOW, FIRST_SCALE = 2, 2.0**10
 
-get_accelerator().is_fp16_supported = lambda: True
+accelerator: Any = get_accelerator()
+accelerator.is_fp16_supported = lambda: True
 world = world_from_environment(os.environ)
 device = choose_device("cpu", world)
 join(world, device, os.environ)

@@ -213,6 +213,7 @@ def check_low_precision() -> None:
         low = {n: p.detach() for n, p in Net(1).bfloat16().named_parameters()}
         report(f"{label}, initialised", largest_difference(weights, low), 0.0)
         state: dict[str, tuple[Tensor, Tensor, int]] = {}
+        factors: dict[str, Tensor] = {}
         engine.module.forward = lambda factors, module=engine.module: torch.stack(
             [(p * factors[n]).sum() for n, p in module.named_parameters()]
         ).sum()

@@ -32,7 +32,7 @@ model_config = ModelConfig(num_hidden_layers=4, hidden_size=256, num_attention_h
                            intermediate_size=512, max_position_embeddings=SEQ_LENGTH)  # fmt: skip
 config = bert.hf_config(model_config, 4, VOCAB)
 settings = EngineSettings(
-    optimizer=OptimizerConfig(name=optimizer, learning_rate=1e-3),
+    optimizer=OptimizerConfig.model_validate({"name": optimizer, "learning_rate": 1e-3}),
     deepspeed={"zero_optimization": {"stage": zero_stage}},
     precision=precision,
     gradient_clipping=1.0,
