@@ -21,7 +21,7 @@ from torch import Tensor
 from mslt_ds.atomic import replace_folder
 from mslt_ds.config import RunConfig
 from mslt_ds.errors import CheckpointError
-from mslt_ds.model.init import Weights
+from mslt_ds.growth import Weights
 from mslt_ds.optim.partition import OptimizerState
 
 FORMAT = 1

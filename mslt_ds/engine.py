@@ -31,7 +31,7 @@ from torch import Tensor
 
 from mslt_ds import ds_config
 from mslt_ds.config import OptimizerConfig
-from mslt_ds.model.init import Weights
+from mslt_ds.growth import Weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.backends import build_lamb

@@ -26,6 +26,8 @@ from typing import Any
 from torch import Tensor
 
 Weights = dict[str, Tensor]
+"""A model's weights of record: Hugging Face names, fp32 on the CPU, tied aliases left out."""
+
 BERT_LAYERS = "bert.encoder.layer."
 
 

@@ -29,10 +29,10 @@ from mslt_ds.data.store import TokenStore
 from mslt_ds.distributed import World, check_equal_on_all_ranks
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.errors import RecipeError
-from mslt_ds.growth import grow, grow_optimizer_state
+from mslt_ds.growth import Weights, grow, grow_optimizer_state
 from mslt_ds.loop import LoopSettings, StageTrace, evaluate_losses, train_steps
 from mslt_ds.model import bert
-from mslt_ds.model.init import Weights, fresh_parameter, fresh_weights
+from mslt_ds.model.init import fresh_parameter, fresh_weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.optim.schedule import learning_rate
 from mslt_ds.plan import Plan, Stage, build_plan

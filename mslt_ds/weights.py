@@ -22,8 +22,8 @@ from transformers import PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
 from mslt_ds.errors import CheckpointError, DataError
+from mslt_ds.growth import Weights
 from mslt_ds.model import bert
-from mslt_ds.model.init import Weights
 
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = (

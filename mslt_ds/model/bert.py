@@ -29,8 +29,6 @@ from transformers.models.bert.modeling_bert import (
     BertPreTrainingHeads,
 )
 
-LAYER_PREFIX = "bert.encoder.layer."
-EMBEDDING_PREFIX = "bert.embeddings."
 TIED_WEIGHT = "bert.embeddings.word_embeddings.weight"
 """The word embeddings, which are also the matrix of the MLM decoder."""
 TIED = {

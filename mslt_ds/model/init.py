@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 from transformers import BertConfig
 
+from mslt_ds.growth import Weights
 from mslt_ds.model import bert
-
-Weights = dict[str, Tensor]
-"""A model's weights of record: Hugging Face names, fp32 on the CPU, tied aliases left out."""
 
 
 def fresh_parameter(

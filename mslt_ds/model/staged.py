@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from mslt_ds.growth import Weights
 from mslt_ds.model import bert
-from mslt_ds.model.init import Weights
 
 
 class FrozenPrefix(nn.Module):

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForPreTraining
 
+from mslt_ds.growth import Weights
 from mslt_ds.model import bert
-from mslt_ds.model.init import Weights, fresh_weights
+from mslt_ds.model.init import fresh_weights
 from mslt_ds.model.staged import StageModel
 
 DEPTH, VOCAB, BATCH, SEQ_LENGTH, PREDICTIONS = 4, 97, 3, 24, 5
