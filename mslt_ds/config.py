@@ -9,6 +9,7 @@ directory.
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -259,6 +260,19 @@ def parse_config(recipe: Mapping[str, Any]) -> RunConfig:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The recipe file at `path` with `--set key=value` overrides, checked."""
     return parse_config(yaml_strict.apply_overrides(yaml_strict.read_mapping(path), overrides))
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--config` and `--set`, which give `load_config` its arguments, for every command that takes a recipe."""
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe, a YAML file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override one key of the recipe, e.g. --set optimizer.learning_rate=1e-3",
+    )
 
 
 def _raise(problems: Sequence[str]) -> None:

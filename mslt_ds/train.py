@@ -22,7 +22,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from mslt_ds.config import RunConfig, load_config
+from mslt_ds.config import RunConfig, add_recipe_arguments, load_config
 from mslt_ds.distributed import World, choose_device, join, leave, world_from_environment
 from mslt_ds.errors import MsltError
 from mslt_ds.signals import StopFlag
@@ -30,26 +30,22 @@ from mslt_ds.signals import StopFlag
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mslt-ds train` and of this script."""
-    parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe, a YAML file")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="override one key of the recipe, e.g. --set optimizer.learning_rate=1e-3",
-    )
+    add_recipe_arguments(parser)
     # The deepspeed launcher adds it; the environment says the same.
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's); the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Run the main job; the exit code."""
     # From here on a scheduler's warning is heard, however early it comes.
     flag = StopFlag()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
     try:
         world = world_from_environment(os.environ)
     except MsltError as error:
@@ -83,9 +79,9 @@ def _train(config: RunConfig, world: World, flag: StopFlag) -> int:
 
     from mslt_ds.run import Run
 
-    run = Run.prepare(config, world, device)
+    job = Run.prepare(config, world, device)
     join(world, device, os.environ)
-    exit_code = run.train(flag)
+    exit_code = job.train(flag)
     # Not after an error: the others may be waiting for this rank, which has a message to give first.
     leave()
     return exit_code

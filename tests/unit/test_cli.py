@@ -119,13 +119,11 @@ def test_help_lists_the_commands(capsys):
     assert exit_.value.code == 2
 
 
-def test_train_is_handed_its_arguments(monkeypatch):
-    from mslt_ds import train
-
-    seen = []
-    monkeypatch.setattr(train, "main", lambda argv: seen.append(argv) or 7)
-    assert main(["train", "--config", "x", "--set", "a=b"]) == 7
-    assert seen == [["--config", "x", "--set", "a=b"]]
+def test_train_is_handed_its_arguments(recipe, capsys):
+    assert main(["train", "--config", "missing.yaml"]) == 2
+    assert "missing.yaml" in capsys.readouterr().err
+    assert main(["train", "--config", recipe, "--set", "train.seed=many"]) == 2
+    assert "train.seed" in capsys.readouterr().err
 
 
 def test_plan_needs_no_torch(recipe):
