@@ -130,7 +130,7 @@ def _workers(count: int, tokenizer_folder: Path, dtype: np.dtype) -> Iterator[Su
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: Worker | None = None  # of this process, in a pool
+_worker: Worker  # of a process in a pool, made by its initializer
 
 
 def _start_worker(tokenizer_folder: Path, dtype: str) -> None:
@@ -140,5 +140,4 @@ def _start_worker(tokenizer_folder: Path, dtype: str) -> None:
 
 
 def _work(path: Path, documents: Documents, text: str) -> None:
-    assert _worker is not None  # the pool's initializer made it
     write_unit(path, _worker.process(documents), text)

@@ -54,9 +54,9 @@ def train(
 
     characters: how often each code point occurs in the texts, (0x110000,) int64
     """
-    empty = _pipeline({}, lowercase=lowercase)
-    alphabet = _alphabet(characters, empty, vocab_size)
-    continuing = [f"##{character}" for character in alphabet if _continues(empty, character)]
+    normalizer = _normalizer(lowercase=lowercase)
+    alphabet = _alphabet(characters, normalizer, vocab_size)
+    continuing = [f"##{character}" for character in alphabet if _continues(character)]
     trainer = WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=[*SPECIAL.values(), *alphabet, *continuing],
@@ -66,10 +66,9 @@ def train(
         show_progress=False,
     )
     words: Counter[str] = Counter()
-    # Counted with another object: the one in training is locked while it asks for texts.
     stride = int(characters.sum()) // _CHECKED_CHARACTERS + 1
     learner = _pipeline({}, lowercase=lowercase)
-    learner.train_from_iterator(_count_words(texts, words, empty, stride), trainer)
+    learner.train_from_iterator(_count_words(texts, words, normalizer, stride), trainer)
     # The characters were special only for the trainer's sake: take the vocabulary alone.
     trained = _pipeline(learner.get_vocab(with_added_tokens=True), lowercase=lowercase)
     if vocab_size >= _ROOM_FOR_WORDS:
@@ -182,15 +181,28 @@ def _check_saved(tokenizer: Tokenizer, folder: Path) -> None:
         )
 
 
-def _pipeline(
-    vocabulary: dict[str, int],
+def _normalizer(
     *,
     lowercase: bool,
     strip_accents: bool | None = None,  # None: when lower-casing, as the original does
     handle_chinese_chars: bool = True,
+) -> normalizers.BertNormalizer:
+    return normalizers.BertNormalizer(
+        lowercase=lowercase,
+        strip_accents=strip_accents,
+        handle_chinese_chars=handle_chinese_chars,
+    )
+
+
+def _pipeline(
+    vocabulary: dict[str, int],
+    *,
+    lowercase: bool,
+    strip_accents: bool | None = None,
+    handle_chinese_chars: bool = True,
 ) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL["unk"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(
+    tokenizer.normalizer = _normalizer(
         lowercase=lowercase,
         strip_accents=strip_accents,
         handle_chinese_chars=handle_chinese_chars,
@@ -244,11 +256,11 @@ def _by_number(tokenizer: Tokenizer) -> list[tuple[str, int]]:
     return sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
 
 
-def _alphabet(characters: np.ndarray, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
+def _alphabet(
+    characters: np.ndarray, normalizer: normalizers.BertNormalizer, vocab_size: int
+) -> list[str]:
     """The most frequent characters after normalisation, sorted by code point."""
     counts: dict[str, int] = {}
-    normalizer = tokenizer.normalizer
-    assert normalizer is not None  # _pipeline gives one
     for code_point in np.flatnonzero(characters):
         for part in normalizer.normalize_str(chr(code_point)):
             if not part.isspace():
@@ -259,11 +271,16 @@ def _alphabet(characters: np.ndarray, tokenizer: Tokenizer, vocab_size: int) -> 
 
 
 def _count_words(
-    texts: Iterable[str], words: Counter[str], tokenizer: Tokenizer, stride: int
+    texts: Iterable[str],
+    words: Counter[str],
+    normalizer: normalizers.BertNormalizer,
+    stride: int,
 ) -> Iterator[str]:
-    """The texts; on the way, the words of every `stride`th are counted into `words`."""
-    normalizer, pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-    assert normalizer is not None and pre_tokenizer is not None  # _pipeline gives them
+    """The texts; on the way, the words of every `stride`th are counted into `words`.
+
+    The tokenizer in training is locked while it asks for texts, so none of its parts is used here.
+    """
+    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     for number, text in enumerate(texts):
         if number % stride == 0:
             pieces = pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
@@ -287,8 +304,6 @@ def _check_frequent_words(words: Counter[str], alphabet: list[str], trained: Tok
         )
 
 
-def _continues(tokenizer: Tokenizer, character: str) -> bool:
+def _continues(character: str) -> bool:
     """Whether a word goes on with `character`, rather than end before it as before a comma."""
-    pre_tokenizer = tokenizer.pre_tokenizer
-    assert pre_tokenizer is not None  # _pipeline gives one
-    return len(pre_tokenizer.pre_tokenize_str(f"a{character}")) == 1
+    return len(pre_tokenizers.BertPreTokenizer().pre_tokenize_str(f"a{character}")) == 1
