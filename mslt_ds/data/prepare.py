@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from mslt_ds.atomic import replace_folder, replace_text
 from mslt_ds.data import corpus, segment, tokenizer
-from mslt_ds.data.merge import MergeCounts, merge
+from mslt_ds.data.merge import MergeCounts, SourceUnits, merge
 from mslt_ds.data.pool import Shard, tokenize
 from mslt_ds.data.store import (
     ARRAYS,
@@ -254,8 +254,11 @@ def _finish(work: WorkFolder, figures: dict[str, Any]) -> None:
     _refuse_small(sum(source.documents for source in sources))
     used = tokenizer.load(work.tokenizer_folder)
     started = time.monotonic()
-    counts = merge(work.units(sources), output, tokenizer.vocab_size(used))
-    _refuse_small(counts.documents)
+    units = [SourceUnits(paths) for paths in work.units(sources)]
+    merged = merge(units, output, tokenizer.vocab_size(used))
+    counts = merged.total
+    if not merged.has_two_texts:
+        _refuse_small(min(counts.documents, 1))
     figures = _content_figures(sources, counts, used) | figures
     figures["merge_seconds"] = round(time.monotonic() - started, 3)
     with replace_folder(output / TOKENIZER) as folder:

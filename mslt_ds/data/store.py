@@ -9,12 +9,15 @@ a machine share the pages:
     tokens.bin        (num_tokens,) uint16, or uint32 above 65,536 tokens, little-endian
     sentences.bin     (num_sentences + 1,) int64: where each sentence begins in tokens.bin
     documents.bin     (num_documents + 1,) int64: where each document begins in sentences.bin
+    groups.bin        (num_documents,) uint64: equal for documents of equal text
     token_counts.bin  (vocab_size,) int64: how often each token occurs
     tokenizer/        a folder that `AutoTokenizer` loads
 
-Notable: the digest is over the content (vocabulary, tokens, boundaries) alone. Everything that is
-drawn while training is seeded by it, so the same corpus gives the same instances wherever it lies
-and however it was made.
+Notable: the digest is over the content (vocabulary, tokens, boundaries, groups) alone. Everything
+that is drawn while training is seeded by it, so the same corpus gives the same instances wherever it
+lies and however it was made. A document that a source's weight repeats lies there once for each time,
+with masks and cuts of its own; its copies are a group, so that what has to come from another document
+doesn't come from a copy.
 """
 
 from __future__ import annotations
@@ -30,12 +33,12 @@ import numpy as np
 
 from mslt_ds.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 TOKENS, SENTENCES = "tokens.bin", "sentences.bin"
-DOCUMENTS, TOKEN_COUNTS = "documents.bin", "token_counts.bin"
-ARRAYS = (TOKENS, SENTENCES, DOCUMENTS, TOKEN_COUNTS)
+DOCUMENTS, GROUPS, TOKEN_COUNTS = "documents.bin", "groups.bin", "token_counts.bin"
+ARRAYS = (TOKENS, SENTENCES, DOCUMENTS, GROUPS, TOKEN_COUNTS)
 MANIFEST_KEYS = (
     "digest", "vocabulary_digest", "vocab_size", "special_tokens", "num_documents",
     "num_sentences", "num_tokens", "checksums",
@@ -54,7 +57,8 @@ def file_digest(path: Path) -> str:
 
 def content_digest(vocabulary_digest: str, checksums: dict[str, str]) -> str:
     """The digest of a store's content, in hexadecimal digits."""
-    parts = [vocabulary_digest] + [checksums[name] for name in (TOKENS, SENTENCES, DOCUMENTS)]
+    content = (TOKENS, SENTENCES, DOCUMENTS, GROUPS)
+    parts = [vocabulary_digest] + [checksums[name] for name in content]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -71,15 +75,17 @@ class SpecialTokens:
 @dataclass(frozen=True)
 class Corpus:
     """What instances are made of. Sentence s is tokens[sentences[s]:sentences[s + 1]], document d
-    the sentences documents[d] to documents[d + 1]; none is empty.
+    the sentences documents[d] to documents[d + 1]; none is empty. Documents of equal text, and no
+    others, have an equal groups[d]; there are at least two groups.
 
     tokens: (num_tokens,) uint16 or uint32; sentences: (num_sentences + 1,) int64;
-    documents: (num_documents + 1,) int64
+    documents: (num_documents + 1,) int64; groups: (num_documents,) uint64
     """
 
     tokens: np.ndarray
     sentences: np.ndarray
     documents: np.ndarray
+    groups: np.ndarray
     digest: str
     vocab_size: int
     special: SpecialTokens
@@ -105,12 +111,13 @@ class TokenStore:
             TOKENS: (token_dtype(manifest["vocab_size"]), manifest["num_tokens"]),
             SENTENCES: (np.dtype("<i8"), manifest["num_sentences"] + 1),
             DOCUMENTS: (np.dtype("<i8"), manifest["num_documents"] + 1),
+            GROUPS: (np.dtype("<u8"), manifest["num_documents"]),
         }
-        tokens, sentences, documents = (
+        tokens, sentences, documents, groups = (
             _map(path / name, dtype, length) for name, (dtype, length) in dtypes.items()
         )
         corpus = Corpus(
-            tokens, sentences, documents,
+            tokens, sentences, documents, groups,
             manifest["digest"], manifest["vocab_size"], SpecialTokens(**manifest["special_tokens"]),
         )  # fmt: skip
         return cls(path, manifest, corpus)

@@ -125,20 +125,19 @@ class WorkFolder:
                 ) from None
         return records
 
-    def units(self, sources: list[SourceRecord]) -> list[Path]:
-        """All units in the order of the text; DataError that names a missing one."""
-        paths = [
-            self.unit(file, number)
+    def units(self, sources: list[SourceRecord]) -> list[list[Path]]:
+        """Each source's units in the order of the text; DataError that names a missing one."""
+        units = [
+            [self.unit(file, number) for number in range(record.units)]
             for file, record in enumerate(sources)
-            for number in range(record.units)
         ]
-        missing = [path for path in paths if not path.exists()]
+        missing = [path for paths in units for path in paths if not path.exists()]
         if missing:
             raise DataError(
-                f"{missing[0]}: missing, as {len(missing)} of {len(paths)} units are; run the "
-                "shards that aren't done again"
+                f"{missing[0]}: missing, as {len(missing)} of {sum(map(len, units))} units are; "
+                "run the shards that aren't done again"
             )
-        return paths
+        return units
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -19,14 +19,18 @@ VOCAB_SIZE = 1200
 
 
 def make_corpus(
-    documents: list[list[list[int]]], vocab_size: int = 100, digest: str = "test"
+    documents: list[list[list[int]]],
+    vocab_size: int = 100,
+    digest: str = "test",
+    groups: list[int] | None = None,
 ) -> Corpus:
-    """A corpus from documents of sentences of token numbers."""
+    """A corpus from documents of sentences of token numbers; by default each is its own group."""
     sentences = [sentence for document in documents for sentence in document]
     return Corpus(
         np.array([token for sentence in sentences for token in sentence], "<u2"),
         np.cumsum([0, *map(len, sentences)], dtype=np.int64),
         np.cumsum([0, *map(len, documents)], dtype=np.int64),
+        np.array(range(len(documents)) if groups is None else groups, np.uint64),
         digest,
         vocab_size,
         SPECIAL,

@@ -55,8 +55,8 @@ def test_a_store_from_text_and_another_by_its_tokenizer(tmp_path, text_file, sto
         assert f"{number:,}" in printed
     assert "MB/s" in printed
     assert sorted(os.listdir(output)) == sorted(
-        ["documents.bin", "manifest.json", "prepare.json", "sentences.bin", "token_counts.bin",
-         "tokenizer", "tokens.bin"]
+        ["documents.bin", "groups.bin", "manifest.json", "prepare.json", "sentences.bin",
+         "token_counts.bin", "tokenizer", "tokens.bin"]
     )  # fmt: skip
 
 

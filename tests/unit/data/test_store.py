@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from mslt_ds.data.store import ARRAYS, MANIFEST, TOKENS, TokenStore, token_dtype
+from mslt_ds.data.store import ARRAYS, FORMAT, MANIFEST, TOKENS, TokenStore, token_dtype
 from mslt_ds.errors import DataError
 from tests.unit.data.conftest import VOCAB_SIZE
 
@@ -23,6 +23,7 @@ def test_what_a_store_holds(store: TokenStore, store_path: Path):
     assert store.num_sentences == len(corpus.sentences) - 1 == corpus.documents[-1]
     assert store.num_documents == len(corpus.documents) - 1 > 100
     assert (np.diff(corpus.sentences) > 0).all() and (np.diff(corpus.documents) > 0).all()
+    assert len(np.unique(corpus.groups)) == len(corpus.groups) == store.num_documents
     assert store.vocab_size == corpus.vocab_size == VOCAB_SIZE
     assert type(corpus.tokens) is np.ndarray and not corpus.tokens.flags.writeable
     assert np.array_equal(store.token_counts, np.bincount(corpus.tokens, minlength=VOCAB_SIZE))
@@ -63,7 +64,7 @@ def test_a_folder_that_isnt_there_a_file_and_a_folder_without_manifest(tmp_path:
         TokenStore.open(tmp_path)
 
 
-@pytest.mark.parametrize("name", ARRAYS[:3])
+@pytest.mark.parametrize("name", ARRAYS[:4])
 def test_files_that_are_cut_or_missing_are_named(copy: Path, name: str):
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[:-2])
@@ -84,7 +85,7 @@ def test_a_manifest_that_isnt_one(copy: Path):
     (copy / MANIFEST).write_text("{")
     with pytest.raises(DataError, match="can't be read"):
         TokenStore.open(copy)
-    (copy / MANIFEST).write_text('{"format": 1}')
+    (copy / MANIFEST).write_text(f'{{"format": {FORMAT}}}')
     with pytest.raises(DataError, match="lacks"):
         TokenStore.open(copy)
 
