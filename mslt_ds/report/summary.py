@@ -4,8 +4,7 @@ Notable: everything is read from the run folder (`plan.json`, `metrics.jsonl`), 
 printed at any time and of a run that was interrupted; what isn't there yet is shown as a dash.
 
 A stage's speed-up compares its median step with a step of the whole model, everything trained, that
-the same run measured on the same machine at the same sequence length: a measurement made for that
-purpose (`full_step_seconds`), else the joint stage's median.
+the same run measured on the same machine at the same sequence length: the joint stage's median.
 """
 
 from __future__ import annotations
@@ -61,13 +60,11 @@ def summarize(run_dir: Path) -> RunSummary:
         index: _step_seconds(index, stage_ends.get(index, {}), lines)
         for index in range(1, len(plan["stages"]) + 1)
     }
-    reference = _full_step_seconds(plan["stages"], step_seconds, run_end.get("full_step_seconds"))
+    reference = _full_step_seconds(plan["stages"], step_seconds)
     stages = []
     for index, stage in enumerate(plan["stages"], start=1):
         end = stage_ends.get(index, {})
-        own, full = step_seconds[index], end.get("full_step_seconds")
-        if full is None:
-            full = reference.get(stage["seq_length"])
+        own, full = step_seconds[index], reference.get(stage["seq_length"])
         stages.append(
             StageSummary(
                 index=index,
@@ -164,19 +161,14 @@ def _step_seconds(
 
 
 def _full_step_seconds(
-    stages: list[dict[str, Any]], step_seconds: dict[int, float | None], measured: float | None
+    stages: list[dict[str, Any]], step_seconds: dict[int, float | None]
 ) -> dict[int, float | None]:
-    """Sequence length -> seconds of a step of the whole model with nothing frozen.
-
-    measured: at the first stage's sequence length, where the run has measured it
-    """
+    """Sequence length -> seconds of a step of the whole model with nothing frozen."""
     full_depth = max(stage["depth"] for stage in stages)
     found: dict[int, float | None] = {}
     for index, stage in enumerate(stages, start=1):
         if stage["depth"] == full_depth and stage["frozen_layers"] == 0:
             found[stage["seq_length"]] = step_seconds[index]
-    if measured is not None:
-        found[stages[0]["seq_length"]] = measured
     return found
 
 

@@ -86,15 +86,6 @@ def test_plan_as_the_run_writes_it(tmp_path):
     assert 0.0 < stages[1].trainable_share < 0.6
 
 
-def test_measured_full_step_goes_before_the_joint_stage(tmp_path):
-    run_end = RUN_END | {"full_step_seconds": 0.8}
-    summary = summarize(write_run(tmp_path, MSLT, [*WHOLE, run_end]))
-    assert [stage.speed_up for stage in summary.stages] == [8.0, 4.0, 2.0]
-    ends = [*WHOLE[:2], stage_end(3, 0.4, 5.5, full_step_seconds=0.6)]
-    summary = summarize(write_run(tmp_path, MSLT, [*ends, run_end]))
-    assert summary.stages[2].speed_up == pytest.approx(1.5)
-
-
 def test_steps_of_other_lengths_are_not_compared(tmp_path):
     stages = [*MSLT[:2], plan_stage(4, 0, 100, 100, seq_length=512)]
     summary = summarize(write_run(tmp_path, stages, [*WHOLE, RUN_END]))
