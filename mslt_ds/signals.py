@@ -29,6 +29,10 @@ class StopFlag:
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
+    def ignore_warnings(self) -> None:
+        """Nothing is left to stop: a repeated warning must not kill the interpreter on its way out."""
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True
 

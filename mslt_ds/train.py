@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     except MsltError as error:
         _say(error, world)
         return error.exit_code
+    finally:
+        flag.ignore_warnings()
 
 
 def _say(error: MsltError, world: World) -> None:

@@ -90,8 +90,22 @@ mslt_srun() {
     # shellcheck disable=SC2016 # expanded in each task, not here
     "${launch[@]}" bash -c '
         export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_STEP_NUM_TASKS LOCAL_RANK=$SLURM_LOCALID
+        # Until the program listens, a warning is no reason to die; mslt_wait repeats it.
+        trap "" USR1
         exec "$@"' task "${inside[@]}" "$@" &
     MSLT_SRUN_PID=$!
+}
+
+# Passes USR1 on to the tasks, again and again: early in a run nobody listens to the first one.
+mslt_warn() {
+    while kill -USR1 "$MSLT_SRUN_PID" 2>/dev/null; do sleep 10; done
+}
+
+# mslt_nodes_answer: whether every node of the job still starts a task.
+mslt_nodes_answer() {
+    timeout 60 srun --overlap --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" \
+        --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 --gres=none true \
+        >/dev/null 2>&1
 }
 
 # mslt_wait: waits for mslt_srun's tasks and passes signals on to them. Returns their exit code.
@@ -100,7 +114,7 @@ mslt_srun() {
 # scancel or a preemption, to all. Both make the run write a checkpoint and exit with MSLT_STOPPED.
 mslt_wait() {
     MSLT_SIGNAL=
-    trap 'MSLT_SIGNAL=USR1; kill -USR1 "$MSLT_SRUN_PID" 2>/dev/null' USR1
+    trap '[ "$MSLT_SIGNAL" = USR1 ] || mslt_warn >/dev/null 2>&1 & MSLT_SIGNAL=USR1' USR1
     trap 'MSLT_SIGNAL=TERM; kill -TERM "$MSLT_SRUN_PID" 2>/dev/null' TERM
     local code
     while true; do
@@ -140,6 +154,11 @@ mslt_train() {
         echo "job $SLURM_JOB_ID: can't be requeued; submit the same command again to go on" >&2
     elif [ "$code" = "$MSLT_STOPPED" ] && [ "$MSLT_SIGNAL" = TERM ]; then
         echo "job $SLURM_JOB_ID: told to end, stopped with a checkpoint"
+    elif [ "$code" != 0 ] && [ -z "$MSLT_SIGNAL" ] && ! mslt_nodes_answer; then
+        # The surviving tasks notice it before Slurm does, which would requeue the job itself.
+        echo "job $SLURM_JOB_ID: a node doesn't answer; goes back into the queue" >&2
+        scontrol requeue "$SLURM_JOB_ID" && exit 0
+        echo "job $SLURM_JOB_ID: can't be requeued; submit the same command again to go on" >&2
     elif [ "$code" = "$MSLT_STOPPED" ]; then
         echo "job $SLURM_JOB_ID: tasks were ended, by a failing one (see above) or a signal to the" \
             "step alone; not requeued" >&2
