@@ -32,10 +32,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.__main__ import RESULTS, device_name
-from mslt_ds.data import corpus, tokenizer
+from mslt_ds.data import tokenizer
+from mslt_ds.data.corpus import TextCounts, TextFile
+from mslt_ds.data.finish import FIGURES
 from mslt_ds.data.instances import InstanceOptions, build, epoch_key, index_documents
 from mslt_ds.data.loader import InstanceSequence, global_batches
-from mslt_ds.data.prepare import FIGURES, prepare
+from mslt_ds.data.prepare import prepare
 from mslt_ds.data.store import TokenStore
 from tests.unit.data.reference import PythonDraws, instances_of_document
 
@@ -230,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store = TokenStore.open(Path(folder) / "store")
         paragraphs = [
             paragraph
-            for document in corpus.read_documents(options.input, corpus.TextCounts())
+            for document in TextFile(options.input).documents(TextCounts())
             for paragraph in document
         ]
         used = tokenizer.load(store.tokenizer_dir)

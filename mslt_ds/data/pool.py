@@ -1,4 +1,4 @@
-"""All input files through the workers: the units that are missing are made.
+"""All inputs through the workers: the units that are missing are made.
 
 One process reads and cuts the text, the others segment and tokenize it. A worker that dies ends
 the preparation with a message; what was done stays.
@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mslt_ds.data import corpus
+from mslt_ds.data.corpus import TextCounts
+from mslt_ds.data.sources import Input
 from mslt_ds.data.unit import Documents, Worker, cut_into_units, is_unit_of, text_digest, write_unit
 from mslt_ds.data.work import SourceRecord, WorkFolder
 from mslt_ds.errors import DataError
@@ -44,33 +45,33 @@ class Shard:
         raise DataError(f"--shard: {text!r}; expected I/N with I from 1 to N, for example 3/8")
 
     def reads(self, file: int, num_files: int) -> bool:
-        """Whether this part needs to read the file: whole files are dealt out if there are enough."""
+        """Whether this part needs to read the input: they're dealt out whole if there are enough."""
         return num_files < self.count or file % self.count == self.number - 1
 
     def makes(self, unit: int, num_files: int) -> bool:
-        """Whether this part makes a unit of a file that it reads."""
+        """Whether this part makes a unit of an input that it reads."""
         return num_files >= self.count or unit % self.count == self.number - 1
 
 
 def tokenize(
-    inputs: Sequence[Path],
+    inputs: Sequence[Input],
     work: WorkFolder,
     dtype: np.dtype,
     workers: int,
     shard: Shard,
     say: Callable[[str], None],
-) -> corpus.TextCounts:
+) -> TextCounts:
     """Make the shard's missing units; what was read on the way."""
-    total = corpus.TextCounts()
+    total = TextCounts()
     start = last = time.monotonic()
     with _workers(workers, work.tokenizer_folder, dtype) as submit:
-        for file, path in enumerate(inputs):
+        for file, given in enumerate(inputs):
             if not shard.reads(file, len(inputs)):
                 continue
-            counts = corpus.TextCounts()
+            counts = TextCounts()
             sha256 = hashlib.sha256()
             units = 0
-            for documents in cut_into_units(corpus.read_documents(path, counts, sha256)):
+            for documents in cut_into_units(given.source.documents(counts, sha256)):
                 unit = work.unit(file, units)
                 text = text_digest(documents)
                 if shard.makes(units, len(inputs)) and not is_unit_of(unit, text):
@@ -81,14 +82,14 @@ def tokenize(
                     last = now
                     megabytes = (total.text_bytes + counts.text_bytes) / 1e6
                     say(
-                        f"tokenizing file {file + 1} of {len(inputs)}: {megabytes:,.0f} MB, "
+                        f"tokenizing input {file + 1} of {len(inputs)}: {megabytes:,.0f} MB, "
                         f"{megabytes / (now - start):.1f} MB/s"
                     )
-            work.write_source(
-                file, SourceRecord(path.name, sha256.hexdigest(), units=units, **asdict(counts))
+            record = SourceRecord(
+                given.source.name, given.weight, sha256.hexdigest(), units, counts
             )
-            for name, value in asdict(counts).items():
-                setattr(total, name, getattr(total, name) + value)
+            work.write_source(file, record)
+            total.add(counts)
     return total
 
 

@@ -1,4 +1,4 @@
-"""From text files to a token store: `mslt-ds prepare`.
+"""From text to a token store: `mslt-ds prepare`.
 
 Notable: the work is cut into units whose borders depend on the text alone and whose files are
 whole or absent. So any number of workers, or of tasks with a shard each, gives the same store byte
@@ -10,47 +10,40 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
-from mslt_ds.atomic import replace_folder, replace_text
-from mslt_ds.data import corpus, segment, tokenizer
-from mslt_ds.data.merge import MergeCounts, SourceUnits, merge
+from mslt_ds.data import segment, tokenizer
+from mslt_ds.data.corpus import TextCounts, count_characters
+from mslt_ds.data.finish import finish, refuse_fewer_than_two
 from mslt_ds.data.pool import Shard, tokenize
-from mslt_ds.data.store import (
-    ARRAYS,
-    FORMAT,
-    MANIFEST,
-    TOKENIZER,
-    content_digest,
-    file_digest,
-    token_dtype,
-)
+from mslt_ds.data.rows import DEFAULT_FIELD, DEFAULT_SPLIT
+from mslt_ds.data.sources import Input, find_inputs, weighted_documents
+from mslt_ds.data.store import FORMAT, token_dtype
 from mslt_ds.data.unit import UNIT_CHARACTERS
-from mslt_ds.data.work import SourceRecord, WorkFolder
+from mslt_ds.data.wikipedia import WikipediaDump
+from mslt_ds.data.work import WorkFolder
 from mslt_ds.errors import DataError
 
 DEFAULT_VOCAB_SIZE = 30_000
-FIGURES = "prepare.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         nargs="+",
+        action="extend",
         default=[],
-        metavar="FILE",
-        help="text, one paragraph a line, a blank line between documents; "
-        f"{', '.join(corpus.SUFFIXES)}",
+        metavar="INPUT",
+        help="files or globs in quotes (.txt: one paragraph a line, a blank line between documents; "
+        ".jsonl, .xml of Wikipedia; each plain, .gz, .bz2, .xz or .zst; .parquet), folders of data "
+        "sets, or data sets of the hub (owner/name:config); INPUT,weight=W lets each document "
+        "appear W times, INPUT,field=NAME names the key or column of the text (default: "
+        f"{DEFAULT_FIELD}), INPUT,split=NAME a data set's split (default: {DEFAULT_SPLIT})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="the token store to make")
     vocabulary = parser.add_mutually_exclusive_group()
@@ -65,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cased", action="store_true", help="keep capitals and accents in a trained vocabulary"
+    )
+    parser.add_argument(
+        "--keep-duplicates",
+        action="store_true",
+        help="keep documents whose text occurred before",
     )
     parser.add_argument(
         "--workers",
@@ -90,11 +88,12 @@ def run(arguments: argparse.Namespace) -> int:
             merge_shards(output)
             return 0
         prepare(
-            [Path(path) for path in arguments.input],
+            arguments.input,
             output,
             tokenizer_folder=Path(arguments.tokenizer) if arguments.tokenizer else None,
             vocab_size=arguments.vocab_size,
             lowercase=not arguments.cased,
+            keep_duplicates=arguments.keep_duplicates,
             workers=arguments.workers,
             shard=Shard.parse(arguments.shard) if arguments.shard else None,
         )
@@ -107,26 +106,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def prepare(
-    inputs: Sequence[Path],
+    given: Sequence[str | Path],
     output: Path,
     *,
     tokenizer_folder: Path | None = None,
     vocab_size: int | None = None,
     lowercase: bool = True,
+    keep_duplicates: bool = False,
     workers: int | None = None,
     shard: Shard | None = None,
 ) -> None:
-    """Make the token store `output` from text files, or a shard's part of it."""
+    """Make the token store `output` from the inputs that are `given`, or a shard's part of it."""
     started = time.monotonic()
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     _check_options(vocab_size, workers, shard, tokenizer_folder)
-    corpus.check_inputs(inputs)
+    inputs = find_inputs(given)
     if tokenizer_folder is not None:
         tokenizer_folder = tokenizer.check_folder(tokenizer_folder)
     work = WorkFolder(output)
     work.check_output()
-    job = _job(inputs, tokenizer_folder, vocab_size or DEFAULT_VOCAB_SIZE, lowercase)
+    job = _job(
+        inputs, tokenizer_folder, vocab_size or DEFAULT_VOCAB_SIZE, lowercase, keep_duplicates
+    )
     work.check_same_job(job)
     if work.is_finished():
         work.remove()
@@ -146,7 +148,7 @@ def prepare(
             f"mslt-ds prepare --merge --output {output}"
         )
         return
-    _finish(
+    finish(
         work,
         {
             "workers": workers,
@@ -154,6 +156,7 @@ def prepare(
             "tokenize_seconds": round(tokenize_seconds, 3),
             "megabytes_per_second": round(counts.text_bytes / 1e6 / tokenize_seconds, 3),
         },
+        _say,
     )
 
 
@@ -164,9 +167,7 @@ def merge_shards(output: Path) -> None:
         work.remove()
         _say(f"{output}: merged already")
         return
-    if work.find_job() is None:
-        raise DataError(f"--output: {output}: no shard was begun here; run them with --shard first")
-    _finish(work, {})
+    finish(work, {}, _say)
 
 
 def _check_options(
@@ -187,7 +188,11 @@ def _check_options(
 
 
 def _job(
-    inputs: Sequence[Path], tokenizer_folder: Path | None, vocab_size: int, lowercase: bool
+    inputs: Sequence[Input],
+    tokenizer_folder: Path | None,
+    vocab_size: int,
+    lowercase: bool,
+    keep_duplicates: bool,
 ) -> dict[str, Any]:
     """Everything the store's content is a function of."""
     if tokenizer_folder is None:
@@ -195,17 +200,24 @@ def _job(
     else:
         loaded = tokenizer.load(tokenizer_folder)
         vocabulary = {"sha256": hashlib.sha256(loaded.to_str().encode()).hexdigest()}
+    versions = ["sentencex", "tokenizers"]
+    if any(isinstance(given.source, WikipediaDump) for given in inputs):
+        versions.append("mwparserfromhell")
     return {
-        "inputs": [{"name": path.name, "fingerprint": corpus.fingerprint(path)} for path in inputs],
+        "inputs": [given.describe() for given in inputs],
         "tokenizer": vocabulary,
-        "options": {"language": segment.LANGUAGE, "unit_characters": UNIT_CHARACTERS},
-        "versions": {name: version(name) for name in ("sentencex", "tokenizers")},
+        "options": {
+            "language": segment.LANGUAGE,
+            "unit_characters": UNIT_CHARACTERS,
+            "keep_duplicates": keep_duplicates,
+        },
+        "versions": {name: version(name) for name in versions},
         "format": FORMAT,
     }
 
 
 def _make_tokenizer(
-    inputs: Sequence[Path], work: WorkFolder, job: dict[str, Any], tokenizer_folder: Path | None
+    inputs: Sequence[Input], work: WorkFolder, job: dict[str, Any], tokenizer_folder: Path | None
 ) -> None:
     """Put the tokenizer into the work folder, unless an earlier attempt did."""
     if work.tokenizer_folder.exists():
@@ -213,9 +225,9 @@ def _make_tokenizer(
     if tokenizer_folder is not None:
         tokenizer.save(tokenizer.load(tokenizer_folder), work.tokenizer_folder, tokenizer_folder)
         return
-    counts = corpus.TextCounts()
-    characters = corpus.count_characters(_documents(inputs, counts))
-    _refuse_small(counts.documents)
+    counts = TextCounts()
+    characters = count_characters(weighted_documents(inputs, counts))
+    refuse_fewer_than_two(counts.documents)
     vocab_size, lowercase = job["tokenizer"]["vocab_size"], job["tokenizer"]["lowercase"]
     stride = tokenizer.sampling_stride(counts.text_bytes)
     _say(
@@ -224,106 +236,12 @@ def _make_tokenizer(
     )
     texts = (
         paragraph
-        for number, document in enumerate(_documents(inputs, corpus.TextCounts()))
+        for number, document in enumerate(weighted_documents(inputs, TextCounts()))
         if number % stride == 0
         for paragraph in document
     )
     trained = tokenizer.train(texts, characters, vocab_size, lowercase=lowercase)
     tokenizer.save(trained, work.tokenizer_folder, None)
-
-
-def _documents(inputs: Sequence[Path], counts: corpus.TextCounts) -> Iterator[list[str]]:
-    for path in inputs:
-        yield from corpus.read_documents(path, counts)
-
-
-def _refuse_small(documents: int) -> None:
-    if documents < 2:
-        raise DataError(
-            f"--input: {documents} documents with text, all different; next-sentence prediction "
-            "needs at least 2. Separate documents by a blank line"
-        )
-
-
-def _finish(work: WorkFolder, figures: dict[str, Any]) -> None:
-    """Merge all units into a store and say what it holds."""
-    output = work.output
-    job = work.find_job()
-    assert job is not None  # the caller began it or found it
-    sources = work.sources(len(job["inputs"]))
-    _refuse_small(sum(source.documents for source in sources))
-    used = tokenizer.load(work.tokenizer_folder)
-    started = time.monotonic()
-    units = [SourceUnits(paths) for paths in work.units(sources)]
-    merged = merge(units, output, tokenizer.vocab_size(used))
-    counts = merged.total
-    if not merged.has_two_texts:
-        _refuse_small(min(counts.documents, 1))
-    figures = _content_figures(sources, counts, used) | figures
-    figures["merge_seconds"] = round(time.monotonic() - started, 3)
-    with replace_folder(output / TOKENIZER) as folder:
-        shutil.copytree(work.tokenizer_folder, folder, dirs_exist_ok=True)
-    replace_text(output / FIGURES, json.dumps(figures, indent=1) + "\n")
-    manifest = _manifest(output, job, sources, counts, used)
-    replace_text(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    work.remove()
-    _print_figures(output, figures)
-
-
-def _content_figures(
-    sources: list[SourceRecord], counts: MergeCounts, used: Tokenizer
-) -> dict[str, Any]:
-    names = ("text_bytes", "paragraphs", "invalid_utf8_paragraphs")
-    return (
-        asdict(counts)
-        | {name: sum(getattr(source, name) for source in sources) for name in names}
-        | {"vocab_size": tokenizer.vocab_size(used)}
-    )
-
-
-def _manifest(
-    output: Path,
-    job: dict[str, Any],
-    sources: list[SourceRecord],
-    counts: MergeCounts,
-    used: Tokenizer,
-) -> dict[str, Any]:
-    checksums = {name: file_digest(output / name) for name in ARRAYS}
-    vocabulary_digest = tokenizer.vocabulary_digest(used)
-    return {
-        "format": FORMAT,
-        "digest": content_digest(vocabulary_digest, checksums),
-        "vocabulary_digest": vocabulary_digest,
-        "vocab_size": tokenizer.vocab_size(used),
-        "special_tokens": asdict(tokenizer.special_tokens(used)),
-        "num_documents": counts.documents,
-        "num_sentences": counts.sentences,
-        "num_tokens": counts.tokens,
-        "checksums": checksums,
-        "sources": [asdict(source) for source in sources],
-        "job": job,
-    }
-
-
-def _print_figures(output: Path, figures: dict[str, Any]) -> None:
-    line = (
-        f"{output}: {figures['documents']:,} documents, {figures['sentences']:,} sentences, "
-        f"{figures['tokens']:,} tokens, vocabulary of {figures['vocab_size']:,}"
-    )
-    if "tokenize_seconds" in figures:
-        line += (
-            f"; tokenized in {figures['tokenize_seconds']:.1f} s, "
-            f"{figures['megabytes_per_second']:.1f} MB/s with {figures['workers']} workers"
-        )
-    _say(line)
-    for name in (
-        "empty_documents",
-        "duplicate_documents",
-        "invalid_utf8_paragraphs",
-        "control_characters",
-    ):
-        if figures[name]:
-            _say(f"  {name.replace('_', ' ')}: {figures[name]:,}")
 
 
 def _say(line: str) -> None:

@@ -82,7 +82,7 @@ class Worker:
         document_of = np.repeat(np.arange(len(counts)), counts)
         kept = np.bincount(document_of[lengths > 0], minlength=len(counts))
         return Unit(
-            np.array([_hash(document) for document in documents], np.uint64).reshape(-1, 2),
+            document_hashes(documents),
             kept.astype(np.uint32),
             lengths[lengths > 0],
             np.concatenate(tokens),
@@ -90,11 +90,16 @@ class Worker:
         )
 
 
+def document_hashes(documents: Documents) -> np.ndarray:
+    """128 bits of each document's text, (num_documents, 2) uint64."""
+    return np.array([_hash(document) for document in documents], np.uint64).reshape(-1, 2)
+
+
 def text_digest(documents: Documents) -> str:
     """A digest of a unit's text, in hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for document in documents:
-        digest.update("\n".join(document).encode("utf-8", "surrogatepass"))
+        digest.update("\n".join(document).encode())
         digest.update(b"\n\n")
     return digest.hexdigest()
 
@@ -164,6 +169,5 @@ def read_hashes(path: Path) -> np.ndarray:
 
 
 def _hash(document: Sequence[str]) -> tuple[int, int]:
-    text = "\n".join(document).encode("utf-8", "surrogatepass")
-    value = hashlib.blake2b(text, digest_size=16).digest()
+    value = hashlib.blake2b("\n".join(document).encode(), digest_size=16).digest()
     return int.from_bytes(value[:8], "little"), int.from_bytes(value[8:], "little")

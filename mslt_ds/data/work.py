@@ -2,8 +2,8 @@
 
     job.json               what the store's content is a function of
     tokenizer/             the tokenizer that the units are made with
-    FILE-UNIT.unit         tokenized documents, see unit.py
-    FILE.source.json       what was found in an input file, written when it was read to its end
+    INPUT-UNIT.unit        tokenized documents, see unit.py
+    INPUT.source.json      what was found in an input, written when it was read to its end
 
 Every name appears with its whole content, whoever writes it and however often; so processes of
 this or other machines may share the folder, and one that was killed leaves nothing half done.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mslt_ds.atomic import flush_to_disk
+from mslt_ds.data.corpus import TextCounts
 from mslt_ds.data.store import MANIFEST, TOKENIZER
 from mslt_ds.errors import DataError
 
@@ -29,15 +30,13 @@ _JOB = "job.json"
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """An input file that was read to its end."""
+    """An input that was read to its end."""
 
     name: str
+    weight: float
     sha256: str  # of the text, decompressed
-    text_bytes: int  # decompressed
-    documents: int
-    paragraphs: int
-    invalid_utf8_paragraphs: int
     units: int
+    counts: TextCounts
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,15 @@ class WorkFolder:
                 ) from error
         return None
 
+    def begun_job(self) -> dict[str, Any]:
+        """The job that was begun here; DataError if none was."""
+        job = self.find_job()
+        if job is None:
+            raise DataError(
+                f"--output: {self.output}: no shard was begun here; run them with --shard first"
+            )
+        return job
+
     def check_same_job(self, job: dict[str, Any]) -> None:
         """DataError if another job was begun or finished here."""
         found = self.find_job()
@@ -112,12 +120,14 @@ class WorkFolder:
         self._write(f"{file:04d}.source.json", asdict(record))
 
     def sources(self, count: int) -> list[SourceRecord]:
-        """Of all input files; DataError that names one not read to its end."""
+        """Of all inputs; DataError that names one not read to its end."""
         records = []
         for file in range(count):
             path = self.path / f"{file:04d}.source.json"
             try:
-                records.append(SourceRecord(**json.loads(path.read_text(encoding="utf-8"))))
+                content = json.loads(path.read_text(encoding="utf-8"))
+                counts = TextCounts(**content.pop("counts"))
+                records.append(SourceRecord(**content, counts=counts))
             except FileNotFoundError:
                 raise DataError(
                     f"{path}: missing, so input {file + 1} of {count} wasn't read to its end; run "

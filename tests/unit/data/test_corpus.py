@@ -1,28 +1,14 @@
-import bz2
-import gzip
 import hashlib
-import lzma
 from pathlib import Path
 
 import numpy as np
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mslt_ds.data import corpus
-from mslt_ds.data.corpus import TextCounts, check_inputs, count_characters, read_documents
+from mslt_ds.data.corpus import TextCounts, TextFile, count_characters, documents_of_texts
 from mslt_ds.errors import DataError
-
-TEXT = "First. More.\nSecond paragraph.\n\nOther document.\n"
-DOCUMENTS = [["First. More.", "Second paragraph."], ["Other document."]]
-PACK = {
-    ".txt": lambda data: data,
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
-}
 
 
 def write(path: Path, content: bytes | str) -> Path:
@@ -32,36 +18,7 @@ def write(path: Path, content: bytes | str) -> Path:
 
 def read(path: Path) -> tuple[list[list[str]], TextCounts]:
     counts = TextCounts()
-    return list(read_documents(path, counts)), counts
-
-
-@pytest.mark.parametrize("suffix", PACK)
-def test_every_packing_gives_the_same_documents(tmp_path: Path, suffix: str):
-    path = write(tmp_path / f"text{suffix}", PACK[suffix](TEXT.encode()))
-    check_inputs([path])
-    sha256 = hashlib.sha256()
-    counts = TextCounts()
-    assert list(read_documents(path, counts, sha256)) == DOCUMENTS
-    assert counts == TextCounts(documents=2, paragraphs=3, text_bytes=len(TEXT))
-    assert sha256.digest() == hashlib.sha256(TEXT.encode()).digest()
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-def test_files_of_several_frames(tmp_path: Path, suffix: str):
-    parts = [PACK[suffix](part.encode()) for part in (TEXT, "\n", TEXT)]
-    assert read(write(tmp_path / f"text{suffix}", b"".join(parts)))[0] == DOCUMENTS * 2
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-def test_files_that_are_cut_off_or_not_what_they_say(tmp_path: Path, suffix: str):
-    noise = np.random.default_rng(0).integers(97, 122, 3_000_000, dtype=np.uint8)
-    packed = PACK[suffix](noise.tobytes().replace(b"y", b"\n"))
-    path = write(tmp_path / f"cut{suffix}", packed[: len(packed) - 200])
-    with pytest.raises(DataError, match=f"cut{suffix}: can't be read .*file is whole"):
-        read(path)
-    path = write(tmp_path / f"other{suffix}", "this is text as it is, of some length or other")
-    with pytest.raises(DataError, match=f"other{suffix}: can't be read .*suffix right"):
-        check_inputs([path])
+    return list(TextFile(path).documents(counts)), counts
 
 
 @pytest.mark.parametrize(
@@ -100,7 +57,7 @@ def test_single_damaged_paragraphs_are_counted(tmp_path: Path):
     lines = [b"good line"] * 500
     lines[250] = b"d\xe9j\xe0 vu"
     path = write(tmp_path / "text.txt", b"\n".join(lines))
-    check_inputs([path])
+    TextFile(path).check()
     ((*_,), counts) = read(path)
     assert counts.invalid_utf8_paragraphs == 1 and counts.paragraphs == 500
 
@@ -110,27 +67,16 @@ def test_another_encoding_is_refused_before_work_and_while_reading(tmp_path: Pat
     text = "Schöne Wörter für den Ärger mit der Größe, über alles geküßt.\n\n" * 50
     path = write(tmp_path / "text.txt", text.encode(encoding))
     with pytest.raises(DataError, match="text.txt: not UTF-8 text.*iconv"):
-        check_inputs([path])
+        TextFile(path).check()
     late = write(tmp_path / "late.txt", ("good\n" * 300_000).encode() + path.read_bytes() * 100)
-    check_inputs([late])
+    TextFile(late).check()
     with pytest.raises(DataError, match="late.txt: not UTF-8 text"):
         read(late)
 
 
 def test_a_character_cut_by_the_look_ahead_is_no_error(tmp_path: Path):
     line = "ä" * (1 << 20)
-    check_inputs([write(tmp_path / "text.txt", f"good\n{line}x\n")])
-
-
-def test_inputs_that_cant_be_read(tmp_path: Path):
-    with pytest.raises(DataError, match="--input: no file given"):
-        check_inputs([])
-    with pytest.raises(DataError, match="nothing.txt: no such file"):
-        check_inputs([tmp_path / "nothing.txt"])
-    with pytest.raises(DataError, match="not a file; name the files of a folder"):
-        check_inputs([tmp_path])
-    with pytest.raises(DataError, match="suffix '.docx' is not known.*.txt, .gz"):
-        check_inputs([write(tmp_path / "text.docx", "x")])
+    TextFile(write(tmp_path / "text.txt", f"good\n{line}x\n")).check()
 
 
 def test_a_document_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -152,10 +98,44 @@ def test_characters_are_counted(monkeypatch: pytest.MonkeyPatch):
     }  # fmt: skip
 
 
-def test_fingerprints_tell_versions_apart(tmp_path: Path):
-    content = bytes(1 << 20)
-    path = write(tmp_path / "text.txt", content)
-    first = corpus.fingerprint(path)
-    assert corpus.fingerprint(write(tmp_path / "copy.txt", content)) == first
-    for changed in (content + b"x", b"x" + content[1:], content[:-1] + b"x"):
-        assert corpus.fingerprint(write(path, changed)) != first
+# ---- texts that are whole documents ---------------------------------------------------------------
+
+
+def documents_of(*texts: bytes | None) -> tuple[list[list[str]], TextCounts]:
+    counts = TextCounts()
+    return list(documents_of_texts("rows", texts, counts, hashlib.sha256())), counts
+
+
+def test_lines_of_a_text_are_paragraphs_and_blank_ones_part_no_documents():
+    found, counts = documents_of(b"One.\nTwo.\n\n\r\n Three. \n", b"Other.")
+    assert found == [["One.", "Two.", "Three."], ["Other."]]
+    assert (counts.documents, counts.paragraphs, counts.text_bytes) == (2, 4, 28)
+
+
+def test_texts_without_text_are_counted():
+    found, counts = documents_of(None, b"", b" \n\t\n", b"One.")
+    assert found == [["One."]]
+    assert counts.documents == 1 and counts.empty_documents == 3
+
+
+def test_damage_in_texts_is_counted_and_another_encoding_refused():
+    assert documents_of(*[b"good"] * 200, b"d\xe9j\xe0")[1].invalid_utf8_paragraphs == 1
+    assert documents_of(*[b"good"] * 200, b"d\xe9j\xe0")[0][-1] == ["d\ufffdj\ufffd"]
+    with pytest.raises(DataError, match="--input: rows: not UTF-8 text, 20 of 60 lines"):
+        documents_of(*[b"good\ngood\nd\xe9j\xe0"] * 20)
+
+
+def test_a_text_that_is_too_long_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corpus, "LONGEST_DOCUMENT", 1 << 20)
+    with pytest.raises(DataError, match="--input: rows: document 2 is longer than 1 MB; split it"):
+        documents_of(b"fine", b"x" * 1_100_000)
+
+
+def test_the_digest_of_texts_sees_their_borders():
+    def digest(*texts: bytes) -> str:
+        sha256 = hashlib.sha256()
+        list(documents_of_texts("rows", texts, TextCounts(), sha256))
+        return sha256.hexdigest()
+
+    assert digest(b"a", b"b") == digest(b"a", b"b")
+    assert len({digest(b"ab"), digest(b"a", b"b"), digest(b"a\nb"), digest(b"b", b"a")}) == 4

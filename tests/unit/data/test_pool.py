@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from mslt_ds.data import pool, unit
+from mslt_ds.data.corpus import TextFile
 from mslt_ds.data.pool import Shard
+from mslt_ds.data.sources import Input
 from mslt_ds.data.store import TokenStore
 from mslt_ds.data.work import WorkFolder
 from mslt_ds.errors import DataError
@@ -35,6 +37,7 @@ def test_whoever_makes_a_unit_makes_the_same(
     store: TokenStore, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(unit, "UNIT_CHARACTERS", 100_000)
+    inputs = [Input(TextFile(text_file))] * 2
     made = []
     for name, tasks in {
         "alone": [(1, Shard())],
@@ -47,7 +50,7 @@ def test_whoever_makes_a_unit_makes_the_same(
         lines: list[str] = []
         for workers, shard in tasks:
             pool.tokenize(
-                [text_file, text_file], work, np.dtype("<u2"), workers, shard, lines.append
+                inputs, work, np.dtype("<u2"), workers, shard, lines.append
             )
         sources = work.sources(2)
         assert sources[0] == sources[1] and sources[0].units > 5
@@ -62,7 +65,7 @@ def test_units_that_are_there_are_not_made_again_but_for_other_text(
     work = WorkFolder(tmp_path)
     work.path.mkdir()
     work.tokenizer_folder.symlink_to(store.tokenizer_dir.resolve())
-    arguments = [text_file], work, np.dtype("<u2"), 1, Shard(), print
+    arguments = [Input(TextFile(text_file))], work, np.dtype("<u2"), 1, Shard(), print
     pool.tokenize(*arguments)
     (paths,) = work.units(work.sources(1))
     whole = [path.read_bytes() for path in paths]

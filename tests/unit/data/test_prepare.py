@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from mslt_ds import cli
+from mslt_ds.data import finish
 from mslt_ds.data import prepare as module
-from mslt_ds.data.prepare import FIGURES, prepare
+from mslt_ds.data.finish import FIGURES
+from mslt_ds.data.prepare import prepare
 from mslt_ds.data.store import MANIFEST, TokenStore
 from mslt_ds.errors import DataError
 from tests.unit.data.conftest import VOCAB_SIZE, as_text, docstring_documents
@@ -62,9 +64,9 @@ def test_a_store_from_text_and_another_by_its_tokenizer(tmp_path, text_file, sto
 
 def test_the_manifest_tells_what_went_in(store: TokenStore, text_file: Path):
     (source,) = store.manifest["sources"]
-    assert source["name"] == text_file.name
-    assert source["text_bytes"] == text_file.stat().st_size
-    assert source["documents"] == store.num_documents
+    assert source["name"] == text_file.name and source["weight"] == 1
+    assert source["read"]["text_bytes"] == text_file.stat().st_size
+    assert source["read"]["documents"] == source["stored"]["documents"] == store.num_documents
     assert store.manifest["job"]["tokenizer"] == {"vocab_size": VOCAB_SIZE, "lowercase": True}
     assert set(store.manifest["job"]["versions"]) == {"sentencex", "tokenizers"}
 
@@ -203,6 +205,7 @@ def text(tmp_path: Path) -> Path:
         (["--tokenizer", "{tmp}/nothing"], "--tokenizer: .*nothing: no such folder"),
         (["--tokenizer", "{tmp}"], "--tokenizer: .*no tokenizer here"),
         (["--input", "{tmp}/nothing.txt"], "--input: .*nothing.txt: no such file"),
+        (["--input", "{tmp}/text.txt,weight=0"], "--input: .*weight '0'.*above 0"),
         (["--input", "{tmp}/odd.pdf"], "--input: .*odd.pdf: suffix '.pdf' is not known"),
         (["--input", "{tmp}/latin.txt"], "--input: .*latin.txt: not UTF-8 text"),
         (["--output", "{tmp}"], "--output: .*not empty, and no token store"),
@@ -234,14 +237,14 @@ def test_text_of_fewer_than_two_documents(tmp_path, store_path, content, capsys)
 
 def test_no_input(tmp_path, capsys):
     assert run("--output", tmp_path / "store") == 2
-    assert "--input: no file given" in capsys.readouterr().err
+    assert "--input: none given" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told_of(tmp_path, text, store_path, monkeypatch, capsys):
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "tokens.bin")
 
-    monkeypatch.setattr(module, "merge", full)
+    monkeypatch.setattr(finish, "merge", full)
     given = ["--input", text, "--output", tmp_path / "store", "--tokenizer", store_path]
     assert run(*given, "--workers", 1) == 2
     assert "tokens.bin: No space left on device; what was done stays" in capsys.readouterr().err

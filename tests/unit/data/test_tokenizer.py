@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from mslt_ds.data import tokenizer
-from mslt_ds.data.corpus import TextCounts, count_characters, read_documents
+from mslt_ds.data.corpus import TextCounts, TextFile, count_characters
 from mslt_ds.errors import DataError
 
 WORDS = ["the", "un", "##believ", "##able", "cat", "a", "##s", ",", "é", "e", "2", "##2"]
@@ -18,7 +18,7 @@ WORDS = ["the", "un", "##believ", "##able", "cat", "a", "##s", ",", "é", "e", "
 
 def train(text_file: Path, vocab_size: int, *, lowercase: bool = True) -> Tokenizer:
     def documents():
-        return read_documents(text_file, TextCounts())
+        return TextFile(text_file).documents(TextCounts())
 
     texts = (paragraph for document in documents() for paragraph in document)
     characters = count_characters(documents())

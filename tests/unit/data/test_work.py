@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from mslt_ds.data.corpus import TextCounts
 from mslt_ds.data.work import SourceRecord, WorkFolder
 from mslt_ds.errors import DataError
 
-RECORD = SourceRecord("text.txt", "abc", 10, 2, 3, 0, units=2)
+RECORD = SourceRecord("text.txt", 2.0, "abc", units=2, counts=TextCounts(documents=3))
 JOB = {"inputs": ["text.txt"], "options": {"a": 1}}
 
 

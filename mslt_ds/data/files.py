@@ -1,0 +1,114 @@
+"""Input files as bytes: decompressed by their suffix, and told apart by a fingerprint."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zstandard
+
+from mslt_ds.errors import DataError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_PROBE_BYTES = 1 << 20
+_UNREADABLE = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+_OPENERS: dict[str, Callable[[Path], io.BufferedIOBase]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda path: io.BufferedReader(_ZstdFile(path), 1 << 20),
+}
+COMPRESSIONS = tuple(_OPENERS)
+
+
+class _ZstdFile(io.RawIOBase):
+    """A .zst file, decompressed: all its frames, and an EOFError where the last one is cut off.
+
+    `zstandard`'s own reader takes a cut file for a whole one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._input = b""
+        self._output = b""
+        self._between_frames = True
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Buffer) -> int:
+        while not self._output:
+            if not self._input:
+                self._input = self._file.read(1 << 18)
+            if not self._input:
+                if self._between_frames:
+                    return 0
+                raise EOFError("its last frame is cut off")
+            self._output = self._frame.decompress(self._input)
+            self._between_frames = self._frame.eof
+            self._input = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+        view = memoryview(buffer)
+        size = min(len(view), len(self._output))
+        view[:size] = self._output[:size]
+        self._output = self._output[size:]
+        return size
+
+
+@contextmanager
+def open_input(path: Path) -> Iterator[io.BufferedIOBase]:
+    """The file's content, decompressed; DataError that names it if it can't be read."""
+    with problems_of(path), _OPENERS.get(path.suffix, lambda path: path.open("rb"))(path) as file:
+        yield file
+
+
+def first_lines(path: Path) -> list[bytes]:
+    """The lines of the file's first megabyte."""
+    with open_input(path) as file:
+        lines = file.read(_PROBE_BYTES).split(b"\n")
+    if len(lines) > 1:
+        lines.pop()  # it may be cut inside a character
+    return lines
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of a file's size, ends and a few places between, in hexadecimal digits.
+
+    Tells versions of a file apart without reading all of it.
+    """
+    size = path.stat().st_size
+    sha256 = hashlib.sha256(str(size).encode())
+    with problems_of(path), path.open("rb") as file:
+        for i in range(9):
+            file.seek(max(0, size - (1 << 16)) * i // 8)
+            sha256.update(file.read(1 << 16))
+    return sha256.hexdigest()
+
+
+@contextmanager
+def problems_of(path: Path, *also: type[Exception]) -> Iterator[None]:
+    """What can't be read inside this block is told as a problem of `path`; `also` what a library
+    raises for it."""
+    try:
+        yield
+    except (*_UNREADABLE, *also) as error:
+        raise DataError(
+            f"--input: {path}: can't be read ({error or type(error).__name__}); check that the "
+            "file is whole and its suffix right"
+        ) from error
