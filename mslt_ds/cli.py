@@ -23,6 +23,10 @@ _COMMANDS = {
         "Print what a token store holds, or one training instance as text.",
     ),
     "plan": ("mslt_ds.report.plan_command", "Print a recipe's stages and what they cost."),
+    "evaluate": (
+        "mslt_ds.evaluation.command",
+        "Fine-tune a model on GLUE or SQuAD and score it; compare models.",
+    ),
     "train": ("mslt_ds.train", "Run a recipe in a single process."),
 }
 

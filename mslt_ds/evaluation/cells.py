@@ -1,0 +1,81 @@
+"""Cells on disk: each finished one is a file, and whoever works on one holds its lock.
+
+Notable: a lock is the kernel's (`flock`), so it's gone with its process however that ends. Several
+processes on one machine can walk the same list and take what nobody else has; what a kill left
+unfinished is free again. The scores of a cell are a function of its fingerprint (model, recipe, data)
+and itself; a file with another fingerprint is never mixed in.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mslt_ds.atomic import replace_text
+from mslt_ds.errors import CheckpointError
+from mslt_ds.evaluation.grid import Cell
+
+FOLDER = "cells"
+
+
+class CellFolder:
+    """The cells of one output folder.
+
+    fingerprints: of each task, what its scores depend on besides the cell
+    """
+
+    def __init__(self, output: Path, fingerprints: dict[str, str]) -> None:
+        self._folder = output / FOLDER
+        self._fingerprints = fingerprints
+
+    def find(self, cell: Cell) -> dict[str, Any] | None:
+        """What a finished cell holds; None if it isn't finished.
+
+        CheckpointError if it belongs to another model, recipe or data set.
+        """
+        path = self._path(cell)
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["fingerprint"] != self._fingerprints[cell.task]:
+            raise CheckpointError(
+                f"{path}: made with another model, recipe or data than now; choose another "
+                "--output, or remove the folder"
+            )
+        return found
+
+    def write(self, cell: Cell, content: dict[str, Any]) -> None:
+        """Finish a cell."""
+        head = {
+            "task": cell.task,
+            "learning_rate": cell.learning_rate,
+            "seed": cell.seed,
+            "fingerprint": self._fingerprints[cell.task],
+        }
+        replace_text(self._path(cell), json.dumps(head | content, indent=1) + "\n")
+
+    @contextmanager
+    def claim(self, cell: Cell) -> Iterator[bool]:
+        """Whether this process may work on the cell: False while another one does."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / f".{cell.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def _path(self, cell: Cell) -> Path:
+        return self._folder / f"{cell.name}.json"
+
+
+def fingerprint(*parts: Any) -> str:
+    """Stands for JSON-able values."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

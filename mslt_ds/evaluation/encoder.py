@@ -1,0 +1,183 @@
+"""The pretrained encoder of an evaluation: a Hugging Face folder, checked before any work is spent.
+
+Notable: a head that the folder lacks (a classifier, a pooler) begins with fresh numbers, drawn by the
+cell's seed, and is told once. Anything else that is missing or left over means that config.json and
+the weights are of two different models; Hugging Face would fill the gap with random numbers and
+evaluate that, so it's an error here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from mslt_ds.errors import CheckpointError, RecipeError
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_POOLERS = ("pooler",)
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A folder that was looked at, but whose weights aren't loaded.
+
+    digest: stands for every bit of the weights, the configuration and the tokenizer
+    """
+
+    path: Path
+    config: PretrainedConfig
+    tokenizer: Any
+    digest: str
+
+    @classmethod
+    def open(cls, path: Path) -> Encoder:
+        """Read configuration and tokenizer. CheckpointError for a folder that has no model."""
+        files = [file for pattern in _WEIGHTS for file in sorted(path.glob(pattern))]
+        for wanted, there in (
+            ("config.json", (path / "config.json").is_file()),
+            ("model.safetensors", bool(files)),
+        ):
+            if not there:
+                raise CheckpointError(
+                    f"--model: {path}: no {wanted}; name a folder that save_pretrained wrote, such "
+                    "as a run's model/ or stages/K/end/"
+                )
+        try:
+            with _quiet():
+                config = AutoConfig.from_pretrained(path, local_files_only=True)
+                tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise CheckpointError(
+                f"--model: {path}: {_first_line(error)}; the folder needs a configuration and a "
+                "tokenizer that Hugging Face's Auto classes know"
+            ) from error
+        if not tokenizer.is_fast:
+            raise CheckpointError(
+                f"--model: {path}: its tokenizer has no fast form; save the folder with tokenizer.json"
+            )
+        rows, tokens = getattr(config, "vocab_size", len(tokenizer)), len(tokenizer)
+        if tokens > rows:
+            raise CheckpointError(
+                f"--model: {path}: the tokenizer has {tokens:,} tokens and the model {rows:,} "
+                "embeddings; they are of two different models"
+            )
+        return cls(path, config, tokenizer, _digest(path, files))
+
+    def build(self, auto_class: Any, seed: int, **config: Any) -> tuple[PreTrainedModel, list[str]]:
+        """The model with its weights in fp32, and the names of parameters that begin fresh.
+
+        auto_class: transformers.AutoModelFor...; config: further settings, e.g. num_labels.
+        Fresh parameters depend on the seed alone.
+        """
+        torch.manual_seed(seed)
+        try:
+            with _quiet():
+                model, info = auto_class.from_pretrained(
+                    self.path, output_loading_info=True, local_files_only=True,
+                    dtype=torch.float32, **config,
+                )  # fmt: skip
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"--model: {self.path}: {_first_line(error)}; it can't be loaded as "
+                f"{auto_class.__name__}"
+            ) from error
+        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        prefix = model.base_model_prefix
+        self._check_complete(model, prefix, missing, unexpected)
+        if info["mismatched_keys"]:
+            raise CheckpointError(
+                f"--model: {self.path}: the shape of {_some([str(k) for k in info['mismatched_keys']])} "
+                "is not that of config.json; they are of two different models"
+            )
+        return model, missing
+
+    def _check_complete(
+        self, model: PreTrainedModel, prefix: str, missing: list[str], unexpected: list[str]
+    ) -> None:
+        inside = [
+            name for name in missing if name.startswith(f"{prefix}.") and not _in_pooler(name)
+        ]
+        layers = self.config.num_hidden_layers if hasattr(self.config, "num_hidden_layers") else "?"
+        if inside:
+            raise CheckpointError(
+                f"--model: {self.path}: {len(inside)} weights of the encoder are missing, such as "
+                f"{_some(inside)}; config.json says {layers} layers: set num_hidden_layers to what "
+                "the folder holds, or take a complete one"
+            )
+        left_over = [name for name in unexpected if ".layer." in name and "encoder" in name]
+        if left_over:
+            raise CheckpointError(
+                f"--model: {self.path}: config.json says {layers} layers, and the folder holds more, "
+                f"such as {_some(left_over)}; set num_hidden_layers to what it holds"
+            )
+
+
+def max_length(model: nn.Module, encoder: Encoder, asked: int) -> int:
+    """`asked`, if the model has position embeddings for so many tokens. RecipeError if not."""
+    limit = position_limit(model)
+    if limit is not None and asked > limit:
+        raise RecipeError(
+            f"max_length: {asked}, but {encoder.path} has embeddings for {limit} positions; "
+            f"--set max_length={limit} cuts longer texts there"
+        )
+    return asked
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Tokens that the model has absolute position embeddings for; None where it has none.
+
+    RoBERTa and its like give the first positions to padding: they have fewer than rows.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            padding = module.padding_idx
+            return module.num_embeddings - (0 if padding is None else padding + 1)
+    return None
+
+
+def _in_pooler(name: str) -> bool:
+    return any(part in _POOLERS for part in name.split("."))
+
+
+def _digest(path: Path, weights: list[Path]) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    others = [path / name for name in ("config.json", "tokenizer.json", "vocab.txt")]
+    for file in [*weights, *(other for other in others if other.is_file())]:
+        state.update(file.name.encode())
+        with file.open("rb") as content:
+            state.update(hashlib.file_digest(content, "blake2b").digest())
+    return state.hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Hugging Face's table of missing keys: what it says is checked and told here."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,38 @@
+"""The grid of an evaluation: from recipe and tasks to cells. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mslt_ds.data.pool import Shard
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning run."""
+
+    task: str
+    learning_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Stands for the cell in file names."""
+        return f"{self.task}_{self.learning_rate:g}_{self.seed}"
+
+
+def make_cells(
+    work: Mapping[str, float], learning_rates: Sequence[float], seeds: Sequence[int]
+) -> list[Cell]:
+    """All cells of the tasks in `work`, most work first: dealt out in turn, shares are then alike.
+
+    work: how long a run of each task takes, in any unit
+    """
+    tasks = sorted(work, key=lambda task: -work[task])
+    return [Cell(task, rate, seed) for task in tasks for rate in learning_rates for seed in seeds]
+
+
+def share(cells: Sequence[Cell], shard: Shard) -> list[Cell]:
+    """The cells of one part of several: every `shard.count`-th."""
+    return list(cells[shard.number - 1 :: shard.count])

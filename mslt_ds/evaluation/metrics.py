@@ -1,0 +1,65 @@
+"""GLUE's metrics, by torchmetrics.
+
+A correlation of constant predictions is undefined; here it's 0, as Matthews' coefficient is by
+convention, so that a run that has collapsed ranks last instead of nowhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+from torchmetrics.functional import classification, pearson_corrcoef, spearman_corrcoef
+
+from mslt_ds.evaluation.tasks import Task
+
+
+def scores(task: Task, outputs: Tensor, labels: Tensor) -> dict[str, float]:
+    """Every metric of the task, as a share of 1.
+
+    outputs: (rows, classes) logits, or (rows, 1) predicted scores
+    labels: (rows,) class numbers, or scores
+    """
+    if task.is_regression:
+        predictions, targets = outputs.squeeze(-1).double(), labels.double()
+    else:
+        predictions, targets = outputs.argmax(-1), labels
+    return {name: _COMPUTE[name](predictions, targets, task) for name in task.metrics}
+
+
+def _accuracy(predictions: Tensor, labels: Tensor, task: Task) -> float:
+    classes = len(task.labels)
+    return classification.multiclass_accuracy(
+        predictions, labels, num_classes=classes, average="micro"
+    ).item()
+
+
+def _f1(predictions: Tensor, labels: Tensor, task: Task) -> float:
+    return classification.binary_f1_score(predictions, labels).item()
+
+
+def _matthews(predictions: Tensor, labels: Tensor, task: Task) -> float:
+    return classification.binary_matthews_corrcoef(predictions, labels).item()
+
+
+def _spearman(predictions: Tensor, labels: Tensor, task: Task) -> float:
+    return _defined(spearman_corrcoef(predictions, labels), predictions)
+
+
+def _pearson(predictions: Tensor, labels: Tensor, task: Task) -> float:
+    return _defined(pearson_corrcoef(predictions, labels), predictions)
+
+
+def _defined(value: Tensor, predictions: Tensor) -> float:
+    constant = bool((predictions == predictions[0]).all())
+    return 0.0 if constant or math.isnan(value.item()) else value.item()
+
+
+_COMPUTE: dict[str, Callable[[Tensor, Tensor, Task], float]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "spearman": _spearman,
+    "pearson": _pearson,
+}

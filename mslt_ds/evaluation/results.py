@@ -1,0 +1,201 @@
+"""From finished cells to results: the learning rate chosen on dev, medians, the table. Pure.
+
+A task's learning rate is the one with the best median over the seeds of the metric that counts (on
+MNLI the matched one's; of equals the first named). The spread is the range of the scores behind that
+median, largest minus smallest: of five runs it's about 2.3 standard deviations, so a difference of
+medians that exceeds it is no accident of seeds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mslt_ds.evaluation.tasks import METRIC_NAMES
+
+Columns = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""Task to its columns to their metrics, the one that counts first."""
+
+Results = dict[str, Any]
+
+
+def summarize(cells: Sequence[Mapping[str, Any]], columns: Columns) -> dict[str, Any]:
+    """Each task's part of results.json.
+
+    cells: the content of cell files; every task has to have one at least
+    """
+    return {
+        task: _summarize_task([cell for cell in cells if cell["task"] == task], of_task)
+        for task, of_task in columns.items()
+    }
+
+
+def _summarize_task(
+    cells: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any]:
+    first = next(iter(columns))
+    metric = columns[first][0]
+    medians = {
+        rate: statistics.median(
+            cell["scores"][first][metric] for cell in cells if cell["learning_rate"] == rate
+        )
+        for rate in dict.fromkeys(cell["learning_rate"] for cell in cells)
+    }
+    best = max(medians, key=lambda rate: medians[rate])
+    chosen = [cell for cell in cells if cell["learning_rate"] == best]
+    return {
+        "learning_rate": best,
+        "runs": len(cells),
+        "runs_at_learning_rate": len(chosen),
+        "train_examples": chosen[0]["train_examples"],
+        "median_at_each_learning_rate": {f"{rate:g}": value for rate, value in medians.items()},
+        "columns": {
+            column: {
+                "metric": metrics[0],
+                **{
+                    name: _statistics([cell["scores"][column][name] for cell in chosen])
+                    for name in metrics
+                },
+            }
+            for column, metrics in columns.items()
+        },
+    }
+
+
+def _statistics(scores: list[float]) -> dict[str, Any]:
+    return {
+        "median": statistics.median(scores),
+        "spread": max(scores) - min(scores),
+        "scores": scores,
+    }
+
+
+def average(results: Results) -> float:
+    """Over tasks; a task with two columns (MNLI) counts once, by their mean."""
+    return statistics.fmean(
+        statistics.fmean(column[column["metric"]]["median"] for column in task["columns"].values())
+        for task in results["tasks"].values()
+    )
+
+
+def table(results: Results) -> str:
+    """The results as Markdown, a task a column, in percent."""
+    columns = _columns(results)
+    tasks = results["tasks"]
+    rows = [
+        ["", *(name for _, name, _ in columns), "average"],
+        ["metric", *(METRIC_NAMES[column["metric"]] for *_, column in columns), ""],
+        [
+            "median",
+            *(percent(column[column["metric"]]["median"]) for *_, column in columns),
+            percent(average(results)),
+        ],
+        ["spread", *(percent(column[column["metric"]]["spread"]) for *_, column in columns), ""],
+        ["besides", *(_others(column) for *_, column in columns), ""],
+        ["best learning rate", *(f"{tasks[task]['learning_rate']:g}" for task, *_ in columns), ""],
+        ["runs", *(str(tasks[task]["runs"]) for task, *_ in columns), ""],
+        ["training examples", *(f"{tasks[task]['train_examples']:,}" for task, *_ in columns), ""],
+    ]
+    return "\n".join([*_heading(results), "", *markdown(rows), "", *_footer(results)]) + "\n"
+
+
+def compare(several: Sequence[Results]) -> str:
+    """Models side by side as Markdown: medians (spreads), then each against the first."""
+    first = several[0]
+    names = _short_names(several)
+    shared = [
+        (task, name)
+        for task, name, _ in _columns(first)
+        if all(task in other["tasks"] for other in several)
+    ]
+    rows = [["model", *(name for _, name in shared)]]
+    rows.append(
+        ["metric", *(METRIC_NAMES[_column(first, task, name)["metric"]] for task, name in shared)]
+    )
+    for name, results in zip(names, several, strict=True):
+        rows.append([name, *(_median_and_spread(_column(results, *at)) for at in shared)])
+    for name, results in zip(names[1:], several[1:], strict=True):
+        rows.append([f"{name} - {names[0]}", *(_difference(first, results, at) for at in shared)])
+        rows.append(["exceeds the spread", *(_exceeds(first, results, at) for at in shared)])
+    lines = [f"{name}: {results['model']}" for name, results in zip(names, several, strict=True)]
+    footer = [
+        "Medians (spreads: largest minus smallest score of the seeds), in percent. A difference "
+        "exceeds the spread if it's larger than both models' spreads."
+    ]
+    protocols = {name: results["protocol"] for name, results in zip(names, several, strict=True)}
+    if len({str(protocol) for protocol in protocols.values()}) > 1:
+        footer += [f"Different recipes: {name}: {text}" for name, text in protocols.items()]
+    return "\n".join([*(f"- {line}" for line in lines), "", *markdown(rows), "", *footer]) + "\n"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as the lines of a table; the first is its header."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _columns(results: Results) -> list[tuple[str, str, dict[str, Any]]]:
+    """(task, column's name, its numbers) of all columns."""
+    return [
+        (task, name, column)
+        for task, content in results["tasks"].items()
+        for name, column in content["columns"].items()
+    ]
+
+
+def _column(results: Results, task: str, name: str) -> dict[str, Any]:
+    return results["tasks"][task]["columns"][name]
+
+
+def _main(column: dict[str, Any]) -> dict[str, Any]:
+    return column[column["metric"]]
+
+
+def _others(column: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{METRIC_NAMES[name]} {percent(value['median'])}"
+        for name, value in column.items()
+        if name not in ("metric", column["metric"])
+    )
+
+
+def _median_and_spread(column: dict[str, Any]) -> str:
+    return f"{percent(_main(column)['median'])} ({percent(_main(column)['spread'])})"
+
+
+def _difference(first: Results, other: Results, at: tuple[str, str]) -> str:
+    medians = [_main(_column(results, *at))["median"] for results in (first, other)]
+    return f"{100 * (medians[1] - medians[0]):+.1f}"
+
+
+def _exceeds(first: Results, other: Results, at: tuple[str, str]) -> str:
+    """Whether the difference is larger than both spreads; unknown for a single run."""
+    columns = [_column(results, *at) for results in (first, other)]
+    if any(len(_main(column)["scores"]) < 2 for column in columns):
+        return "one run: unknown"
+    medians = [_main(column)["median"] for column in columns]
+    spread = max(_main(column)["spread"] for column in columns)
+    return "yes" if abs(medians[1] - medians[0]) > spread else "no"
+
+
+def _short_names(several: Sequence[Results]) -> list[str]:
+    return [chr(ord("A") + index) for index in range(len(several))]
+
+
+def _heading(results: Results) -> list[str]:
+    lines = [f"Model: {results['model']}", f"Recipe: {results['protocol']}"]
+    if results["quick"]:
+        lines.insert(0, "**Quick grid**: fewer runs than the paper's protocol.")
+    return [f"{line}  " for line in lines]
+
+
+def _footer(results: Results) -> list[str]:
+    return [
+        "Scores on dev, in percent: the median over the seeds at the best learning rate. Spread: "
+        "the largest minus the smallest of these scores.",
+    ]

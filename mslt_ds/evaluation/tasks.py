@@ -1,0 +1,176 @@
+"""The GLUE tasks: files, columns, labels and metrics of each, as plain values.
+
+Source: Wang et al. 2019, "GLUE", table 1, and the layout of its published files. Which of a task's
+metrics counts is the paper's choice: F1 for QQP and MRPC, Spearman for STS-B, Matthews for CoLA,
+accuracy for the rest. WNLI is left out, as in BERT and in the paper; the test server still wants a
+file for it (submission.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mslt_ds.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Split:
+    """A file of a task.
+
+    name: its column in a table, and of a test split its file in a submission
+    file: in the official layout, without `.tsv`
+    hub_split: in the hub's dataset
+    """
+
+    name: str
+    file: str
+    hub_split: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One GLUE task.
+
+    folder: in the official layout; hub_config: in the hub's dataset
+    texts: the one or two text columns of train and dev files; hub_texts: in the hub's dataset
+    test_texts: of test files, where they are called otherwise
+    label: the label's column
+    columns: of train and dev files that have no header
+    labels: in the order of the hub's class numbers; empty: a number is to be predicted
+    metrics: the one that counts first
+    cut_rows: how many rows the official files hold that a line break in a question cut in two
+    """
+
+    name: str
+    folder: str
+    hub_config: str
+    texts: tuple[str, ...]
+    hub_texts: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    dev: tuple[Split, ...]
+    test: tuple[Split, ...]
+    test_texts: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    cut_rows: int = 0
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.labels
+
+    @property
+    def train(self) -> Split:
+        return Split(self.name, "train", "train")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of a split, in its order.
+
+    texts: one or two texts of each row
+    labels: class numbers, or scores of a regression; empty for a test split
+    ids: the index column of a test split, or the row's number
+    """
+
+    texts: list[tuple[str, ...]]
+    labels: list[int] | list[float]
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def characters(self) -> int:
+        return sum(len(text) for texts in self.texts for text in texts)
+
+
+def _plain(name: str) -> tuple[tuple[Split, ...], tuple[Split, ...]]:
+    """The dev and test splits of a task that has one of each."""
+    return (Split(name, "dev", "validation"),), (Split(name, "test", "test"),)
+
+
+def _task(name: str, hub_config: str, **fields) -> Task:
+    dev, test = _plain(name)
+    return Task(
+        **(
+            {"name": name, "folder": name, "hub_config": hub_config, "dev": dev, "test": test}
+            | fields
+        )
+    )
+
+
+_BINARY = ("0", "1")
+_ENTAILMENT = ("entailment", "not_entailment")
+_MNLI = ("entailment", "neutral", "contradiction")
+
+TASKS = {
+    task.name: task
+    for task in (
+        _task(
+            "CoLA", "cola", texts=("sentence",), hub_texts=("sentence",), label="label",
+            labels=_BINARY, metrics=("matthews", "accuracy"),
+            columns=("source", "label", "star", "sentence"),
+        ),
+        _task(
+            "SST-2", "sst2", texts=("sentence",), hub_texts=("sentence",), label="label",
+            labels=_BINARY, metrics=("accuracy",),
+        ),
+        _task(
+            "MRPC", "mrpc", texts=("#1 String", "#2 String"), hub_texts=("sentence1", "sentence2"),
+            label="Quality", labels=_BINARY, metrics=("f1", "accuracy"),
+        ),
+        _task(
+            "STS-B", "stsb", texts=("sentence1", "sentence2"), hub_texts=("sentence1", "sentence2"),
+            label="score", labels=(), metrics=("spearman", "pearson"),
+        ),
+        _task(
+            "QQP", "qqp", texts=("question1", "question2"), hub_texts=("question1", "question2"),
+            label="is_duplicate", labels=_BINARY, metrics=("f1", "accuracy"), cut_rows=64,
+        ),
+        _task(
+            "MNLI", "mnli", texts=("sentence1", "sentence2"), hub_texts=("premise", "hypothesis"),
+            label="gold_label", labels=_MNLI, metrics=("accuracy",),
+            dev=(
+                Split("MNLI-m", "dev_matched", "validation_matched"),
+                Split("MNLI-mm", "dev_mismatched", "validation_mismatched"),
+            ),
+            test=(
+                Split("MNLI-m", "test_matched", "test_matched"),
+                Split("MNLI-mm", "test_mismatched", "test_mismatched"),
+            ),
+        ),
+        _task(
+            "QNLI", "qnli", texts=("question", "sentence"), hub_texts=("question", "sentence"),
+            label="label", labels=_ENTAILMENT, metrics=("accuracy",),
+        ),
+        _task(
+            "RTE", "rte", texts=("sentence1", "sentence2"), hub_texts=("sentence1", "sentence2"),
+            label="label", labels=_ENTAILMENT, metrics=("accuracy",),
+        ),
+    )
+}  # fmt: skip
+"""By name, in the order in which GLUE's paper lists them."""
+
+DIAGNOSTIC = Split("AX", "diagnostic", "test")
+"""GLUE's diagnostic set: MNLI's labels, test only, in the folder `diagnostic`."""
+
+METRIC_NAMES = {
+    "matthews": "Matthews",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+}
+
+
+def choose(names: Sequence[str]) -> list[Task]:
+    """The tasks of these names; "all" is all of them. RecipeError for any other."""
+    if list(names) == ["all"]:
+        return list(TASKS.values())
+    by_lower = {name.lower(): task for name, task in TASKS.items()}
+    for name in names:
+        if name.lower() not in by_lower:
+            raise RecipeError(f"--tasks: {name}; choose all, or some of {', '.join(TASKS)}")
+    return [by_lower[name] for name in dict.fromkeys(name.lower() for name in names)]
