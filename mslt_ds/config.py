@@ -110,10 +110,17 @@ class DataConfig(Section):
     path: str
     eval_path: str | None = None
     seq_length: Annotated[Whole, Field(ge=8)] = 128
-    num_workers: NotNegative = 1
+    input_format: Literal["nsp", "sop", "full_sentences", "doc_sentences"] = "nsp"
+    masking: Literal["token", "whole_word", "ngram", "span"] = "token"
+    num_workers: NotNegative = 1  # threads that make batches ahead, on each rank
     masked_lm_prob: Share = 0.15
     max_predictions_per_seq: Positive | None = None  # at seq_length; None: 20 of 128
-    short_seq_prob: Annotated[float, Field(ge=0, le=1)] = 0.1
+    short_seq_prob: Annotated[float, Field(ge=0, le=1)] = 0.1  # nsp and sop only
+
+    @property
+    def sentence_objective(self) -> Literal["nsp", "sop"] | None:
+        """What the model learns of two segments beside the masked tokens; None: nothing."""
+        return self.input_format if self.input_format in ("nsp", "sop") else None
 
 
 class TrainConfig(Section):

@@ -47,6 +47,11 @@ def recipe_problems(config: RunConfig) -> list[str]:
         problems.append(
             f"data.max_predictions_per_seq: {given} is above data.seq_length {data.seq_length}"
         )
+    if data.sentence_objective is None and data.short_seq_prob != 0.1:
+        problems.append(
+            f"data.short_seq_prob: {data.short_seq_prob}, but data.input_format "
+            f"{data.input_format} makes no short sequences; leave it out"
+        )
     if train.device == "cpu":
         problems += device_problems(config, "cpu")
     schedule = config.schedule

@@ -24,6 +24,7 @@ from mslt_ds import checkpoint, cost, ds_config
 from mslt_ds.atomic import replace_text
 from mslt_ds.checkpoint import CheckpointFolder, TrainingState
 from mslt_ds.config import RunConfig
+from mslt_ds.data.instances import InstanceOptions
 from mslt_ds.data.loader import GlobalBatch, global_batches
 from mslt_ds.data.store import TokenStore
 from mslt_ds.distributed import World, check_equal_on_all_ranks
@@ -280,13 +281,18 @@ class Run:
         self, store: TokenStore, stage: Stage, *, start_step: int, num_steps: int
     ) -> Iterator[GlobalBatch]:
         data = self.config.data
-        return global_batches(
-            store,
-            seed=self.config.seed,
+        options = InstanceOptions(
             seq_length=stage.seq_length,
             max_predictions=self.config.max_predictions(stage.seq_length),
             masked_lm_prob=data.masked_lm_prob,
             short_seq_prob=data.short_seq_prob,
+            input_format=data.input_format,
+            masking=data.masking,
+        )
+        return global_batches(
+            store,
+            options,
+            seed=self.config.seed,
             global_batch_size=self.config.train.global_batch_size,
             micro_batch_size=stage.micro_batch_size,
             rank=self.world.rank,
@@ -294,7 +300,7 @@ class Run:
             start_step=start_step,
             num_steps=num_steps,
             num_workers=data.num_workers,
-            pin_memory=self.device.type == "cuda",
+            device=self.device,
         )
 
     def _end_stage(

@@ -20,21 +20,28 @@ from mslt_ds.data.instances import InstanceOptions, epoch_key, index_documents
 from mslt_ds.data.store import TokenStore
 from mslt_ds.errors import DataError
 
-_FORMAT = 1
+_FORMAT = 2
 _FOLDER = "index"
 _DOCUMENTS_PER_BLOCK = 1 << 16
 _EPOCHS_KEPT = 2
 
 
-def epoch_index(store: TokenStore, options: InstanceOptions, seed: int, epoch: int) -> np.ndarray:
-    """Index entries of all instances of `epoch`, (instances,) uint64, in document order."""
-    if store.num_documents < 2:
+def epoch_index(
+    store: TokenStore, continues: np.ndarray, options: InstanceOptions, seed: int, epoch: int
+) -> np.ndarray:
+    """Index entries of all instances of `epoch`, (instances,) uint64, in document order.
+
+    continues: (vocab_size,) bool, see words.py
+    """
+    groups = store.corpus.groups
+    if options.input_format == "nsp" and not (groups != groups[0]).any():
         raise DataError(
-            f"{store.path}: {store.num_documents} document; next-sentence prediction draws its "
-            "random sentences from another document, so at least 2 are needed. Separate "
-            "documents by an empty line and prepare the store again"
+            f"{store.path}: {store.num_documents} documents, all the same; next-sentence prediction "
+            "draws its random sentences from another document, so at least 2 that differ are "
+            "needed. Separate documents by an empty line and prepare the store again, or choose "
+            "another data.input_format"
         )
-    name = _file_name(store, options, seed, epoch)
+    name = file_name(store, options, seed, epoch)
     folders = _folders(store)
     for folder in folders:
         try:
@@ -45,7 +52,7 @@ def epoch_index(store: TokenStore, options: InstanceOptions, seed: int, epoch: i
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return _make(folder / name, store, options, seed, epoch)
+            return _make(folder / name, store, continues, options, seed, epoch)
         except OSError as error:
             problems.append(f"{folder} ({error.strerror or error})")
     raise DataError(
@@ -63,21 +70,37 @@ def _folders(store: TokenStore) -> list[Path]:
     return [store.path / _FOLDER, Path(cache) / _FOLDER]
 
 
-def _file_name(store: TokenStore, options: InstanceOptions, seed: int, epoch: int) -> str:
+def file_name(store: TokenStore, options: InstanceOptions, seed: int, epoch: int) -> str:
+    """Of the index, in a folder `index`: says all that the index depends on."""
     made_of = repr((_FORMAT, store.digest, options, seed))
     return f"{hashlib.sha256(made_of.encode()).hexdigest()[:24]}-{epoch}.bin"
 
 
 def _make(
-    path: Path, store: TokenStore, options: InstanceOptions, seed: int, epoch: int
+    path: Path,
+    store: TokenStore,
+    continues: np.ndarray,
+    options: InstanceOptions,
+    seed: int,
+    epoch: int,
 ) -> np.ndarray:
     key = epoch_key(store.digest, seed, epoch)
+    start, count = 0, 0
     descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             for first in range(0, store.num_documents, _DOCUMENTS_PER_BLOCK):
                 last = min(first + _DOCUMENTS_PER_BLOCK, store.num_documents)
-                index_documents(store.corpus, options, key, first, last).tofile(file)
+                entries, start = index_documents(
+                    store.corpus, continues, options, key, first, last, start
+                )
+                entries.tofile(file)
+                count += len(entries)
+            if not count:
+                raise DataError(
+                    f"{store.path}: no instance at data.input_format {options.input_format}: every "
+                    "document is a single token; choose another format or another text"
+                )
             file.flush()
             os.fsync(file.fileno())
         os.chmod(partial, 0o644)

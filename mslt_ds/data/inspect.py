@@ -85,9 +85,9 @@ def describe_instance(sequence: InstanceSequence, epoch: int, instance: int) -> 
             f"--instance: {instance} of epoch {epoch}; epochs begin at 0 and have the instances 0 "
             f"to {sequence.length - 1:,} at this sequence length"
         )
-    entries = sequence.entries(epoch * sequence.length + instance, 1)
-    arrays = sequence.build(entries)
-    sentence = int(first_sentence(entries[0][1])[0])
+    entries, keys = sequence.entries(epoch * sequence.length + instance, 1)
+    arrays = InstanceArrays(*(t.numpy() for t in sequence.build(entries, keys).values()))
+    sentence = int(first_sentence(entries)[0])
     documents = sequence.store.corpus.documents
     document = int(np.searchsorted(documents, sentence, side="right")) - 1
     is_random = bool(arrays.next_sentence_labels[0])

@@ -1,36 +1,43 @@
-"""Training instances by the rules of the original BERT, in compiled code.
+"""Training instances and their index, in compiled code.
 
-The rules are those of `create_pretraining_data.py` of google-research/bert (Devlin et al. 2019,
-"BERT", appendix A.2): sentences of one document are gathered into a chunk until they reach a
-target length; the target is the longest possible, or, for a `short_seq_prob` share of the
-documents, drawn once for the whole document. A random cut makes the chunk's sentences segments A
-and B; for half of the chunks, and for all of a single sentence, B is replaced by sentences of
-another document and those that B would have had are put back. The pair is shortened token by
-token, at a random end of the longer segment. 15 % of the positions are masked, 80/10/10.
+What an instance is made of is decided by pairing.py (`nsp`, `sop`) or packing.py
+(`full_sentences`, `doc_sentences`), what it hides by masking.py; here they are put together.
 
 Notable: every draw comes from a stream of the instance itself, seeded by (corpus, seed, epoch,
 document, first sentence). So an instance is built from its first sentence alone, without
-replaying its document, and the index of an epoch needs one word for each instance.
-One rule differs: the original tries ten times to find another document and then takes what it
-has; here B never comes from A's document.
+replaying its document, and the index of an epoch needs one word for each instance. For pairs the
+first sentences are a function of (corpus, seed, epoch, document); for packed sentences of the
+corpus and, where they cross documents, of the documents before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 
-from mslt_ds.data.compiled import below, compiled, derive, key_of, uniform
+from mslt_ds.data.compiled import below, compiled, derive, key_of
+from mslt_ds.data.masking import Masking, choose_tokens, choose_words, hide, run_weights
+from mslt_ds.data.packing import pack
+from mslt_ds.data.pairing import choose_pair, shorten, target_length
 from mslt_ds.data.store import Corpus
 from mslt_ds.errors import RecipeError
+
+InputFormat = Literal["nsp", "sop", "full_sentences", "doc_sentences"]
+
+NO_LABEL = -100
+"""The label of instances that have none; torch's cross-entropy leaves it out."""
 
 # An index entry: the number of masked positions in the high 16 bits, the instance's first
 # sentence, counted from the corpus's beginning, in the low 48.
 _MASKED_SHIFT = np.uint64(48)
 _SENTENCE_BITS = np.uint64((1 << 48) - 1)
-_SPECIAL = 3  # [CLS] A [SEP] B [SEP]
+_SOP, _FULL_SENTENCES = 1, 2
+_FORMATS: dict[str, int] = {"nsp": 0, "sop": _SOP, "full_sentences": _FULL_SENTENCES}
+_FORMATS["doc_sentences"] = 3
 
 
 @dataclass(frozen=True)
@@ -41,24 +48,32 @@ class InstanceOptions:
     max_predictions: int
     masked_lm_prob: float = 0.15
     short_seq_prob: float = 0.1
+    input_format: InputFormat = "nsp"
+    masking: Masking = "token"
 
     def __post_init__(self) -> None:
-        if self.seq_length < _SPECIAL + 2:
+        if self.seq_length < self.num_special + 2:
             raise RecipeError(
                 f"data.seq_length: {self.seq_length} is too short for two segments and their "
-                f"special tokens; choose {_SPECIAL + 2} or more"
+                f"special tokens; choose {self.num_special + 2} or more"
             )
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether instances are two segments with a label."""
+        return self.input_format in ("nsp", "sop")
+
+    @property
+    def num_special(self) -> int:
+        """Tokens of the frame: [CLS] A [SEP] B [SEP], or [CLS] sentences [SEP]."""
+        return 3 if self.is_paired else 2
 
     @lru_cache  # noqa: B019 (a few values, which live as long as the process anyway)
     def masked_counts(self) -> np.ndarray:
-        """Masked positions of an instance by its length in tokens, (seq_length + 1,) int64."""
+        """Positions to mask of an instance by its length in tokens, (seq_length + 1,) int64."""
         return np.array(
             [
-                min(
-                    self.max_predictions,
-                    max(1, round(length * self.masked_lm_prob)),
-                    max(0, length - _SPECIAL),
-                )
+                min(self.max_predictions, max(1, round(length * self.masked_lm_prob)))
                 for length in range(self.seq_length + 1)
             ],
             dtype=np.int64,
@@ -80,31 +95,43 @@ class InstanceArrays:
     masked_positions: np.ndarray  # (instances, max_predictions), rising; 0 where unused
     masked_labels: np.ndarray  # (instances, max_predictions); 0 where unused
     masked_weights: np.ndarray  # (instances, max_predictions) float32: 1, or 0 where unused
-    next_sentence_labels: np.ndarray  # (instances,): 1 where B is random
+    next_sentence_labels: np.ndarray  # (instances,): 1 B is random or swapped, 0 it isn't; NO_LABEL
 
     @classmethod
-    def empty(cls, count: int, options: InstanceOptions) -> InstanceArrays:
+    def empty(
+        cls, count: int, options: InstanceOptions, allocate: Callable[..., Any] = np.empty
+    ) -> InstanceArrays:
+        """allocate(shape, dtype) -> something of that shape that numpy takes as an array"""
         tokens, predictions = (count, options.seq_length), (count, options.max_predictions)
         return cls(
-            np.empty(tokens, np.int64),
-            np.empty(tokens, np.int64),
-            np.empty(tokens, np.bool_),
-            np.empty(predictions, np.int64),
-            np.empty(predictions, np.int64),
-            np.empty(predictions, np.float32),
-            np.empty(count, np.int64),
+            allocate(tokens, np.int64),
+            allocate(tokens, np.int64),
+            allocate(tokens, np.bool_),
+            allocate(predictions, np.int64),
+            allocate(predictions, np.int64),
+            allocate(predictions, np.float32),
+            allocate((count,), np.int64),
         )
 
 
 def build(
-    corpus: Corpus, options: InstanceOptions, key: np.uint64, entries: np.ndarray
+    corpus: Corpus,
+    continues: np.ndarray,
+    options: InstanceOptions,
+    keys: np.ndarray,
+    entries: np.ndarray,
+    arrays: InstanceArrays,
 ) -> InstanceArrays:
-    """The instances of index `entries`, (instances,) uint64, of the epoch with `key`."""
-    arrays = InstanceArrays.empty(len(entries), options)
+    """Fill `arrays` with the instances of index `entries`, (instances,) uint64.
+
+    continues: (vocab_size,) bool, see words.py; `token` masking doesn't read it
+    keys: (instances,) uint64, the epoch_key of the epoch that each entry belongs to
+    """
     special = corpus.special
     _build(
-        corpus.tokens, corpus.sentences, corpus.documents, key, entries,
-        options.masked_counts(), options.short_seq_prob,
+        corpus.tokens, corpus.sentences, corpus.documents, corpus.groups, continues, keys, entries,
+        _FORMATS[options.input_format], options.masked_counts(), options.num_special,
+        options.short_seq_prob, run_weights(options.masking), options.masking == "span",
         corpus.vocab_size, special.pad, special.cls, special.sep, special.mask,
         arrays.input_ids, arrays.token_type_ids, arrays.attention_mask,
         arrays.masked_positions, arrays.masked_labels, arrays.masked_weights,
@@ -114,16 +141,29 @@ def build(
 
 
 def index_documents(
-    corpus: Corpus, options: InstanceOptions, key: np.uint64, first: int, last: int
-) -> np.ndarray:
-    """Index entries of the documents `first` to `last` (excluded), in order, (instances,) uint64"""
-    # A chunk uses up at least one sentence.
-    entries = np.empty(corpus.documents[last] - corpus.documents[first], np.uint64)
-    count = _index(
-        corpus.sentences, corpus.documents, key, first, last,
-        options.masked_counts(), options.short_seq_prob, entries,
+    corpus: Corpus,
+    continues: np.ndarray,
+    options: InstanceOptions,
+    key: np.uint64,
+    first: int,
+    last: int,
+    start: int | None = None,
+) -> tuple[np.ndarray, int]:
+    """Index entries of the instances that begin in the documents `first` to `last` (excluded), in
+    order, (instances,) uint64, and the sentence that the next instance begins with.
+
+    start: the sentence that the first of them begins with, where it isn't that of document `first`
+    """
+    begin = int(corpus.documents[first]) if start is None else start
+    # An instance uses up at least one sentence.
+    entries = np.empty(max(0, int(corpus.documents[last]) - begin), np.uint64)
+    count, following = _index(
+        corpus.tokens, corpus.sentences, corpus.documents, corpus.groups, continues, key,
+        first, last, begin,
+        _FORMATS[options.input_format], options.masked_counts(), options.num_special,
+        options.short_seq_prob, run_weights(options.masking), corpus.special.sep, entries,
     )  # fmt: skip
-    return entries[:count]
+    return entries[:count], following
 
 
 def num_masked(entries: np.ndarray) -> np.ndarray:
@@ -137,138 +177,165 @@ def first_sentence(entries: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _target_length(document_key, most_tokens, short_seq_prob):
-    """Tokens that the chunks of a document aim at: drawn once for all of them, as the original
-    does."""
-    state = np.array([derive(document_key, -1)], dtype=np.uint64)
-    if uniform(state) < short_seq_prob:
-        return 2 + below(state, most_tokens - 1)
-    return most_tokens
+def _measure(sentences, documents, groups, document, start, target, form, most_tokens, state):
+    """Tokens of the instance, special ones left out, the separators of documents among them, and
+    the sentence that the next one begins with. No tokens: no instance."""
+    if form < _FULL_SENTENCES:
+        a_low, a_high, b_low, b_high, _, following = choose_pair(
+            sentences, documents, groups, document, start, target, form == _SOP, state
+        )
+        return min(a_high - a_low + b_high - b_low, most_tokens), 0, following
+    following, count, borders = pack(
+        sentences, documents, document, start, most_tokens, form == _FULL_SENTENCES
+    )
+    return min(count, most_tokens), borders, following
 
 
 @compiled
-def _choose_segments(sentences, documents, document, first, target, state):
-    """Sentences of A: first to a_end, of B: b_first to b_end; whether B is random."""
-    document_end = documents[document + 1]
-    chunk_end = first + 1
-    while chunk_end < document_end and sentences[chunk_end] - sentences[first] < target:
-        chunk_end += 1
+def _assemble(
+    tokens, sentences, documents, groups, document, start, target, form, most_tokens, sep_id,
+    ids, segments, candidates, state,
+):  # fmt: skip
+    """Write an instance's tokens (all but [CLS]) and segments, and the positions that may be masked.
 
-    a_end = first + 1
-    if chunk_end - first >= 2:
-        a_end = first + 1 + below(state, chunk_end - first - 1)
-    if chunk_end - first >= 2 and uniform(state) >= 0.5:
-        return a_end, a_end, chunk_end, False
+    -> its length, the number of those positions, its label, the sentence that the next one begins
+    with. Length 0: no instance.
+    """
+    num_candidates = 0
+    length = 1
+    segments[0] = 0
+    if form < _FULL_SENTENCES:
+        a_low, a_high, b_low, b_high, label, following = choose_pair(
+            sentences, documents, groups, document, start, target, form == _SOP, state
+        )
+        if a_low == a_high:
+            return 0, 0, label, following
+        a_low, a_high, b_low, b_high = shorten(a_low, a_high, b_low, b_high, most_tokens, state)
+        for segment in range(2):
+            low, high = (a_low, a_high) if segment == 0 else (b_low, b_high)
+            for i in range(low, high):
+                ids[length] = tokens[i]
+                segments[length] = segment
+                candidates[num_candidates] = length
+                num_candidates += 1
+                length += 1
+            ids[length] = sep_id
+            segments[length] = segment
+            length += 1
+        return length, num_candidates, label, following
 
-    other = below(state, len(documents) - 2)
-    if other >= document:
-        other += 1
-    b_target = target - (sentences[a_end] - sentences[first])
-    other_end = documents[other + 1]
-    b_first = documents[other] + below(state, other_end - documents[other])
-    b_end = b_first + 1
-    while b_end < other_end and sentences[b_end] - sentences[b_first] < b_target:
-        b_end += 1
-    return a_end, b_first, b_end, True
+    following, count, _ = pack(
+        sentences, documents, document, start, most_tokens, form == _FULL_SENTENCES
+    )
+    low = sentences[start]
+    high = sentences[following]
+    if count > most_tokens:
+        low += below(state, count - most_tokens + 1)
+        high = low + most_tokens
+    while low < high:
+        piece_end = min(high, sentences[documents[document + 1]])
+        for i in range(low, piece_end):
+            ids[length] = tokens[i]
+            segments[length] = 0
+            candidates[num_candidates] = length
+            num_candidates += 1
+            length += 1
+        ids[length] = sep_id
+        segments[length] = 0
+        length += 1
+        low = piece_end
+        document += 1
+    return length, num_candidates, NO_LABEL, following
 
 
 @compiled
-def _index(sentences, documents, key, first, last, masked_counts, short_seq_prob, entries):
-    most_tokens = len(masked_counts) - 1 - _SPECIAL
+def _index(
+    tokens, sentences, documents, groups, continues, key, first, last, start,
+    form, masked_counts, num_special, short_seq_prob, weights, sep_id, entries,
+):  # fmt: skip
+    seq_length = len(masked_counts) - 1
+    most_tokens = seq_length - num_special
     state = np.empty(1, np.uint64)
+    ids, segments = np.empty(seq_length, np.int64), np.empty(seq_length, np.int64)
+    candidates = np.empty(seq_length, np.int64)
+    begins, ends = np.empty(seq_length, np.int64), np.empty(seq_length, np.int64)
+    chosen, run_begins = np.empty(seq_length, np.bool_), np.empty(seq_length, np.bool_)
     count = 0
-    for document in range(first, last):
-        document_key = derive(key, document)
-        target = _target_length(document_key, most_tokens, short_seq_prob)
-        start = documents[document]
-        while start < documents[document + 1]:
-            state[0] = derive(document_key, start - documents[document])
-            a_end, b_first, b_end, is_random = _choose_segments(
-                sentences, documents, document, start, target, state
+    document = first - 1
+    document_key, target = key, most_tokens
+    while start < documents[last]:
+        if document < first or start >= documents[document + 1]:
+            document += 1
+            while start >= documents[document + 1]:
+                document += 1
+            document_key = derive(key, document)
+            target = target_length(document_key, most_tokens, short_seq_prob)
+        state[0] = derive(document_key, start - documents[document])
+        if len(weights) == 0:
+            length, borders, following = _measure(
+                sentences, documents, groups, document, start, target, form, most_tokens, state
             )
-            pair = sentences[a_end] - sentences[start] + sentences[b_end] - sentences[b_first]
-            masked = masked_counts[min(pair, most_tokens) + _SPECIAL]
+            masked = min(masked_counts[min(length + borders, most_tokens) + num_special], length)
+        else:
+            # How many tokens whole words fill depends on the words.
+            length, num_candidates, _, following = _assemble(
+                tokens, sentences, documents, groups, document, start, target, form, most_tokens,
+                sep_id, ids, segments, candidates, state,
+            )  # fmt: skip
+            chosen[:length] = False
+            masked = choose_words(
+                ids, candidates, num_candidates, masked_counts[length], continues, weights,
+                begins, ends, chosen, run_begins, state,
+            )  # fmt: skip
+        if length > 0:
             entries[count] = (np.uint64(masked) << _MASKED_SHIFT) | np.uint64(start)
             count += 1
-            start = a_end if is_random else b_end
-    return count
+        start = following
+    return count, start
 
 
 @compiled
 def _build(
-    tokens, sentences, documents, key, entries, masked_counts, short_seq_prob,
+    tokens, sentences, documents, groups, continues, keys, entries,
+    form, masked_counts, num_special, short_seq_prob, weights, whole_runs,
     vocab_size, pad_id, cls_id, sep_id, mask_id,
     input_ids, token_type_ids, attention_mask,
     masked_positions, masked_labels, masked_weights, next_sentence_labels,
 ):  # fmt: skip
     seq_length = len(masked_counts) - 1
-    most_tokens = seq_length - _SPECIAL
+    most_tokens = seq_length - num_special
     state = np.empty(1, np.uint64)
     candidates = np.empty(seq_length, np.int64)
-    chosen = np.empty(seq_length, np.bool_)
+    begins, ends = np.empty(seq_length, np.int64), np.empty(seq_length, np.int64)
+    chosen, run_begins = np.empty(seq_length, np.bool_), np.empty(seq_length, np.bool_)
     for row in range(len(entries)):
         start = np.int64(entries[row] & _SENTENCE_BITS)
         document = np.searchsorted(documents, start, side="right") - 1
-        document_key = derive(key, document)
-        target = _target_length(document_key, most_tokens, short_seq_prob)
+        document_key = derive(keys[row], document)
+        target = target_length(document_key, most_tokens, short_seq_prob)
         state[0] = derive(document_key, start - documents[document])
-        a_end, b_first, b_end, is_random = _choose_segments(
-            sentences, documents, document, start, target, state
-        )
-
-        a_low, a_high = sentences[start], sentences[a_end]
-        b_low, b_high = sentences[b_first], sentences[b_end]
-        while a_high - a_low + b_high - b_low > most_tokens:
-            front = uniform(state) < 0.5
-            if a_high - a_low > b_high - b_low:
-                if front:
-                    a_low += 1
-                else:
-                    a_high -= 1
-            elif front:
-                b_low += 1
-            else:
-                b_high -= 1
-
-        length_a = a_high - a_low
-        length = length_a + b_high - b_low + _SPECIAL
-        input_ids[row, 0] = cls_id
-        for i in range(length_a):
-            input_ids[row, 1 + i] = tokens[a_low + i]
-        input_ids[row, 1 + length_a] = sep_id
-        for i in range(b_high - b_low):
-            input_ids[row, 2 + length_a + i] = tokens[b_low + i]
-        input_ids[row, length - 1] = sep_id
-        input_ids[row, length:] = pad_id
-        token_type_ids[row, : 2 + length_a] = 0
-        token_type_ids[row, 2 + length_a : length] = 1
+        ids = input_ids[row]
+        length, num_candidates, label, _ = _assemble(
+            tokens, sentences, documents, groups, document, start, target, form, most_tokens,
+            sep_id, ids, token_type_ids[row], candidates, state,
+        )  # fmt: skip
+        ids[0] = cls_id
+        ids[length:] = pad_id
         token_type_ids[row, length:] = 0
         attention_mask[row, :length] = True
         attention_mask[row, length:] = False
-        next_sentence_labels[row] = is_random
-
-        # The first `masked` of a shuffle of all positions but the special ones.
-        num_candidates = length - _SPECIAL
-        for i in range(num_candidates):
-            candidates[i] = i + 1 if i < length_a else i + 2
-        masked = masked_counts[length]
+        next_sentence_labels[row] = label
         chosen[:length] = False
-        for i in range(masked):
-            j = i + below(state, num_candidates - i)
-            candidates[i], candidates[j] = candidates[j], candidates[i]
-            chosen[candidates[i]] = True
-        column = 0
-        for position in range(length):
-            if not chosen[position]:
-                continue
-            masked_positions[row, column] = position
-            masked_labels[row, column] = input_ids[row, position]
-            masked_weights[row, column] = 1.0
-            column += 1
-            if uniform(state) < 0.8:
-                input_ids[row, position] = mask_id
-            elif uniform(state) >= 0.5:
-                input_ids[row, position] = below(state, vocab_size)
-        masked_positions[row, column:] = 0
-        masked_labels[row, column:] = 0
-        masked_weights[row, column:] = 0.0
+        run_begins[:length] = False
+        if len(weights) == 0:
+            budget = min(masked_counts[length], num_candidates)
+            choose_tokens(candidates, num_candidates, budget, chosen, state)
+        else:
+            choose_words(
+                ids, candidates, num_candidates, masked_counts[length], continues, weights,
+                begins, ends, chosen, run_begins, state,
+            )  # fmt: skip
+        hide(
+            ids, length, chosen, run_begins, whole_runs, mask_id, vocab_size,
+            masked_positions[row], masked_labels[row], masked_weights[row], state,
+        )  # fmt: skip

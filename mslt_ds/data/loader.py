@@ -7,30 +7,32 @@ nothing is replayed to go on at any step.
 
 Notable: the number of masked positions of the whole global batch, which the loss is divided by,
 is read from the index, so every rank knows it without building or asking for the others'
-instances. Workers are threads, because compiled code holds no interpreter lock.
+instances. What is built goes straight into pinned memory where a GPU will fetch it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
+from mmap import mmap
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mslt_ds.data import ahead
 from mslt_ds.data.compiled import key_of
 from mslt_ds.data.epoch_index import epoch_index
 from mslt_ds.data.instances import InstanceArrays, InstanceOptions, build, epoch_key, num_masked
 from mslt_ds.data.order import permute
 from mslt_ds.data.store import TokenStore
-from mslt_ds.errors import RecipeError
+from mslt_ds.data.words import continuing_tokens
+from mslt_ds.errors import DataError, RecipeError
 
-_BATCHES_AHEAD_PER_WORKER = 2
 _EPOCHS_MAPPED = 2
+_CPU = torch.device("cpu")
 
 
 @dataclass
@@ -44,7 +46,7 @@ class MicroBatch:
     masked_positions: Tensor  # (micro_batch, max_predictions) int64
     masked_labels: Tensor  # (micro_batch, max_predictions) int64
     masked_weights: Tensor  # (micro_batch, max_predictions) float32: 0 where unused, else 1
-    next_sentence_labels: Tensor  # (micro_batch,) int64: 1 where B is random
+    next_sentence_labels: Tensor  # (micro_batch,) int64: 1 where B is random or swapped
 
 
 @dataclass
@@ -58,20 +60,17 @@ class GlobalBatch:
 
 def global_batches(
     store: TokenStore,
+    options: InstanceOptions,
     *,
     seed: int,
-    seq_length: int,
-    max_predictions: int,
     global_batch_size: int,
     micro_batch_size: int,
     rank: int,
     world_size: int,
     start_step: int,
     num_steps: int,
-    masked_lm_prob: float = 0.15,
-    short_seq_prob: float = 0.1,
     num_workers: int = 0,
-    pin_memory: bool = False,
+    device: torch.device = _CPU,
 ) -> Iterator[GlobalBatch]:
     """This rank's part of the global batches `start_step` to `start_step + num_steps` (excluded).
 
@@ -79,7 +78,8 @@ def global_batches(
     batch holds its instances m * micro_batch_size to (m + 1) * micro_batch_size; the rank's
     accumulation i is m = i * world_size + rank.
 
-    num_workers: threads that work ahead; 0: each batch is built when it's asked for.
+    num_workers: threads that work ahead; 0: each batch is built when it's asked for
+    device: that the batches are for; their tensors are pinned where it's a CUDA device
     """
     whole = micro_batch_size * world_size
     if global_batch_size < 1 or global_batch_size % whole:
@@ -87,24 +87,30 @@ def global_batches(
             f"train.global_batch_size: {global_batch_size} is not a multiple of "
             f"train.micro_batch_size {micro_batch_size} x {world_size} ranks = {whole}"
         )
-    options = InstanceOptions(seq_length, max_predictions, masked_lm_prob, short_seq_prob)
     sequence = InstanceSequence(store, options, seed)
-    micro_batches = range(rank, global_batch_size // micro_batch_size, world_size)
+    steps = range(start_step, start_step + num_steps)
 
     def make(step: int) -> GlobalBatch:
-        entries = sequence.entries(step * global_batch_size, global_batch_size)
+        sequence.check_files()
+        entries, keys = sequence.entries(step * global_batch_size, global_batch_size)
+        own = np.arange(global_batch_size).reshape(-1, micro_batch_size)[rank::world_size].ravel()
+        tensors = sequence.build(entries[own], keys[own], pinned=device.type == "cuda")
         return GlobalBatch(
             [
-                _micro_batch(sequence, entries, index, micro_batch_size, pin_memory)
-                for index in micro_batches
+                MicroBatch(
+                    index=i * world_size + rank,
+                    **{
+                        name: tensor[i * micro_batch_size : (i + 1) * micro_batch_size]
+                        for name, tensor in tensors.items()
+                    },
+                )
+                for i in range(len(own) // micro_batch_size)
             ],
-            num_masked=sum(int(num_masked(part).sum()) for _, part in entries),
+            # Not 0, as it may be where no word is short enough: the loss is divided by it.
+            num_masked=max(1, int(num_masked(entries).sum())),
             num_instances=global_batch_size,
         )
 
-    steps = range(start_step, start_step + num_steps)
-    if num_workers == 0:
-        return map(make, steps)
     # The next epoch's index is made while this one's is in use.
     last_epoch = sequence.epoch_of(steps.stop * global_batch_size - 1)
 
@@ -113,36 +119,9 @@ def global_batches(
         if epoch <= last_epoch:
             sequence.index(epoch)
 
-    return _work_ahead(make, make_ahead, steps, num_workers)
-
-
-def _work_ahead(
-    make: Callable[[int], GlobalBatch],
-    make_ahead: Callable[[int], None],
-    steps: range,
-    num_workers: int,
-) -> Iterator[GlobalBatch]:
-    # One thread more than asked for: what is made ahead must not keep a batch waiting.
-    executor = ThreadPoolExecutor(num_workers + 1, thread_name_prefix="mslt-data")
-    pending: deque[Future[GlobalBatch]] = deque()
-    ahead: Future[None] | None = None
-    try:
-        for step in steps:
-            if ahead is None or ahead.done():
-                if ahead is not None:
-                    ahead.result()
-                ahead = executor.submit(make_ahead, step)
-            pending.append(executor.submit(make, step))
-            if len(pending) > num_workers * _BATCHES_AHEAD_PER_WORKER:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-EpochEntries = list[tuple[int, np.ndarray]]
-"""Index entries by epoch, in the order of the instance sequence."""
+    return ahead.work_ahead(
+        make, make_ahead, steps, num_workers, place=str(store.path), device=device
+    )
 
 
 class InstanceSequence:
@@ -156,6 +135,9 @@ class InstanceSequence:
         self.store = store
         self.options = options
         self.seed = seed
+        self._continues = np.zeros(0, np.bool_)
+        if options.masking != "token":
+            self._continues = continuing_tokens(store)
         self._indices: dict[int, np.ndarray] = {}
         self._lock = Lock()
         self.length = len(self.index(0))
@@ -163,37 +145,34 @@ class InstanceSequence:
     def epoch_of(self, instance: int) -> int:
         return instance // self.length
 
-    def entries(self, start: int, count: int) -> EpochEntries:
-        """Of the instances `start` to `start + count` (excluded)."""
-        parts = []
-        end = start + count
-        while start < end:
-            epoch, position = divmod(start, self.length)
-            size = min(self.length - position, end - start)
+    def entries(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Index entries of the instances `start` to `start + count` (excluded), and the keys of
+        their epochs; each (count,) uint64."""
+        entries, keys = np.empty(count, np.uint64), np.empty(count, np.uint64)
+        done = 0
+        while done < count:
+            epoch, position = divmod(start + done, self.length)
+            part = slice(done, done + min(self.length - position, count - done))
             index = self.index(epoch)
             order = key_of("order", self.seed, epoch, self.options.seq_length)
-            positions = np.arange(position, position + size, dtype=np.int64) % len(index)
-            parts.append((epoch, index[permute(order, positions, len(index))]))
-            start += size
-        return parts
+            positions = np.arange(position, position + part.stop - part.start) % len(index)
+            entries[part] = index[permute(order, positions, len(index))]
+            keys[part] = epoch_key(self.store.digest, self.seed, epoch)
+            done = part.stop
+        return entries, keys
 
-    def build(self, entries: EpochEntries) -> InstanceArrays:
-        """The instances of `entries`, in their order."""
-        arrays = [
-            build(
-                self.store.corpus, self.options,
-                epoch_key(self.store.digest, self.seed, epoch), part,
-            )
-            for epoch, part in entries
-        ]  # fmt: skip
-        if len(arrays) == 1:
-            return arrays[0]
-        return InstanceArrays(
-            **{
-                name: np.concatenate([getattr(part, name) for part in arrays])
-                for name in InstanceArrays.__dataclass_fields__
-            }
+    def build(
+        self, entries: np.ndarray, keys: np.ndarray, *, pinned: bool = False
+    ) -> dict[str, Tensor]:
+        """The instances of `entries`, in their order: tensors by the names of InstanceArrays."""
+        tensors = InstanceArrays.empty(
+            len(entries),
+            self.options,
+            lambda shape, dtype: torch.empty(shape, dtype=_TORCH[dtype], pin_memory=pinned),
         )
+        arrays = InstanceArrays(*(tensor.numpy() for tensor in vars(tensors).values()))
+        build(self.store.corpus, self._continues, self.options, keys, entries, arrays)
+        return vars(tensors)
 
     def index(self, epoch: int) -> np.ndarray:
         """The epoch's index entries, (instances,) uint64, in document order."""
@@ -203,33 +182,27 @@ class InstanceSequence:
         with self._lock:
             index = self._indices.get(epoch)
             if index is None:
-                index = epoch_index(self.store, self.options, self.seed, epoch)
+                index = epoch_index(self.store, self._continues, self.options, self.seed, epoch)
                 # Work moves on from epoch to epoch; those it left are unmapped.
                 kept = sorted(self._indices.items())[-_EPOCHS_MAPPED:]
                 self._indices = dict(kept) | {epoch: index}
         return index
 
+    def check_files(self) -> None:
+        """DataError if a mapped file has become shorter: reading past its end kills the process."""
+        corpus = self.store.corpus
+        arrays = (corpus.tokens, corpus.sentences, corpus.documents, corpus.groups)
+        for array in (*arrays, *self._indices.values()):
+            mapped: Any = array.base
+            if not isinstance(mapped, np.memmap):
+                continue
+            file: Any = mapped.base
+            if isinstance(file, mmap) and (size := file.size()) < mapped.nbytes:
+                raise DataError(
+                    f"{mapped.filename}: damaged while it was in use, {size} bytes are left of "
+                    f"{mapped.nbytes}; the checkpoints are kept. Delete it if it's in a folder "
+                    "named index, else prepare the store again, and start the same command again"
+                )
 
-def _micro_batch(
-    sequence: InstanceSequence, entries: EpochEntries, index: int, size: int, pin_memory: bool
-) -> MicroBatch:
-    arrays = sequence.build(_cut(entries, index * size, (index + 1) * size))
-    tensors = {
-        name: torch.from_numpy(getattr(arrays, name))
-        for name in InstanceArrays.__dataclass_fields__
-    }
-    if pin_memory:
-        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-    return MicroBatch(index=index, **tensors)
 
-
-def _cut(entries: EpochEntries, start: int, end: int) -> EpochEntries:
-    """The entries `start` to `end` (excluded) of the concatenation of all parts."""
-    cut = []
-    offset = 0
-    for epoch, part in entries:
-        piece = part[max(0, start - offset) : max(0, end - offset)]
-        if len(piece):
-            cut.append((epoch, piece))
-        offset += len(part)
-    return cut
+_TORCH = {np.int64: torch.int64, np.float32: torch.float32, np.bool_: torch.bool}

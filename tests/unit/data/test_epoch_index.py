@@ -11,7 +11,9 @@ from mslt_ds.data import epoch_index as module
 from mslt_ds.data.epoch_index import epoch_index
 from mslt_ds.data.instances import InstanceOptions, epoch_key, index_documents
 from mslt_ds.data.store import TokenStore
+from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError
+from tests.unit.data.comparison import NO_WORDS
 from tests.unit.data.conftest import make_corpus
 
 OPTIONS = InstanceOptions(seq_length=64, max_predictions=10)
@@ -31,64 +33,90 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def expected(store: TokenStore, epoch: int) -> np.ndarray:
     key = epoch_key(store.digest, 1, epoch)
-    return index_documents(store.corpus, OPTIONS, key, 0, store.num_documents)
+    return index_documents(store.corpus, NO_WORDS, OPTIONS, key, 0, store.num_documents)[0]
 
 
 def test_blocks_make_the_whole(copy: TokenStore, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_DOCUMENTS_PER_BLOCK", 7)
-    assert np.array_equal(epoch_index(copy, OPTIONS, 1, 0), expected(copy, 0))
+    assert np.array_equal(epoch_index(copy, NO_WORDS, OPTIONS, 1, 0), expected(copy, 0))
 
 
 def test_it_is_kept_and_read_again(copy: TokenStore, monkeypatch: pytest.MonkeyPatch):
-    made = epoch_index(copy, OPTIONS, 1, 0)
+    made = epoch_index(copy, NO_WORDS, OPTIONS, 1, 0)
     assert len(list((copy.path / "index").iterdir())) == 1
     monkeypatch.setattr(module, "index_documents", None)  # not called any more
-    assert np.array_equal(epoch_index(copy, OPTIONS, 1, 0), made)
+    assert np.array_equal(epoch_index(copy, NO_WORDS, OPTIONS, 1, 0), made)
 
 
 def test_what_it_depends_on_has_a_file_of_its_own(copy: TokenStore):
-    epoch_index(copy, OPTIONS, 1, 0)
-    epoch_index(copy, OPTIONS, 1, 1)
-    epoch_index(copy, OPTIONS, 2, 0)
-    epoch_index(copy, replace(OPTIONS, seq_length=32), 1, 0)
-    epoch_index(copy, replace(OPTIONS, short_seq_prob=0.2), 1, 0)
+    epoch_index(copy, NO_WORDS, OPTIONS, 1, 0)
+    epoch_index(copy, NO_WORDS, OPTIONS, 1, 1)
+    epoch_index(copy, NO_WORDS, OPTIONS, 2, 0)
+    epoch_index(copy, NO_WORDS, replace(OPTIONS, seq_length=32), 1, 0)
+    epoch_index(copy, NO_WORDS, replace(OPTIONS, short_seq_prob=0.2), 1, 0)
     assert len(list((copy.path / "index").iterdir())) == 5
 
 
 def test_old_epochs_are_removed_but_the_first(copy: TokenStore):
     for epoch in range(8):
-        epoch_index(copy, OPTIONS, 1, epoch)
+        epoch_index(copy, NO_WORDS, OPTIONS, 1, epoch)
     left = sorted(int(p.stem.split("-")[1]) for p in (copy.path / "index").iterdir())
     assert left == [0, 5, 6, 7]
-    assert np.array_equal(epoch_index(copy, OPTIONS, 1, 2), expected(copy, 2))
+    assert np.array_equal(epoch_index(copy, NO_WORDS, OPTIONS, 1, 2), expected(copy, 2))
 
 
 def test_a_store_that_cant_be_written_is_indexed_in_the_cache(
     copy: TokenStore, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (copy.path / "index").touch()  # where the folder would be
-    assert np.array_equal(epoch_index(copy, OPTIONS, 1, 0), expected(copy, 0))
+    assert np.array_equal(epoch_index(copy, NO_WORDS, OPTIONS, 1, 0), expected(copy, 0))
     assert len(list((cache / "index").iterdir())) == 1
     monkeypatch.setattr(module, "index_documents", None)
-    assert np.array_equal(epoch_index(copy, OPTIONS, 1, 0), expected(copy, 0))
+    assert np.array_equal(epoch_index(copy, NO_WORDS, OPTIONS, 1, 0), expected(copy, 0))
 
 
 def test_no_folder_at_all(copy: TokenStore, cache: Path):
     (copy.path / "index").touch()
     cache.touch()
     with pytest.raises(DataError, match="no folder for the index.*set MSLT_CACHE_DIR"):
-        epoch_index(copy, OPTIONS, 1, 0)
+        epoch_index(copy, NO_WORDS, OPTIONS, 1, 0)
 
 
 def test_many_at_once(copy: TokenStore):
     with ThreadPoolExecutor(8) as executor:
-        made = list(executor.map(lambda _: epoch_index(copy, OPTIONS, 1, 0), range(16)))
+        made = list(executor.map(lambda _: epoch_index(copy, NO_WORDS, OPTIONS, 1, 0), range(16)))
     assert all(np.array_equal(index, expected(copy, 0)) for index in made)
     assert [name for name in os.listdir(copy.path / "index") if name.startswith(".")] == []
 
 
-def test_one_document_is_refused(copy: TokenStore):
-    manifest = copy.manifest | {"num_documents": 1}
-    one = replace(copy, manifest=manifest, corpus=make_corpus([[[5, 6], [7]]]))
-    with pytest.raises(DataError, match="1 document; next-sentence prediction.*at least 2"):
-        epoch_index(one, OPTIONS, 1, 0)
+@pytest.mark.parametrize("input_format", ["full_sentences", "doc_sentences"])
+@pytest.mark.parametrize("masking", ["token", "span"])
+def test_packed_sentences_go_on_from_block_to_block(
+    copy: TokenStore, monkeypatch: pytest.MonkeyPatch, input_format, masking
+):
+    options = replace(OPTIONS, input_format=input_format, masking=masking)
+    continues = continuing_tokens(copy)
+    key = epoch_key(copy.digest, 1, 0)
+    whole, _ = index_documents(copy.corpus, continues, options, key, 0, copy.num_documents)
+    monkeypatch.setattr(module, "_DOCUMENTS_PER_BLOCK", 3)
+    assert np.array_equal(epoch_index(copy, continues, options, 1, 0), whole)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_documents_that_are_all_the_same_are_refused(copy: TokenStore, copies: int):
+    manifest = copy.manifest | {"num_documents": copies, "digest": f"copies {copies}"}
+    corpus = make_corpus([[[5, 6], [7]]] * copies, groups=[8] * copies)
+    same = replace(copy, manifest=manifest, corpus=corpus)
+    with pytest.raises(DataError, match=f"{copies} documents, all the same; next-sentence.* 2 "):
+        epoch_index(same, NO_WORDS, OPTIONS, 1, 0)
+    # Whoever draws from no other document needs none.
+    options = replace(OPTIONS, input_format="sop")
+    assert len(epoch_index(same, NO_WORDS, options, 1, 0)) == copies
+
+
+def test_no_instance_at_all(copy: TokenStore):
+    manifest = copy.manifest | {"num_documents": 2, "digest": "words"}
+    words = replace(copy, manifest=manifest, corpus=make_corpus([[[5]], [[7]]]))
+    with pytest.raises(DataError, match="no instance at data.input_format sop"):
+        epoch_index(words, NO_WORDS, replace(OPTIONS, input_format="sop"), 1, 0)
+    assert not list((copy.path / "index").iterdir())

@@ -33,7 +33,7 @@ def test_an_instance_is_the_one_that_training_meets(store: TokenStore, store_pat
     sequence = InstanceSequence(store, InstanceOptions(64, 10), 7)
     step = sequence.length + 5
     (batch,) = global_batches(
-        store, seed=7, seq_length=64, max_predictions=10, global_batch_size=1, micro_batch_size=1,
+        store, InstanceOptions(64, 10), seed=7, global_batch_size=1, micro_batch_size=1,
         rank=0, world_size=1, start_step=step, num_steps=1,
     )  # fmt: skip
     assert printed.count("<-") == batch.num_masked + 1  # and the line that explains it

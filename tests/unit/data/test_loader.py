@@ -1,6 +1,10 @@
+import errno
 import gc
+import os
+import shutil
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,20 +13,27 @@ import torch
 
 from mslt_ds.data import loader
 from mslt_ds.data.epoch_index import epoch_index
-from mslt_ds.data.instances import InstanceArrays, InstanceOptions, first_sentence
+from mslt_ds.data.instances import (
+    InputFormat,
+    InstanceArrays,
+    InstanceOptions,
+    epoch_key,
+    first_sentence,
+)
 from mslt_ds.data.loader import GlobalBatch, InstanceSequence, global_batches
+from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
-from mslt_ds.errors import RecipeError
+from mslt_ds.errors import DataError, RecipeError
 
 GLOBAL, MICRO, SEQUENCE, PREDICTIONS = 32, 4, 64, 10
+OPTIONS = InstanceOptions(SEQUENCE, PREDICTIONS)
 NAMES = tuple(InstanceArrays.__dataclass_fields__)
 
 
 def batches(store: TokenStore, **changes: Any) -> list[GlobalBatch]:
     settings: dict[str, Any] = {
+        "options": OPTIONS,
         "seed": 1,
-        "seq_length": SEQUENCE,
-        "max_predictions": PREDICTIONS,
         "global_batch_size": GLOBAL,
         "micro_batch_size": MICRO,
         "rank": 0,
@@ -82,7 +93,30 @@ def test_micro_batches_are_cut_from_the_same_global_batch(store: TokenStore, mic
         assert_same(content([mine]), content([other]))
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("masking", ["token", "whole_word", "ngram", "span"])
+@pytest.mark.parametrize("input_format", ["nsp", "sop", "full_sentences", "doc_sentences"])
+def test_ranks_and_workers_change_no_format_and_no_masking(
+    store: TokenStore, input_format: InputFormat, masking: Masking
+):
+    options = InstanceOptions(SEQUENCE, PREDICTIONS, input_format=input_format, masking=masking)
+    whole = batches(store, options=options)
+    for world_size, num_workers in ((1, 1), (2, 2), (4, 3)):
+        ranks = [
+            batches(store, options=options, rank=r, world_size=world_size, num_workers=num_workers)
+            for r in range(world_size)
+        ]
+        for step, batch in enumerate(whole):
+            parts = [rank[step] for rank in ranks]
+            assert_same(content(parts), content([batch]))
+            masked = sum(
+                int(micro.masked_weights.sum()) for part in parts for micro in part.micro_batches
+            )
+            assert {part.num_masked for part in parts} == {masked} == {batch.num_masked}
+    (step_3,) = batches(store, options=options, start_step=3, num_steps=1)
+    assert_same(content([step_3]), content([whole[3]]))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
 def test_workers_change_nothing(store: TokenStore, num_workers: int):
     mine, other = (
         batches(store, num_steps=20),
@@ -100,7 +134,7 @@ def test_num_masked_is_that_of_the_global_batch(store: TokenStore):
 
 
 def test_a_run_goes_on_at_any_step_and_across_epochs(store: TokenStore):
-    length = InstanceSequence(store, InstanceOptions(SEQUENCE, PREDICTIONS), 1).length
+    length = InstanceSequence(store, OPTIONS, 1).length
     steps_per_epoch = -(-length // GLOBAL)
     whole = batches(store, num_steps=2 * steps_per_epoch + 3)
     for start in (1, steps_per_epoch - 1, steps_per_epoch, 2 * steps_per_epoch):
@@ -118,17 +152,17 @@ def test_the_next_epochs_index_is_made_while_this_ones_is_in_use(
 ):
     made: list[int] = []
 
-    def record(store: TokenStore, options: InstanceOptions, seed: int, epoch: int) -> np.ndarray:
-        made.append(epoch)
-        return epoch_index(store, options, seed, epoch)
+    def record(*arguments: Any) -> np.ndarray:
+        made.append(arguments[-1])
+        return epoch_index(*arguments)
 
     monkeypatch.setattr(loader, "epoch_index", record)
-    length = InstanceSequence(store, InstanceOptions(SEQUENCE, PREDICTIONS), 1).length
+    length = InstanceSequence(store, OPTIONS, 1).length
     steps_per_epoch = length // GLOBAL
     assert len(batches(store, num_steps=5, num_workers=1)) == 5
     assert set(made) == {0}  # no more of it will be needed
     iterator = global_batches(
-        store, seed=1, seq_length=SEQUENCE, max_predictions=PREDICTIONS, global_batch_size=GLOBAL,
+        store, OPTIONS, seed=1, global_batch_size=GLOBAL,
         micro_batch_size=MICRO, rank=0, world_size=1, start_step=0,
         num_steps=steps_per_epoch + 5, num_workers=1,
     )  # fmt: skip
@@ -138,7 +172,7 @@ def test_the_next_epochs_index_is_made_while_this_ones_is_in_use(
 
 
 def test_a_batch_longer_than_many_epochs(store: TokenStore):
-    sequence = InstanceSequence(store, InstanceOptions(SEQUENCE, PREDICTIONS), 1)
+    sequence = InstanceSequence(store, OPTIONS, 1)
     size = 5 * sequence.length + 7
     (batch,) = batches(store, global_batch_size=size, micro_batch_size=size, num_steps=1)
     (small, *_) = batches(store)
@@ -147,11 +181,11 @@ def test_a_batch_longer_than_many_epochs(store: TokenStore):
 
 
 def test_an_epoch_holds_every_instance_once_in_an_order_of_its_own(store: TokenStore):
-    sequence = InstanceSequence(store, InstanceOptions(SEQUENCE, PREDICTIONS), 1)
+    sequence = InstanceSequence(store, OPTIONS, 1)
     orders = []
     for epoch in range(3):
-        ((found, entries),) = sequence.entries(epoch * sequence.length, sequence.length)
-        assert found == epoch
+        entries, keys = sequence.entries(epoch * sequence.length, sequence.length)
+        assert set(keys) == {epoch_key(store.digest, 1, epoch)}
         index = sequence.index(epoch)
         counts = Counter(entries.tolist())
         if len(index) >= sequence.length:  # a random few are left out
@@ -170,18 +204,20 @@ def test_epochs_mask_anew(store: TokenStore):
     for epoch in range(2):
         entries = sequence.index(epoch)
         for start, entry in zip(first_sentence(entries), entries, strict=True):
-            key.setdefault(int(start), []).append((epoch, np.array([entry])))
+            key.setdefault(int(start), []).append(
+                (np.array([entry]), np.array([epoch_key(store.digest, 1, epoch)]))
+            )
     twice = [parts for parts in key.values() if len(parts) == 2][:50]
     same = []
     for first, second in twice:
-        positions = [sequence.build([part]).masked_positions for part in (first, second)]
-        same.append(np.array_equal(positions[0], positions[1]))
+        positions = [sequence.build(*part)["masked_positions"] for part in (first, second)]
+        same.append(torch.equal(*positions))
     assert len(twice) == 50 and sum(same) < 5
 
 
 def test_lengths_share_a_store(store: TokenStore):
     (short,) = batches(store, num_steps=1)
-    (long,) = batches(store, num_steps=1, seq_length=128, max_predictions=20)
+    (long,) = batches(store, num_steps=1, options=InstanceOptions(128, 20))
     assert long.micro_batches[0].input_ids.shape == (MICRO, 128)
     assert long.num_masked > short.num_masked
 
@@ -193,7 +229,7 @@ def test_seeds_differ(store: TokenStore):
 
 def test_resuming_reads_nothing_that_lies_before(store: TokenStore):
     """A step that would take years to reach, at once."""
-    sequence = InstanceSequence(store, InstanceOptions(SEQUENCE, PREDICTIONS), 1)
+    sequence = InstanceSequence(store, OPTIONS, 1)
     far = 10**6 * sequence.length // GLOBAL
     (batch,) = batches(store, start_step=far, num_steps=1, num_workers=1)
     assert batch.num_instances == GLOBAL
@@ -204,11 +240,52 @@ def test_an_error_in_a_worker_reaches_the_caller(
     store: TokenStore, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ):
     def fail(*_: object) -> None:
-        raise OSError("the disk is gone")
+        raise KeyError("a mistake")
 
     monkeypatch.setattr(loader, "build", fail)
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(KeyError, match="a mistake"):
         batches(store, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_disk_that_fails_is_named(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch, num_workers: int
+):
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(loader, "build", fail)
+    with pytest.raises(DataError, match=f"{store.path}: can't be read at step 0 .Input/output"):
+        batches(store, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "sentences.bin", "documents.bin", "index"])
+def test_a_file_that_becomes_shorter_is_named_before_it_is_read(
+    store_path: Path, tmp_path: Path, name: str
+):
+    ignored = shutil.ignore_patterns("index")
+    path = shutil.copytree(store_path, tmp_path / "copy", ignore=ignored)
+    iterator = global_batches(
+        TokenStore.open(path), OPTIONS, seed=1, global_batch_size=GLOBAL, micro_batch_size=MICRO,
+        rank=0, world_size=1, start_step=0, num_steps=10,
+    )  # fmt: skip
+    next(iterator)
+    (file,) = path.glob(f"{name}/*") if name == "index" else (path / name,)
+    os.truncate(file, 16)
+    with pytest.raises(DataError, match=f"{file}: damaged while it was in use, 16 bytes are"):
+        next(iterator)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_for_a_gpu_lie_in_pinned_memory(store: TokenStore, num_workers: int):
+    device = torch.device("cuda", torch.cuda.current_device())
+    mine = batches(store, num_workers=num_workers, device=device)
+    for batch, plain in zip(mine, batches(store), strict=True):
+        for micro_batch in batch.micro_batches:
+            assert all(getattr(micro_batch, name).is_pinned() for name in NAMES)
+        assert_same(content([batch]), content([plain]))
 
 
 def test_workers_end_with_the_iteration(store: TokenStore):
@@ -216,7 +293,7 @@ def test_workers_end_with_the_iteration(store: TokenStore):
         return sum(thread.name.startswith("mslt-data") for thread in threading.enumerate())
 
     iterator = global_batches(
-        store, seed=1, seq_length=SEQUENCE, max_predictions=PREDICTIONS, global_batch_size=GLOBAL,
+        store, OPTIONS, seed=1, global_batch_size=GLOBAL,
         micro_batch_size=MICRO, rank=0, world_size=1, start_step=0, num_steps=1000, num_workers=2,
     )  # fmt: skip
     next(iterator)

@@ -1,0 +1,118 @@
+"""Batches made ahead of the training that takes them, by threads.
+
+Threads are enough, because compiled code holds no interpreter lock. Notable: whoever waits for a
+batch never waits in silence. After a while it's said which data it is and for how long, and after
+ten minutes the run ends, so that a disk that is gone doesn't hold a cluster for days.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from mslt_ds.errors import DataError
+
+Batch = TypeVar("Batch")
+logger = logging.getLogger(__name__)
+
+_BATCHES_AHEAD_PER_WORKER = 2
+SLOW_SECONDS, GONE_SECONDS = 30.0, 600.0
+_SLOW = (
+    "%s: waited %.0f s for the batch of step %d; is the disk slow? A copy on a disk of the "
+    "machine's own, or more data.num_workers, may help"
+)
+
+
+def work_ahead(
+    make: Callable[[int], Batch],
+    make_ahead: Callable[[int], None],
+    steps: range,
+    num_workers: int,
+    *,
+    place: str,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """make(step) for each of `steps`, in order, up to two steps ahead for each worker.
+
+    make_ahead(step): what is needed later than that; called now and then, on a thread of its own
+    num_workers: threads; 0: each batch is made when it's asked for
+    place: the data's, for messages
+    device: what the batches are for
+
+    DataError where reading fails, or a batch isn't there after GONE_SECONDS.
+    """
+    if num_workers == 0:
+        for step in steps:
+            started = time.monotonic()
+            batch = _made(make, step, place)
+            seconds = time.monotonic() - started
+            if seconds > SLOW_SECONDS:
+                logger.warning(_SLOW, place, seconds, step)
+            yield batch
+        return
+
+    def start_thread() -> None:
+        if device.type == "cuda":  # else pinning memory would set up the first GPU as well
+            torch.cuda.set_device(device)
+
+    executor = ThreadPoolExecutor(num_workers, "mslt-data", start_thread)
+    # What is made ahead must not keep a batch waiting.
+    ahead_executor = ThreadPoolExecutor(1, "mslt-data-ahead", start_thread)
+    pending: deque[tuple[int, Future[Batch]]] = deque()
+    ahead: Future[None] | None = None
+    gone = False
+    try:
+        for step in steps:
+            if ahead is None or ahead.done():
+                if ahead is not None:
+                    ahead.result()
+                ahead = ahead_executor.submit(_made, make_ahead, step, place)
+            pending.append((step, executor.submit(_made, make, step, place)))
+            if len(pending) > num_workers * _BATCHES_AHEAD_PER_WORKER:
+                yield _result(*pending.popleft(), place)
+        while pending:
+            yield _result(*pending.popleft(), place)
+    except _Gone as error:
+        gone = True
+        raise DataError(str(error)) from None
+    finally:
+        executor.shutdown(wait=not gone, cancel_futures=True)
+        ahead_executor.shutdown(wait=not gone, cancel_futures=True)
+
+
+class _Gone(Exception):
+    pass
+
+
+def _made(make: Callable[[int], Batch], step: int, place: str) -> Batch:
+    try:
+        return make(step)
+    except OSError as error:
+        raise DataError(
+            f"{place}: can't be read at step {step} ({error.strerror or error}); the checkpoints "
+            "are kept: see to the disk and start the same command again"
+        ) from error
+
+
+def _result(step: int, future: Future[Batch], place: str) -> Batch:
+    """The batch; warns while it isn't there."""
+    waited = 0.0
+    while True:
+        try:
+            return future.result(timeout=SLOW_SECONDS)
+        except TimeoutError:
+            if future.done():  # the batch's own
+                raise
+        waited += SLOW_SECONDS
+        if waited >= GONE_SECONDS:
+            raise _Gone(
+                f"{place}: no batch for step {step} after {waited:.0f} s; the checkpoints are kept. "
+                "See to the disk, or copy the store to one of the machine's own"
+            )
+        logger.warning(_SLOW, place, waited, step)

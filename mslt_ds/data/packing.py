@@ -1,0 +1,36 @@
+"""Full sentences packed into instances, for masked-language modelling alone, as in RoBERTa.
+
+    full_sentences  whole sentences in the order of the corpus, as many as fit, on into the next
+                    document, whose first is preceded by one more [SEP]
+    doc_sentences   the same within a document: its last instance may be short
+
+(Liu et al. 2019, "RoBERTa", section 4.2.) All segment ids are 0, and there is no label. Which
+sentences an instance holds is the same in every epoch; what is masked isn't. A sentence that is
+longer than an instance makes one of its own: a run of its tokens from a random place.
+"""
+
+from __future__ import annotations
+
+from mslt_ds.data.compiled import compiled
+
+
+@compiled
+def pack(sentences, documents, document, first, most_tokens, crosses):
+    """End of the sentences that go with sentence `first` of `document`, their tokens, and the
+    documents' borders among them.
+
+    most_tokens: between [CLS] and the last [SEP], separators of documents included
+    crosses: whether an instance goes on into the next document
+    """
+    end = first + 1
+    borders = 0
+    while True:
+        border = 1 if end == documents[document + 1] else 0
+        if border and (not crosses or document + 2 == len(documents)):
+            break
+        if sentences[end + 1] - sentences[first] + borders + border > most_tokens:
+            break
+        document += border
+        borders += border
+        end += 1
+    return end, sentences[end] - sentences[first], borders

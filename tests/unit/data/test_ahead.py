@@ -1,0 +1,82 @@
+import logging
+import threading
+import time
+
+import pytest
+import torch
+
+from mslt_ds.data import ahead
+from mslt_ds.errors import DataError
+
+CPU = torch.device("cpu")
+
+
+def nothing(_: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+def test_in_order_whoever_is_faster(num_workers: int):
+    def make(step: int) -> int:
+        time.sleep(0.01 * (step % 3 == 0))
+        return step * step
+
+    made = ahead.work_ahead(make, nothing, range(4, 24), num_workers, place="here", device=CPU)
+    assert list(made) == [step * step for step in range(4, 24)]
+
+
+def test_no_more_is_made_ahead_than_two_steps_for_each_worker():
+    made: list[int] = []
+    iterator = ahead.work_ahead(made.append, nothing, range(100), 2, place="here", device=CPU)
+    next(iterator)
+    time.sleep(0.2)
+    assert len(made) <= 5
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_slow_disk_is_named_with_the_time_waited(
+    num_workers: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(ahead, "SLOW_SECONDS", 0.05)
+
+    def make(step: int) -> int:
+        time.sleep(0.18 * (step == 2))
+        return step
+
+    with caplog.at_level(logging.WARNING):
+        made = ahead.work_ahead(make, nothing, range(4), num_workers, place="/disk", device=CPU)
+        assert list(made) == [0, 1, 2, 3]
+    assert "/disk: waited 0 s for the batch of step 2; is the disk slow?" in caplog.text
+    assert "step 0" not in caplog.text
+
+
+def test_a_disk_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ahead, "SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(ahead, "GONE_SECONDS", 0.15)
+    back = threading.Event()
+    made = ahead.work_ahead(
+        lambda step: back.wait(), nothing, range(4), 1, place="/disk", device=CPU
+    )
+    try:
+        with pytest.raises(DataError, match="/disk: no batch for step 0 after 0 s"):
+            next(made)
+    finally:
+        back.set()
+
+
+def test_a_timeout_of_the_batchs_own_is_an_error_like_any_other(monkeypatch: pytest.MonkeyPatch):
+    def make(step: int) -> int:
+        raise TimeoutError(110, "Connection timed out")
+
+    made = ahead.work_ahead(make, nothing, range(4), 1, place="/disk", device=CPU)
+    with pytest.raises(DataError, match="/disk: can't be read at step 0 .Connection timed out"):
+        next(made)
+
+
+def test_an_error_in_what_is_made_ahead_reaches_the_caller():
+    def fail(step: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    made = ahead.work_ahead(lambda step: step, fail, range(4), 1, place="/disk", device=CPU)
+    with pytest.raises(DataError, match="/disk: can't be read at step 0 .No space left"):
+        list(made)
