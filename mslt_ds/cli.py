@@ -27,6 +27,7 @@ _COMMANDS = {
         "mslt_ds.evaluation.command",
         "Fine-tune a model on GLUE or SQuAD and score it; compare models.",
     ),
+    "doctor": ("mslt_ds.doctor.command", "Check whether this machine or allocation can train."),
     "train": ("mslt_ds.train", "Run a recipe in a single process."),
 }
 

@@ -13,12 +13,16 @@ import os
 import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from mslt_ds.errors import EnvironmentProblem, RecipeError
+
+# DeepSpeed's own.
+_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,16 @@ def choose_device(requested: str, world: World, precision: str = "fp32") -> torc
     return device
 
 
-def join(world: World, device: torch.device, environment: MutableMapping[str, str]) -> None:
-    """Join the process group: NCCL between GPUs, gloo between CPUs."""
+def join(
+    world: World,
+    device: torch.device,
+    environment: MutableMapping[str, str],
+    timeout: timedelta = _TIMEOUT,
+) -> None:
+    """Join the process group: NCCL between GPUs, gloo between CPUs.
+
+    timeout: how long to wait for the other processes, now and in each collective.
+    """
     if world.world_size == 1:
         environment.setdefault("MASTER_ADDR", "127.0.0.1")
         environment.setdefault("MASTER_PORT", str(_free_port()))
@@ -120,7 +132,9 @@ def join(world: World, device: torch.device, environment: MutableMapping[str, st
         # time, and a lock file that makes every later run wait if this one is killed meanwhile.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(
+        dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
+    )
 
 
 def leave() -> None:

@@ -88,18 +88,12 @@ def _apex(groups: Sequence[dict[str, Any]], options: LambOptions, **settings: An
     )
     if options.gradient_normalization == "unit":
         _require("apex", {"gradient_normalization": ("unit", "none or clip")})
-    found = importlib.util.find_spec("apex")
-    if found is None:
+    problem = apex_problem()
+    if problem:
+        remedy = "build" if problem == "not installed" else "uninstall it and build"
         raise EnvironmentProblem(
-            "optimizer.lamb.backend: apex is not installed; build it from "
+            f"optimizer.lamb.backend: apex is {problem}; {remedy} "
             "https://github.com/NVIDIA/apex with its CUDA extensions, or choose auto"
-        )
-    folders = [Path(folder) for folder in found.submodule_search_locations or ()]
-    if not any((folder / "optimizers" / "fused_lamb.py").exists() for folder in folders):
-        raise EnvironmentProblem(
-            "optimizer.lamb.backend: the installed package apex is not NVIDIA's (PyPI's apex is "
-            "a web toolkit of that name); uninstall it and build https://github.com/NVIDIA/apex, "
-            "or choose auto"
         )
     if not torch.cuda.is_available():
         raise EnvironmentProblem(
@@ -124,6 +118,43 @@ def _apex(groups: Sequence[dict[str, Any]], options: LambOptions, **settings: An
             f"optimizer.lamb.backend: apex lacks its CUDA extensions ({error}); build it with "
             "them, or choose auto"
         ) from error
+
+
+def available() -> dict[str, str]:
+    """Each backend's name -> `usable` here, or why it isn't. Builds nothing."""
+    gpu = torch.cuda.is_available()
+    found = {"torch": "usable"}
+    for name, device in (("numba", "cpu"), ("triton", "cuda")):
+        if not importlib.util.find_spec(name):
+            found[name] = "not installed"
+        else:
+            found[name] = "usable" if device == "cpu" or gpu else "there is no GPU"
+    if not gpu:
+        found["deepspeed"] = "there is no GPU"
+    else:
+        from deepspeed.ops.op_builder.fused_lamb import FusedLambBuilder
+
+        built = FusedLambBuilder().is_compatible(verbose=False)
+        found["deepspeed"] = "usable" if built else "its FusedLamb can't be built here"
+    problem = apex_problem()
+    if problem:
+        found["apex"] = problem
+    elif not importlib.util.find_spec("amp_C"):
+        found["apex"] = "NVIDIA's, but without its CUDA extensions"
+    else:
+        found["apex"] = "usable" if gpu else "there is no GPU"
+    return found
+
+
+def apex_problem() -> str:
+    """What is wrong with the installed package apex; empty where it's NVIDIA's."""
+    found = importlib.util.find_spec("apex")
+    if found is None:
+        return "not installed"
+    folders = [Path(folder) for folder in found.submodule_search_locations or ()]
+    if not any((folder / "optimizers" / "fused_lamb.py").exists() for folder in folders):
+        return "not NVIDIA's (PyPI's apex is a web toolkit of that name)"
+    return ""
 
 
 def _require(backend: str, needed: dict[str, tuple[Any, Any]]) -> None:

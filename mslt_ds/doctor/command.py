@@ -1,0 +1,129 @@
+"""The command: measure on all ranks, judge and print on rank 0, and end with what was found.
+
+    mslt-ds doctor                                              this machine
+    sbatch --nodes=4 slurm/doctor.sh                            all tasks of an allocation
+    deepspeed --module mslt_ds.doctor.command                   all GPUs of this machine
+    torchrun --nproc-per-node 8 --module mslt_ds.doctor.command
+
+Exit code: 0 if nothing was found that stops a run, else 3, as for a run that it would have stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mslt_ds.distributed import World, choose_device, join, leave, world_from_environment
+from mslt_ds.doctor import machine, network, page
+from mslt_ds.doctor.facts import Facts
+from mslt_ds.doctor.judge import judge
+from mslt_ds.errors import EnvironmentProblem, MsltError
+
+_MIB = 1 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `mslt-ds doctor`."""
+    parser.add_argument(
+        "--path", type=Path, default=Path("runs"), metavar="FOLDER",
+        help="where runs will be written; its disk is measured (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--megabytes", type=_positive, default=64, metavar="N",
+        help="size of the file and of the largest message that are measured (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=_positive, default=60, metavar="SECONDS",
+        help="how long to wait for the other processes (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="facts and findings as one JSON object")
+    # The deepspeed launcher adds it; the environment says the same.
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, judge, print; the exit code, the same on all ranks."""
+    world = world_from_environment(os.environ)
+    mine = machine.rank_facts(world, os.environ)
+    if world.world_size > 1:
+        facts = _together(world, mine, arguments)
+        leave()
+    else:
+        disk = machine.disk(arguments.path, arguments.megabytes)
+        facts = Facts((mine,), "", (), (), (0.0,), 0.0, disk, (True,))
+    findings = judge(facts)
+    if world.is_main:
+        if arguments.json:
+            document = {
+                "facts": dataclasses.asdict(facts),
+                "findings": [dataclasses.asdict(finding) for finding in findings],
+            }
+            print(json.dumps(document, indent=1))
+        else:
+            page.show(facts, findings)
+        sys.stdout.flush()
+    stops = any(finding.level == "problem" for finding in findings)
+    return EnvironmentProblem.exit_code if stops else 0
+
+
+def _together(world: World, mine, arguments: argparse.Namespace) -> Facts:
+    try:
+        device = choose_device("auto", world)
+    except MsltError:
+        # It has to join the others to tell them; on a CPU it can.
+        device = torch.device("cpu")
+    try:
+        join(world, device, os.environ, datetime.timedelta(seconds=arguments.timeout))
+    except MsltError:
+        raise
+    except Exception as error:  # torch and gloo raise RuntimeError, DistStoreError, ValueError, ...
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise EnvironmentProblem(
+            f"rank {world.rank} of {world.world_size} on {mine.host} can't meet the others at "
+            f"{address} ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+            "check that every task was started, that this name leads to the first node from all of "
+            "them, that no firewall closes the port, and MSLT_INTERFACE"
+        ) from error
+    ranks = network.gather(mine)
+    largest = arguments.megabytes * _MIB
+    reduces = network.all_reduces((4096, _MIB, largest), device)
+    links = network.links(network.ring(ranks), min(largest, 16 * _MIB), device)
+    offsets, uncertainty = network.clock_offsets()
+    where = arguments.path
+    while not where.exists():
+        where = where.parent
+    seen = network.file_seen(where.resolve())
+    disk = machine.disk(arguments.path, arguments.megabytes) if world.is_main else None
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    facts = Facts(ranks, backend, reduces, links, offsets, uncertainty, disk, seen)
+    # All ranks end with the same code, which is rank 0's.
+    return network.from_main(facts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """For launchers that start a module: `deepspeed --module`, `torchrun --module`."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except MsltError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

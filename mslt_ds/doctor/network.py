@@ -1,0 +1,154 @@
+"""Measures between processes: how fast they reduce, how fast each link is, how clocks differ.
+
+Notable: every rank makes the same calls in the same order, and only rank 0's numbers count. Links are
+measured one after another along a ring, so that a slow one shows alone; between nodes where there are
+several, and between ranks where there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mslt_ds.doctor.facts import AllReduce, Facts, Link, RankFacts
+
+_WARM_UP = 2
+_CLOCK_ROUNDS = 5
+
+
+def gather(mine: RankFacts) -> tuple[RankFacts, ...]:
+    """The facts of all ranks, on every rank."""
+    everyones: list[RankFacts | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    return tuple(facts for facts in everyones if facts is not None)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def all_reduces(
+    sizes: tuple[int, ...], device: torch.device, repeats: int = 5
+) -> tuple[AllReduce, ...]:
+    """Median times of all-reduces of `sizes` bytes."""
+    measured = []
+    for num_bytes in sizes:
+        buffer = torch.zeros(num_bytes // 4, device=device)
+        seconds = []
+        for _ in range(_WARM_UP + repeats):
+            dist.barrier()
+            _wait(device)
+            started = time.perf_counter()
+            dist.all_reduce(buffer)
+            _wait(device)
+            seconds.append(time.perf_counter() - started)
+        measured.append(AllReduce(num_bytes, statistics.median(seconds[_WARM_UP:])))
+    return tuple(measured)
+
+
+def ring(ranks: tuple[RankFacts, ...]) -> list[tuple[int, int]]:
+    """Neighbouring pairs: the first ranks of each node, or all ranks of the only node."""
+    leaders: dict[str, int] = {}
+    for rank in ranks:
+        leaders.setdefault(rank.host, rank.rank)
+    members = list(leaders.values()) if len(leaders) > 1 else [rank.rank for rank in ranks]
+    if len(members) < 2:
+        return []
+    if len(members) == 2:
+        return [(members[0], members[1])]
+    return list(zip(members, [*members[1:], members[0]], strict=True))
+
+
+def links(
+    pairs: list[tuple[int, int]], num_bytes: int, device: torch.device, repeats: int = 3
+) -> tuple[Link, ...]:
+    """The speed of each pair, there and back, one pair at a time."""
+    me = dist.get_rank()
+    measured = []
+    buffer = torch.zeros(num_bytes // 4, device=device)
+    for source, target in pairs:
+        seconds = []
+        for _ in range(1 + repeats):
+            dist.barrier()
+            _wait(device)
+            started = time.perf_counter()
+            if me == source:
+                dist.send(buffer, target)
+                dist.recv(buffer, target)
+            elif me == target:
+                dist.recv(buffer, source)
+                dist.send(buffer, source)
+            _wait(device)
+            seconds.append(time.perf_counter() - started)
+        # The first one opens the connection. The ranks that look on have no time to tell.
+        told = [statistics.median(seconds[1:])]
+        dist.broadcast_object_list(told, src=source)
+        measured.append(Link(source, target, 2 * num_bytes / told[0]))
+    return tuple(measured)
+
+
+def clock_offsets() -> tuple[tuple[float, ...], float]:
+    """(seconds that each rank is ahead of rank 0, half of the longest round trip).
+
+    As the network time protocol does: rank 0 asks, the other answers with its time, and the middle
+    of asking and hearing is the moment of the answer; the shortest of some round trips counts.
+    """
+    group: Any = dist.new_group(backend="gloo")
+    me, size = dist.get_rank(), dist.get_world_size()
+    offsets, uncertainty = [0.0] * size, 0.0
+    for other in range(1, size):
+        best = float("inf")
+        for _ in range(_CLOCK_ROUNDS):
+            stamp = torch.zeros(1, dtype=torch.float64)
+            if me == 0:
+                asked = time.time()
+                dist.send(stamp, other, group=group)
+                dist.recv(stamp, other, group=group)
+                heard = time.time()
+                if heard - asked < best:
+                    best = heard - asked
+                    offsets[other] = float(stamp) - (asked + heard) / 2
+            elif me == other:
+                dist.recv(stamp, 0, group=group)
+                dist.send(torch.tensor([time.time()], dtype=torch.float64), 0, group=group)
+        if me == 0:
+            uncertainty = max(uncertainty, best / 2)
+    return tuple(offsets), uncertainty
+
+
+def file_seen(path: Path, attempts: int = 20) -> tuple[bool, ...]:
+    """Whether each rank sees a file that rank 0 makes under `path` (a folder that is there)."""
+    name = [f".doctor-seen-{time.time_ns()}"]
+    dist.broadcast_object_list(name, src=0)
+    file = path / name[0]
+    if dist.get_rank() == 0:
+        # Where it can't be written, nobody sees it.
+        with contextlib.suppress(OSError):
+            file.touch()
+    dist.barrier()
+    seen = False
+    for _ in range(attempts):
+        # Network file systems show a new file to others after some time.
+        seen = file.exists()
+        if seen:
+            break
+        time.sleep(0.25)
+    everyones = [False] * dist.get_world_size()
+    dist.all_gather_object(everyones, seen)
+    if dist.get_rank() == 0:
+        file.unlink(missing_ok=True)
+    return tuple(everyones)
+
+
+def from_main(facts: Facts) -> Facts:
+    """Rank 0's facts, on every rank."""
+    told: list[Facts] = [facts]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
