@@ -2,7 +2,7 @@
 # A token store by the tasks of an array: each makes its part, then one command puts them together.
 #
 #   sbatch slurm/prepare.sh --input text/*.xz --output data/train --tokenizer data/vocabulary
-#   mslt-ds prepare --merge --output data/train                          when all tasks are done
+#   sbatch --array=1 slurm/prepare.sh --merge --output data/train        when all tasks are done
 #
 # The tokenizer comes from a store that was prepared from a part of the text. --array can be
 # overridden on sbatch's command line, as long as it counts from 1. A task that fails or is killed
@@ -22,9 +22,13 @@ set -euo pipefail
 source "${MSLT_ROOT:-${SLURM_SUBMIT_DIR:-.}}/slurm/common.sh"
 mslt_environment
 [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || mslt_die "no task of an array; start it by sbatch --array=1-N"
-# MSLT_SHARDS=8 with --array=3 repeats the third of eight parts alone.
-mslt_srun python -m mslt_ds.cli prepare "$@" --workers "${SLURM_CPUS_PER_TASK:-1}" \
-    --shard "$SLURM_ARRAY_TASK_ID/${MSLT_SHARDS:-$SLURM_ARRAY_TASK_MAX}"
+share=()
+if [ "${1:-}" != --merge ]; then
+    # MSLT_SHARDS=8 with --array=3 repeats the third of eight parts alone.
+    share=(--workers "${SLURM_CPUS_PER_TASK:-1}"
+        --shard "$SLURM_ARRAY_TASK_ID/${MSLT_SHARDS:-$SLURM_ARRAY_TASK_MAX}")
+fi
+mslt_srun python -m mslt_ds.cli prepare "$@" "${share[@]}"
 code=0
 mslt_wait || code=$?
 exit "$code"

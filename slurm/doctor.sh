@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Whether an allocation can train: devices, versions, disk, clocks, all-reduce, and each link.
+#
+#   sbatch --nodes=4 slurm/doctor.sh                     the nodes that a training will ask for
+#   sbatch --nodes=4 slurm/doctor.sh --path /scratch/runs --json
+#
+# Arguments are those of `mslt-ds doctor`. The job fails where something stops a training. Settings:
+# the top of slurm/common.sh.
+#SBATCH --job-name=doctor
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=4
+#SBATCH --time=00:15:00
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+# shellcheck source=slurm/common.sh
+source "${MSLT_ROOT:-${SLURM_SUBMIT_DIR:-.}}/slurm/common.sh"
+mslt_environment
+mslt_rendezvous
+[ -z "${MSLT_OUTPUT:-}" ] || set -- --path "$MSLT_OUTPUT" "$@"
+mslt_srun python -m mslt_ds.cli doctor "$@"
+code=0
+mslt_wait || code=$?
+exit "$code"

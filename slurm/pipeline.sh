@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# From text to GLUE: a store, a pretrained model and its scores, each job after the one before.
+#
+#   MSLT_DATA=/scratch/train MSLT_OUTPUT=/scratch/runs MSLT_GLUE=/scratch/glue \
+#       slurm/pipeline.sh --input text/*.xz --tokenizer data/vocabulary
+#
+# Run it where sbatch is, from the root of the checkout; it submits four jobs and ends. A job starts when
+# the one before has succeeded; where one fails, Slurm cancels those after it (their dependency is never
+# satisfied). Start it again by the same command: what is finished is found and not repeated.
+#
+# Arguments are those of `mslt-ds prepare`, without --output. Settings, beside those at the top of
+# slurm/common.sh:
+#
+#   MSLT_DATA       token store to make and train on                    (required)
+#   MSLT_OUTPUT     folder for runs                                     (required)
+#   MSLT_GLUE       GLUE's files; empty: no evaluation                  (default: none)
+#   MSLT_VALID      held-out store to evaluate on while training        (default: none)
+#   MSLT_NAME       the run's name: its folder in MSLT_OUTPUT           (default: pipeline)
+#   MSLT_PRETRAIN   job script of the training       (default: slurm/pretrain_base.sh)
+#   MSLT_PREPARERS  tasks of the preparing array                        (default: 8)
+#   MSLT_EVALUATORS tasks of the evaluating array                       (default: 16)
+#   MSLT_SBATCH     options of sbatch for all jobs, split at blanks, e.g. "--account=me"
+#   MSLT_SBATCH_PREPARE, MSLT_SBATCH_PRETRAIN, MSLT_SBATCH_EVALUATE   ... for one of them
+#   MSLT_GLUE_ARGS  arguments of `mslt-ds evaluate glue`, e.g. "--quick --tasks RTE"
+set -euo pipefail
+
+root=${MSLT_ROOT:-$PWD}
+# shellcheck source=slurm/common.sh
+source "$root/slurm/common.sh"
+export MSLT_ROOT=$root
+[ "$#" != 0 ] || mslt_die "no arguments for mslt-ds prepare; give at least --input FILE..."
+case " $* " in
+    *" --tokenizer "*) ;;
+    *) mslt_die "--tokenizer is missing: tasks that share the text need one vocabulary beforehand" ;;
+esac
+for setting in MSLT_DATA MSLT_OUTPUT; do
+    [ -n "${!setting:-}" ] || mslt_die "$setting isn't set; the jobs hand their work over there"
+done
+case $MSLT_DATA$MSLT_OUTPUT in *[[:space:]]*) mslt_die "MSLT_DATA, MSLT_OUTPUT: no blanks here" ;; esac
+pretrain=${MSLT_PRETRAIN:-slurm/pretrain_base.sh}
+[ -f "$root/$pretrain" ] || mslt_die "MSLT_PRETRAIN: no job script '$root/$pretrain'"
+name=${MSLT_NAME:-pipeline}
+# Each array counts its own tasks.
+unset MSLT_SHARDS
+
+# A recipe that can't be read ends it here, where it's seen.
+training="--set name=$name ${MSLT_ARGS:-} --set data.eval_path=${MSLT_VALID:-null}"
+mslt_environment
+# shellcheck disable=SC2086 # a list, split at blanks
+python -m mslt_ds.cli plan \
+    --config "${MSLT_RECIPE:-$(sed -n 's/^mslt_train //p' "$pretrain")}" $training >/dev/null
+
+# submit WHAT DEPENDENCY OPTIONS...: prints the job's id.
+submit() {
+    local what=$1 after=$2 own=MSLT_SBATCH_$1
+    shift 2
+    local options=(--parsable)
+    # A job that can never start is cancelled, not left in the queue.
+    [ -z "$after" ] || options+=("--dependency=afterok:$after" --kill-on-invalid-dep=yes)
+    # shellcheck disable=SC2206 # lists, split at blanks
+    options+=(${MSLT_SBATCH:-} ${!own:-})
+    sbatch "${options[@]}" "$@" || mslt_die "sbatch refused the job $what"
+}
+
+prepared=$(submit PREPARE "" --array="1-${MSLT_PREPARERS:-8}" slurm/prepare.sh "$@" --output "$MSLT_DATA")
+merged=$(submit PREPARE "$prepared" --array=1 slurm/prepare.sh --merge --output "$MSLT_DATA")
+trained=$(MSLT_ARGS=$training submit PRETRAIN "$merged" "$pretrain")
+echo "prepare $prepared, merge $merged, pretrain $trained"
+[ -n "${MSLT_GLUE:-}" ] || exit 0
+# shellcheck disable=SC2086 # a list, split at blanks
+evaluated=$(submit EVALUATE "$trained" --array="1-${MSLT_EVALUATORS:-16}" slurm/evaluate_glue.sh \
+    --model "$MSLT_OUTPUT/$name/model" --data "$MSLT_GLUE" --output "$MSLT_OUTPUT/$name/glue" \
+    ${MSLT_GLUE_ARGS:-})
+echo "evaluate $evaluated: $MSLT_OUTPUT/$name/glue/table.md"
