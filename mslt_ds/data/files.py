@@ -20,7 +20,7 @@ from mslt_ds.errors import DataError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_PROBE_BYTES = 1 << 20
+PROBE_BYTES = 1 << 20
 _UNREADABLE = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
 _OPENERS: dict[str, Callable[[Path], io.BufferedIOBase]] = {
     ".gz": gzip.GzipFile,
@@ -79,9 +79,9 @@ def open_input(path: Path) -> Iterator[io.BufferedIOBase]:
 
 
 def first_lines(path: Path) -> list[bytes]:
-    """The lines of the file's first megabyte."""
+    """The whole lines among the file's first PROBE_BYTES, or the beginning of the first line."""
     with open_input(path) as file:
-        lines = file.read(_PROBE_BYTES).split(b"\n")
+        lines = file.read(PROBE_BYTES).split(b"\n")
     if len(lines) > 1:
         lines.pop()  # it may be cut inside a character
     return lines

@@ -23,7 +23,14 @@ from mslt_ds.data.corpus import (
     probe,
     refuse_other_encodings,
 )
-from mslt_ds.data.files import COMPRESSIONS, fingerprint, first_lines, open_input, problems_of
+from mslt_ds.data.files import (
+    COMPRESSIONS,
+    PROBE_BYTES,
+    fingerprint,
+    first_lines,
+    open_input,
+    problems_of,
+)
 from mslt_ds.errors import DataError, EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -49,9 +56,8 @@ class JsonLines:
     def check(self) -> None:
         lines = first_lines(self.path)
         refuse_other_encodings(self.path, *probe(lines))
-        # The last line may be cut off by the look-ahead.
-        for number, line in enumerate(lines[:-1] if len(lines) > 1 else lines, 1):
-            if line.strip():
+        for number, line in enumerate(lines, 1):
+            if line.strip() and len(line) < PROBE_BYTES:
                 self._text(line, number, TextCounts())
 
     def fingerprint(self) -> str:
