@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mslt_ds.evaluation import glue_command
+from mslt_ds.evaluation import glue_command, squad_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     subparsers = parser.add_subparsers(metavar="WHAT", required=True)
     for name, module, summary in (
         ("glue", glue_command, "Fine-tune on GLUE's tasks and score them on dev."),
+        ("squad", squad_command, "Fine-tune on SQuAD, or score predictions for it."),
     ):
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         module.add_arguments(subparser)

@@ -31,7 +31,7 @@ Build = Callable[[argparse.Namespace, World], Runner]
 """A command line and this process's place to a checked runner."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, output_required: bool = True) -> None:
     """The options of both."""
     parser.add_argument("--config", metavar="FILE", help="changes to the recipe, a YAML file")
     parser.add_argument(
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='change one key of the recipe, e.g. --set "seeds=[1, 2, 3]"',
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR",
+        "--output", type=Path, required=output_required, metavar="DIR",
         help="folder for cells, results.json and table.md; the same one goes on",
     )  # fmt: skip
     share_of = parser.add_mutually_exclusive_group()

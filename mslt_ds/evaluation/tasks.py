@@ -162,6 +162,7 @@ METRIC_NAMES = {
     "f1": "F1",
     "spearman": "Spearman",
     "pearson": "Pearson",
+    "exact": "EM",
 }
 
 

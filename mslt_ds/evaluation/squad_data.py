@@ -1,0 +1,86 @@
+"""SQuAD's JSON, 1.1 and 2.0, read into questions; what doesn't fit is an error with its question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mslt_ds.errors import DataError
+from mslt_ds.evaluation.text_files import read_json
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A gold answer. start: its first character in the context; None where the file has none."""
+
+    text: str
+    start: int | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its paragraph. No answers: it can't be answered (2.0)."""
+
+    id: str
+    text: str
+    context: str
+    answers: tuple[Answer, ...]
+
+
+def read_questions(path: Path, version: str) -> list[Question]:
+    """All questions of a SQuAD file, in its order. DataError names the file and the question."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+        raise DataError(f'{path}: no list "data" in it; expected the SQuAD JSON')
+    questions = list(_questions(path, content["data"]))
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise DataError(f"{path}: question {question.id} stands there twice")
+        seen.add(question.id)
+        if version == "1.1" and not question.answers:
+            raise DataError(
+                f"{path}: question {question.id} has no answer, as only version 2.0 allows; "
+                "--version 2.0"
+            )
+    if not questions:
+        raise DataError(f"{path}: no questions")
+    return questions
+
+
+def check_answers(path: Path, questions: list[Question]) -> None:
+    """DataError unless every answer stands in its context where the file says, as training needs."""
+    for question in questions:
+        for answer in question.answers:
+            start = answer.start
+            if start is None or question.context[start : start + len(answer.text)] != answer.text:
+                raise DataError(
+                    f"{path}: question {question.id}: the answer {answer.text!r} doesn't stand at "
+                    f"answer_start {start} of its context"
+                )
+
+
+def _questions(path: Path, articles: list[Any]) -> Iterator[Question]:
+    for number, article in enumerate(articles):
+        try:
+            for paragraph in article["paragraphs"]:
+                for entry in paragraph["qas"]:
+                    yield _question(entry, paragraph["context"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path}: article {number}: {error} is missing or of another type than SQuAD's"
+            ) from error
+
+
+def _question(entry: dict[str, Any], context: str) -> Question:
+    impossible = entry.get("is_impossible", False)
+    answers = (
+        ()
+        if impossible
+        else tuple(
+            Answer(answer["text"], answer.get("answer_start")) for answer in entry["answers"]
+        )
+    )
+    return Question(str(entry["id"]), entry["question"].strip(), context, answers)
