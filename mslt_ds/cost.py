@@ -33,27 +33,30 @@ def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
     return rows * model.hidden_size + _layer_norm(model.hidden_size)
 
 
-def head_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Elements of what trains in every stage: pooler, MLM transform, decoder bias, NSP head."""
-    hidden = model.hidden_size
-    pooler, transform = _dense(hidden, hidden), _dense(hidden, hidden) + _layer_norm(hidden)
-    return pooler + transform + vocab_size + _dense(hidden, 2)
+def head_parameters(config: RunConfig, vocab_size: int) -> int:
+    """Elements of what trains in every stage: MLM transform and decoder bias; pooler and head for
+    sentence pairs, where the instances are pairs."""
+    hidden = config.model.hidden_size
+    masked_lm = _dense(hidden, hidden) + _layer_norm(hidden) + vocab_size
+    if config.data.sentence_objective is None:
+        return masked_lm
+    return masked_lm + _dense(hidden, hidden) + _dense(hidden, 2)
 
 
-def total_parameters(model: ModelConfig, stage: Stage, vocab_size: int) -> int:
+def total_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
     """Elements of the whole model at the stage's depth."""
     return (
-        embedding_parameters(model, vocab_size)
-        + stage.depth * layer_parameters(model)
-        + head_parameters(model, vocab_size)
+        embedding_parameters(config.model, vocab_size)
+        + stage.depth * layer_parameters(config.model)
+        + head_parameters(config, vocab_size)
     )
 
 
-def trainable_parameters(model: ModelConfig, stage: Stage, vocab_size: int) -> int:
+def trainable_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
     """Elements of the stage's trainable suffix."""
-    embeddings = embedding_parameters(model, vocab_size) if stage.train_embeddings else 0
-    layers = stage.trainable_layers * layer_parameters(model)
-    return embeddings + layers + head_parameters(model, vocab_size)
+    embeddings = embedding_parameters(config.model, vocab_size) if stage.train_embeddings else 0
+    layers = stage.trainable_layers * layer_parameters(config.model)
+    return embeddings + layers + head_parameters(config, vocab_size)
 
 
 def gradient_accumulation_steps(config: RunConfig, stage: Stage, world_size: int) -> int:
@@ -70,7 +73,7 @@ def elements_reduced_per_step(
     it, at every micro-step.
     """
     reductions = gradient_accumulation_steps(config, stage, world_size) if zero_stage == 2 else 1
-    return trainable_parameters(config.model, stage, vocab_size) * reductions
+    return trainable_parameters(config, stage, vocab_size) * reductions
 
 
 def describe_plan(
@@ -103,8 +106,8 @@ def describe_stage(
     zero_stage: int,
 ) -> dict[str, Any]:
     """One stage's entry: parameters and gradients in elements, lengths in tokens."""
-    trainable = trainable_parameters(config.model, stage, vocab_size)
-    total = total_parameters(config.model, stage, vocab_size)
+    trainable = trainable_parameters(config, stage, vocab_size)
+    total = total_parameters(config, stage, vocab_size)
     return {
         "stage": stage.index,
         "depth": stage.depth,

@@ -1,9 +1,9 @@
 """The training loop: batches in, steps done, metrics out. It knows no method and no plan.
 
 The loss of a step is defined on the *global* batch: the summed cross-entropy of its masked positions
-divided by their number, plus the mean over its instances of the next-sentence loss. Each micro-batch
-contributes its part, and dropout is seeded by (seed, step, index of the micro-batch in the global
-batch). Ranks, accumulation and a resume therefore change nothing but rounding.
+divided by their number, plus, where instances are sentence pairs, the mean over them of their loss.
+Each micro-batch contributes its part, and dropout is seeded by (seed, step, index of the micro-batch
+in the global batch). Ranks, accumulation and a resume therefore change nothing but rounding.
 
 The loop waits for the device every `log_every_steps` steps and not in between. (DeepSpeed's own
 check of a gradient norm or an overflow may read one number a step.)
@@ -38,6 +38,7 @@ class LoopSettings:
     device: torch.device
     log_every_steps: int
     checkpoint_every_steps: int
+    sentence_objective: str | None  # "nsp", "sop": its loss's name in the metrics; None: no loss
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,16 @@ def train_steps(
     window = _Window(settings.device, traffic)
     step_seconds: list[float] = []
     next_step = first_step
-    for batch in batches:
+    for batch in window.waiting_for(batches):
         step, next_step = next_step, next_step + 1
         stop.ask()
         logged = next_step % settings.log_every_steps == 0
         rate = learning_rate(step)
-        mlm, nsp = _step(engine, batch, step, rate, settings, want_grad_norm=logged)
+        mlm, sentence = _step(engine, batch, step, rate, settings, want_grad_norm=logged)
         window.add(batch.num_instances)
         if logged:
-            metrics = window.metrics(_mean_losses(mlm, nsp))
+            losses = _mean_losses(mlm, sentence, settings.sentence_objective)
+            metrics = window.metrics(losses)
             _check_finite(metrics["loss"], step)
             step_seconds.append(metrics["step_seconds"])
             log(step, _with_engine_values(metrics, engine, rate))
@@ -99,25 +101,29 @@ def _step(
     *,
     want_grad_norm: bool,
 ) -> tuple[Tensor, Tensor]:
-    """This rank's parts of the global batch's mean MLM and NSP loss, each () on the device."""
+    """This rank's parts of the global batch's mean losses of masked tokens and of sentence pairs, each
+    () on the device."""
     parts: list[tuple[Tensor, Tensor]] = []
     for micro_batch in batch.micro_batches:
         torch.manual_seed(dropout_seed(settings.seed, step, micro_batch.index))
-        mlm_sum, nsp_sum = engine.losses(to_device(micro_batch, settings.device))
-        mlm, nsp = mlm_sum / batch.num_masked, nsp_sum / batch.num_instances
-        engine.backward(mlm + nsp)
+        mlm_sum, sentence_sum = engine.losses(to_device(micro_batch, settings.device))
+        mlm, sentence = mlm_sum / batch.num_masked, sentence_sum / batch.num_instances
+        engine.backward(mlm + sentence)
         engine.step(learning_rate, want_grad_norm=want_grad_norm)
-        parts.append((mlm.detach(), nsp.detach()))
-    mlm_parts, nsp_parts = zip(*parts, strict=True)
-    return torch.stack(mlm_parts).sum(), torch.stack(nsp_parts).sum()
+        parts.append((mlm.detach(), sentence.detach()))
+    mlm_parts, sentence_parts = zip(*parts, strict=True)
+    return torch.stack(mlm_parts).sum(), torch.stack(sentence_parts).sum()
 
 
-def _mean_losses(mlm: Tensor, nsp: Tensor) -> dict[str, float]:
+def _mean_losses(mlm: Tensor, sentence: Tensor, sentence_objective: str | None) -> dict[str, float]:
     """The global batch's losses, from each rank's parts. A collective; synchronises."""
-    both = torch.stack((mlm, nsp)).double()
+    both = torch.stack((mlm, sentence)).double()
     dist.all_reduce(both)
-    mlm_loss, nsp_loss = both.tolist()
-    return {"loss": mlm_loss + nsp_loss, "mlm_loss": mlm_loss, "nsp_loss": nsp_loss}
+    mlm_loss, sentence_loss = both.tolist()
+    losses = {"loss": mlm_loss + sentence_loss, "mlm_loss": mlm_loss}
+    if sentence_objective is not None:
+        losses[f"{sentence_objective}_loss"] = sentence_loss
+    return losses
 
 
 def _check_finite(loss: float, step: int) -> None:
@@ -155,7 +161,19 @@ class _Window:
         """Leave out what was not training, such as writing a checkpoint."""
         self._traffic.take()
         self._steps = self._instances = 0
+        self._waited = 0.0
         self._began = time.perf_counter()
+
+    def waiting_for(self, batches: Iterable[GlobalBatch]) -> Iterator[GlobalBatch]:
+        """The batches; how long each was waited for is counted."""
+        iterator = iter(batches)
+        while True:
+            began = time.perf_counter()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            self._waited += time.perf_counter() - began
+            yield batch
 
     def add(self, instances: int) -> None:
         self._steps += 1
@@ -164,7 +182,8 @@ class _Window:
     def metrics(self, losses: dict[str, float]) -> dict[str, Any]:
         """Rates of the window, which starts anew. `losses` were read from the device: it's idle."""
         seconds = time.perf_counter() - self._began
-        steps, instances, traffic = self._steps, self._instances, self._traffic.take()
+        steps, instances, waited = self._steps, self._instances, self._waited
+        traffic = self._traffic.take()
         self.restart()
         return (
             losses
@@ -172,6 +191,7 @@ class _Window:
             | {
                 "step_seconds": seconds / steps,
                 "sequences_per_second": instances / seconds,
+                "data_wait_seconds": waited / steps,
                 "elements_reduced": traffic.gradients_reduced // steps,
                 "elements_gathered": traffic.parameters_gathered // steps,
             }
@@ -179,26 +199,32 @@ class _Window:
 
 
 def evaluate_losses(
-    engine: StageEngine, batches: Iterator[GlobalBatch], device: torch.device
+    engine: StageEngine,
+    batches: Iterator[GlobalBatch],
+    device: torch.device,
+    sentence_objective: str | None,
 ) -> dict[str, float]:
     """Held-out mean losses over all of `batches`, dropout off. A collective."""
-    # (4,): summed MLM loss, masked positions, summed NSP loss, instances
+    # (4,): summed MLM loss, masked positions, summed loss of sentence pairs, instances
     totals = torch.zeros(4, dtype=torch.float64)
     for batch in batches:
         for micro_batch in batch.micro_batches:
-            mlm_sum, nsp_sum = engine.evaluate(to_device(micro_batch, device))
+            mlm_sum, sentence_sum = engine.evaluate(to_device(micro_batch, device))
             totals += torch.tensor(
                 [
                     float(mlm_sum),
                     float(micro_batch.masked_weights.sum()),
-                    float(nsp_sum),
+                    float(sentence_sum),
                     len(micro_batch.input_ids),
                 ]
             )
     totals = totals.to(device)
     dist.all_reduce(totals)
-    mlm_sum, masked, nsp_sum, instances = totals.tolist()
-    return {"eval_mlm_loss": mlm_sum / masked, "eval_nsp_loss": nsp_sum / instances}
+    mlm_sum, masked, sentence_sum, instances = totals.tolist()
+    losses = {"eval_mlm_loss": mlm_sum / masked}
+    if sentence_objective is not None:
+        losses[f"eval_{sentence_objective}_loss"] = sentence_sum / instances
+    return losses
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> dict[str, Tensor]:

@@ -109,7 +109,12 @@ class Run:
         return self.config.model.vocab_size or self.store.vocab_size
 
     def _hf_config(self, depth: int) -> BertConfig:
-        return bert.hf_config(self.config.model, depth, self._vocab_size)
+        return bert.hf_config(
+            self.config.model,
+            depth,
+            self._vocab_size,
+            sentence_head=self.config.data.sentence_objective is not None,
+        )
 
     @property
     def _description(self) -> dict[str, Any]:
@@ -267,6 +272,7 @@ class Run:
                 device=self.device,
                 log_every_steps=self.config.telemetry.log_every_steps,
                 checkpoint_every_steps=self.config.checkpoint.every_steps,
+                sentence_objective=self.config.data.sentence_objective,
             ),
             learning_rate=lambda step: learning_rate(self.config, self.plan, step),
             stop=instruments.stop,
@@ -318,7 +324,10 @@ class Run:
             fields["median_step_seconds"] = statistics.median(trace.step_seconds)
         if self.eval_store is not None:
             fields |= evaluate_losses(
-                engine, self._eval_batches(self.eval_store, stage), self.device
+                engine,
+                self._eval_batches(self.eval_store, stage),
+                self.device,
+                self.config.data.sentence_objective,
             )
         telemetry.event("stage_end", fields)
         self._save_model(f"stages/{stage.index}/end", stage.depth, state.weights)

@@ -21,10 +21,11 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, BertForPreTraining
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from transformers.models.bert.modeling_bert import (
     BertEmbeddings,
     BertLayer,
+    BertOnlyMLMHead,
     BertPooler,
     BertPreTrainingHeads,
 )
@@ -44,20 +45,31 @@ class ModelSettings(Protocol):
     def model_dump(self) -> dict[str, Any]: ...
 
 
-def hf_config(model: ModelSettings, depth: int, vocab_size: int) -> BertConfig:
-    """The Hugging Face configuration of a BERT of `depth` layers with a recipe's other sizes."""
+def hf_config(
+    model: ModelSettings, depth: int, vocab_size: int, *, sentence_head: bool = True
+) -> BertConfig:
+    """The Hugging Face configuration of a BERT of `depth` layers with a recipe's other sizes.
+
+    sentence_head: whether it has a pooler and a head for two segments (`BertForPreTraining`) or is
+        for masked tokens alone (`BertForMaskedLM`)
+    """
     settings = model.model_dump()
     settings.pop("family", None)
     settings |= {"num_hidden_layers": depth, "vocab_size": vocab_size}
-    config = BertConfig(**settings, architectures=["BertForPreTraining"])
+    architecture = BertForPreTraining if sentence_head else BertForMaskedLM
+    config = BertConfig(**settings, architectures=[architecture.__name__])
     config._attn_implementation = "sdpa"
     return config
 
 
+def has_sentence_head(config: BertConfig) -> bool:
+    return config.architectures != [BertForMaskedLM.__name__]
+
+
 def parameter_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter of `BertForPreTraining(config)`, tied aliases left out."""
+    """Name -> shape of every parameter of the configuration's model, tied aliases left out."""
     with torch.device("meta"):
-        model = BertForPreTraining(config)
+        model = (BertForPreTraining if has_sentence_head(config) else BertForMaskedLM)(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
@@ -75,16 +87,18 @@ def add_encoder(
 
 
 def add_heads(root: nn.Module, config: BertConfig) -> None:
-    """Put the pooler and both heads into `root`; the MLM decoder's matrix is not among them."""
+    """Put the heads into `root`, and the pooler where there is one for two segments; the MLM
+    decoder's matrix is not among them."""
 
     def heads() -> nn.Module:
-        both = BertPreTrainingHeads(config)
+        made = (BertPreTrainingHeads if has_sentence_head(config) else BertOnlyMLMHead)(config)
         # Tied: the matrix is the embeddings', the bias is `predictions.bias`. Without the module,
         # no engine can take them for parameters of their own.
-        del both.predictions.decoder
-        return both
+        del made.predictions.decoder
+        return made
 
-    _add(root, "bert.pooler", lambda: BertPooler(config))
+    if has_sentence_head(config):
+        _add(root, "bert.pooler", lambda: BertPooler(config))
     _add(root, "cls", heads)
 
 

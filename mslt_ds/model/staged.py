@@ -74,6 +74,7 @@ class TrainableSuffix(nn.Module):
         layers = range(frozen_layers, config.num_hidden_layers)
         bert.add_encoder(self, config, layers, embeddings=frozen_layers == 0)
         bert.add_heads(self, config)
+        self._has_sentence_head = bert.has_sentence_head(config)
 
     def forward(
         self,
@@ -81,7 +82,8 @@ class TrainableSuffix(nn.Module):
         hidden_states: Tensor | None,
         decoder_weight: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The micro-batch's summed MLM and NSP losses, each () fp32.
+        """The micro-batch's summed losses of masked tokens and of sentence pairs, each () fp32; the
+        latter 0 where the model has no head for pairs.
 
         inputs: `input_ids`, `token_type_ids`, `attention_mask` (batch, seq_length);
             `masked_positions`, `masked_labels`, `masked_weights` (batch, max_predictions);
@@ -95,10 +97,12 @@ class TrainableSuffix(nn.Module):
             logits.flatten(0, 1).float(), inputs["masked_labels"].flatten(), reduction="none"
         )
         mlm_sum = (per_position * inputs["masked_weights"].flatten()).sum()
-        nsp_sum = F.cross_entropy(
+        if not self._has_sentence_head:
+            return mlm_sum, mlm_sum.new_zeros(())
+        sentence_sum = F.cross_entropy(
             bert.nsp_logits(self, cls).float(), inputs["next_sentence_labels"], reduction="sum"
         )
-        return mlm_sum, nsp_sum
+        return mlm_sum, sentence_sum
 
     def top_states(
         self, inputs: dict[str, Tensor], hidden_states: Tensor | None

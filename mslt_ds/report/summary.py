@@ -38,7 +38,7 @@ class StageSummary:
     step_seconds: float | None  # median
     speed_up: float | None  # against a full-depth step
     eval_mlm_loss: float | None  # nats
-    eval_nsp_loss: float | None  # nats
+    eval_sentence_loss: float | None  # nats
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class RunSummary:
     """What is known of a run."""
 
     stages: tuple[StageSummary, ...]
+    sentence_objective: str  # whose losses `eval_sentence_loss` are: "nsp" or "sop"
     unigram_entropy: float | None  # nats
     model: Path | None
 
@@ -60,6 +61,9 @@ def summarize(run_dir: Path) -> RunSummary:
         index: _step_seconds(index, stage_ends.get(index, {}), lines)
         for index in range(1, len(plan["stages"]) + 1)
     }
+    sentence_objective = (
+        "sop" if any("eval_sop_loss" in end for end in stage_ends.values()) else "nsp"
+    )
     reference = _full_step_seconds(plan["stages"], step_seconds)
     stages = []
     for index, stage in enumerate(plan["stages"], start=1):
@@ -75,11 +79,11 @@ def summarize(run_dir: Path) -> RunSummary:
                 step_seconds=own,
                 speed_up=full / own if full and own else None,
                 eval_mlm_loss=end.get("eval_mlm_loss"),
-                eval_nsp_loss=end.get("eval_nsp_loss"),
+                eval_sentence_loss=end.get(f"eval_{sentence_objective}_loss"),
             )
         )
     model = Path(run_end["model"]) if "model" in run_end else None
-    return RunSummary(tuple(stages), run_end.get("unigram_entropy"), model)
+    return RunSummary(tuple(stages), sentence_objective, run_end.get("unigram_entropy"), model)
 
 
 def print_summary(run_dir: Path, console: Console | None = None) -> None:
@@ -99,7 +103,7 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
         "step",
         "speed-up",
         "MLM\nloss",
-        "NSP\nloss",
+        f"{summary.sentence_objective.upper()}\nloss",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in summary.stages:
@@ -112,7 +116,7 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
             _cell("{:.4g} s", stage.step_seconds),
             _cell("{:.2f}x", stage.speed_up),
             _cell("{:.3f}", stage.eval_mlm_loss),
-            _cell("{:.3f}", stage.eval_nsp_loss),
+            _cell("{:.3f}", stage.eval_sentence_loss),
         )
     console.print(table)
     for text in (

@@ -51,6 +51,7 @@ def event_text(line: Line, plan: Plan) -> str | None:
             ("median_step_seconds", "median step {:.3f} s"),
             ("eval_mlm_loss", "held-out MLM loss {:.3f}"),
             ("eval_nsp_loss", "held-out NSP loss {:.3f}"),
+            ("eval_sop_loss", "held-out SOP loss {:.3f}"),
         ):
             if line.get(key) is not None:
                 parts.append(text.format(line[key]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BertForPreTraining
+from transformers import BertForMaskedLM, BertForPreTraining
 
 from mslt_ds import cost
 from mslt_ds.config import RunConfig, parse_config
@@ -38,10 +38,14 @@ def config_of(plan: dict | None = None, **values) -> RunConfig:
     )
 
 
-def test_equal_to_the_stage_models():
-    config = config_of()
+@pytest.mark.parametrize("input_format", ["nsp", "sop", "full_sentences"])
+def test_equal_to_the_stage_models(input_format):
+    config = config_of(data={"path": "store", "input_format": input_format})
+    sentence_head = input_format != "full_sentences"
     for stage in build_plan(config).stages:
-        hf_config = bert.hf_config(config.model, stage.depth, VOCAB_SIZE)
+        hf_config = bert.hf_config(
+            config.model, stage.depth, VOCAB_SIZE, sentence_head=sentence_head
+        )
         model = StageModel.build(
             hf_config,
             stage.frozen_layers,
@@ -51,15 +55,16 @@ def test_equal_to_the_stage_models():
             device=torch.device("cpu"),
         )
         trainable = sum(p.numel() for p in model.suffix.parameters() if p.requires_grad)
-        assert cost.trainable_parameters(config.model, stage, VOCAB_SIZE) == trainable
-        whole = sum(p.numel() for p in BertForPreTraining(hf_config).parameters())
-        assert cost.total_parameters(config.model, stage, VOCAB_SIZE) == whole
+        assert cost.trainable_parameters(config, stage, VOCAB_SIZE) == trainable
+        whole_model = (BertForPreTraining if sentence_head else BertForMaskedLM)(hf_config)
+        whole = sum(p.numel() for p in whole_model.parameters())
+        assert cost.total_parameters(config, stage, VOCAB_SIZE) == whole
 
 
 def test_bert_base_has_the_known_size():
     config = config_of(plan={"method": "full", "total_steps": 1}, model=None)
     (stage,) = build_plan(config).stages
-    assert cost.total_parameters(config.model, stage, cost.ASSUMED_VOCAB_SIZE) == 110_106_428
+    assert cost.total_parameters(config, stage, cost.ASSUMED_VOCAB_SIZE) == 110_106_428
 
 
 def test_description():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForPreTraining
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from mslt_ds.growth import Weights
 from mslt_ds.model import bert
@@ -113,6 +113,37 @@ def test_losses_and_gradients_equal_hugging_faces_at_every_cut(frozen_layers, se
         torch.testing.assert_close(
             parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.parametrize("frozen_layers", [0, 2])
+def test_without_a_sentence_head_it_is_hugging_faces_masked_lm(frozen_layers):
+    config = small_config()
+    config.architectures = ["BertForMaskedLM"]
+    weights, inputs = fresh_weights(config, seed=2), batch(2)
+    assert not any(name.startswith(("bert.pooler", "cls.seq")) for name in weights)
+    reference = BertForMaskedLM(config).eval()
+    reference.load_state_dict(weights, strict=False)
+    reference.tie_weights()
+    logits = reference(**{
+        name: inputs[name] for name in ("input_ids", "token_type_ids", "attention_mask")
+    }).logits  # fmt: skip
+    chosen = logits[torch.arange(BATCH)[:, None], inputs["masked_positions"]]
+    losses = F.cross_entropy(
+        chosen.flatten(0, 1), inputs["masked_labels"].flatten(), reduction="none"
+    )
+    expected = (losses * inputs["masked_weights"].flatten()).sum()
+    expected.backward()
+    gradients = {name: p.grad for name, p in reference.named_parameters()}
+    model = StageModel.build(
+        config, frozen_layers, weights, frozen_dropout=False, dtype=torch.float32,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    mlm_sum, sentence_sum = stage_losses(model, inputs)
+    assert sentence_sum == 0
+    torch.testing.assert_close(mlm_sum, expected, rtol=1e-6, atol=1e-6)
+    (mlm_sum + sentence_sum).backward()
+    for name, parameter in model.suffix.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("frozen_layers", range(DEPTH))

@@ -54,11 +54,23 @@ def printed(run_dir) -> str:
     return out.getvalue()
 
 
+def test_losses_of_sentence_order_and_of_none(tmp_path):
+    lines = [
+        {key: value for key, value in line.items() if key != "eval_nsp_loss"} for line in WHOLE
+    ]
+    write_run(tmp_path, MSLT, [*lines[:2], lines[2] | {"eval_sop_loss": 0.456}, RUN_END])
+    assert "SOP" in printed(tmp_path) and "0.456" in printed(tmp_path)
+    write_run(tmp_path, MSLT, [*lines, RUN_END])
+    assert summarize(tmp_path).stages[2].eval_sentence_loss is None
+    assert printed(tmp_path)
+
+
 def test_stages_carry_plan_and_measurements(tmp_path):
     summary = summarize(write_run(tmp_path, MSLT, [*WHOLE, RUN_END]))
     second = summary.stages[1]
     assert (second.depth, second.trainable_share, second.step_seconds) == (4, 0.25, 0.2)
-    assert (second.eval_mlm_loss, second.eval_nsp_loss) == (6.0, 0.6)
+    assert summary.sentence_objective == "nsp"
+    assert (second.eval_mlm_loss, second.eval_sentence_loss) == (6.0, 0.6)
     assert [stage.speed_up for stage in summary.stages] == [4.0, 2.0, 1.0]
     assert summary.unigram_entropy == 6.98
     assert str(summary.model) == "runs/x/model"
