@@ -100,8 +100,8 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job is held back for as long as its credential lives: 120 s by default.
-AuthInfo=socket={folder}/munge.socket,cred_expire=4
+# A requeued job is held back for as long as its credential lives: 120 s by default, at least 5.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid

@@ -1,0 +1,96 @@
+"""A training job's life on two nodes: the script that users submit, and the real trainer.
+
+One job is warned, requeued, and loses a node, and must end with the weights of one that was left
+alone, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.recipes import recipe, weights_at
+from tests.slurm.conftest import Jobs
+from tests.slurm.sandbox import NODES
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
+
+
+def write_recipe(folder: Path, store: Path, name: str) -> str:
+    content = recipe(
+        store,
+        folder / "runs",
+        name,
+        plan={"steps_per_stage": 700, "joint_steps": 600},
+        checkpoint={"every_steps": 100},
+        telemetry={"log_every_steps": 10},
+    )
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def steps_done(folder: Path, name: str) -> int:
+    """The last step that the run has logged."""
+    path = folder / "runs" / name / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    steps = [json.loads(line).get("step", 0) for line in lines if line.endswith("}")]
+    return max(steps, default=0)
+
+
+def starts(jobs: Jobs, job: str) -> int:
+    return jobs.log(job).count(f"job {job}, start ")
+
+
+def test_a_job_with_a_hard_life_ends_as_one_without(jobs: Jobs, store: Path) -> None:
+    def train_on(start: int) -> None:
+        before = steps_done(jobs.folder, "hard")
+        jobs.until(
+            lambda: starts(jobs, job) == start and steps_done(jobs.folder, "hard") > before + 50,
+            f"steps after {before} in start {start}",
+            job,
+        )
+
+    def begin(start: int, why: str) -> None:
+        jobs.until(lambda: starts(jobs, job) == start, f"start {start}, after {why}", job)
+
+    # The limit is two minutes away when the job starts: the warning comes with the first look that
+    # slurmctld takes at it, within half a minute.
+    soon = ("--time=2", "--signal=B:USR1@120")
+    recipe_path = write_recipe(jobs.folder, store, "hard")
+    job = jobs.submit(*TWO_NODES, *soon, "slurm/pretrain_base.sh", MSLT_RECIPE=recipe_path)
+    # One that nothing happens to, in the time that the other waits in the queue.
+    recipe_path = write_recipe(jobs.folder, store, "alone")
+    alone = jobs.submit(*TWO_NODES, "slurm/pretrain_base.sh", MSLT_RECIPE=recipe_path)
+
+    begin(2, "the time limit's warning")
+    jobs.slurm.command("scontrol", "update", f"jobid={job}", "timelimit=20")
+    train_on(start=2)
+    jobs.signal(job, "--signal=USR1", "--batch")
+    begin(3, "a warning by hand")
+    assert jobs.log(job).count("stopped with a checkpoint; goes back into the queue") == 2
+    train_on(start=3)
+    jobs.slurm.command("scontrol", "requeue", job)
+    begin(4, "scontrol requeue")
+
+    assert jobs.wait(alone) == "COMPLETED", jobs.log(alone)
+    assert starts(jobs, alone) == 1
+    assert f"rendezvous {NODES[0]}:" in jobs.log(alone)
+    train_on(start=4)
+    jobs.slurm.kill_node(NODES[1])
+    jobs.wait(job, "PENDING")
+    jobs.slurm.revive(NODES[1])
+    assert jobs.wait(job) == "COMPLETED", jobs.log(job)
+    assert starts(jobs, job) == 5
+
+    for folder in ("stages/1/end", "stages/2/end", "model"):
+        expected = weights_at(jobs.folder / "runs" / "alone", folder)
+        found = weights_at(jobs.folder / "runs" / "hard", folder)
+        assert expected.keys() == found.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), (folder, name)
