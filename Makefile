@@ -48,6 +48,7 @@ bench: $(INSTALLED) ## Measurements on the CPU
 bench-gpu: $(INSTALLED) ## Tests and measurements that need a GPU
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks --batch 32 --repeats 20
+	$(BIN)/python -m benchmarks.optimizer --device cuda --model base large --repeats 20 --write
 
 lint: $(INSTALLED) ## ruff, shellcheck, hadolint
 	$(BIN)/ruff check .

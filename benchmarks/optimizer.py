@@ -1,17 +1,22 @@
 """Time and extra memory of one optimizer step on BERT's parameter shapes.
 
-    python -m benchmarks.optimizer [--model base|large] [--device cpu|cuda] [--repeats N] [--write]
+    python -m benchmarks.optimizer [--model base large] [--device cpu|cuda] [--repeats N] [--write]
+    python -m benchmarks.optimizer --alternatives [--write]
     deepspeed --num_gpus 2 benchmarks/optimizer.py --zero 1 [--write]
 
 LAMB by each backend that runs here against torch's AdamW, measured in turns, so that a machine that
-slows down slows all of them down. The floor is the bytes that LAMB has to move (10 streams of fp32:
-6 and 4) over the bandwidth that a large copy reaches. With --zero, the share of LAMB's all-reduce
-in DeepSpeed's whole step. --write leaves a dated JSON in benchmarks/results/.
+slows down slows all of them down. On a GPU also LAMB captured in a CUDA graph, and DeepSpeed's and
+apex's own where they are installed. The floor is the bytes that LAMB has to move (10 streams of
+fp32: 6 and 4) over the bandwidth that a pass over large tensors reaches. --alternatives adds the
+implementations for a CPU that numba was chosen over. With --zero, the share of LAMB's all-reduce in
+DeepSpeed's whole step. --write leaves a dated JSON in benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib.util
 import json
 import platform
@@ -28,15 +33,24 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mslt_ds.optim import Lamb, lamb
+from mslt_ds.errors import MsltError
+from mslt_ds.optim import Lamb, LambOptions, lamb
+from mslt_ds.optim.backends import build_lamb
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = {"base": (12, 768), "large": (24, 1024)}
 LAMB_STREAMS = 10
 
 
+# What DeepSpeed's and apex's LAMB can do, of what ours can.
+FOREIGN = {
+    "deepspeed": LambOptions(adapt="all", bias_correction=False),
+    "apex": LambOptions(),
+}
+
+
 def shapes(model: str) -> list[tuple[int, ...]]:
-    """BERT's parameters with both heads: 199 tensors and 110 M elements for base."""
+    """BERT's parameters with both heads: 206 tensors and 110 M elements for base."""
     layers, hidden = SIZES[model]
     vector, square = (hidden,), (hidden, hidden)
     layer = [square, vector] * 4 + [vector, vector]
@@ -53,19 +67,70 @@ def parameters(model: str, device: str) -> list[nn.Parameter]:
     return made
 
 
-def candidates(model: str, device: str) -> dict[str, torch.optim.Optimizer]:
-    """All share weights and gradients, and have moments of their own."""
+class Captured:
+    """A step as a CUDA graph: what is left when the host has nothing to do."""
+
+    def __init__(self, optimizer: Lamb) -> None:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                optimizer.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            optimizer.step()
+
+    def step(self) -> None:
+        self.graph.replay()
+
+
+def candidates(
+    model: str, device: str, *, alternatives: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Optimizers by name, and why others are missing. Weights, gradients and moments are shared:
+    BERT-Large's would not fit a small machine five times."""
     shared = parameters(model, device)
-    made: dict[str, torch.optim.Optimizer] = {
-        "AdamW foreach": torch.optim.AdamW(shared, foreach=True),
-        "AdamW fused": torch.optim.AdamW(shared, fused=True),
-        "LAMB torch": Lamb(shared, backend="torch"),
-    }
-    if device == "cpu" and importlib.util.find_spec("numba"):
-        made["LAMB numba"] = Lamb(shared, backend="numba")
-    if device == "cuda" and importlib.util.find_spec("triton"):
-        made["LAMB triton"] = Lamb(shared, backend="triton")
-    return made
+    moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in shared}
+    missing: dict[str, str] = {}
+
+    def adamw(*, fused: bool) -> torch.optim.AdamW:
+        optimizer = torch.optim.AdamW(shared, foreach=not fused, fused=fused)
+        for parameter, (first, second) in moments.items():
+            step = torch.zeros((), device=device if fused else "cpu")
+            optimizer.state[parameter] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+        return optimizer
+
+    def ours(backend: Any) -> Lamb:
+        optimizer = Lamb(shared, backend=backend)
+        for parameter, (first, second) in moments.items():
+            optimizer.state[parameter] = {"step": 0, "exp_avg": first, "exp_avg_sq": second}
+        return optimizer
+
+    made: dict[str, Any] = {"AdamW foreach": adamw(fused=False), "AdamW fused": adamw(fused=True)}
+    made["LAMB torch"] = ours("torch")
+    compiled = {"cpu": "numba", "cuda": "triton"}[device]
+    if importlib.util.find_spec(compiled):
+        made[f"LAMB {compiled}"] = ours(compiled)
+    else:
+        missing[compiled] = "not installed"
+    if alternatives:
+        from benchmarks import lamb_alternatives
+
+        for name, backend in lamb_alternatives.backends().items():
+            made[name] = ours("numba")
+            made[name]._backends["numba"] = backend
+    if device == "cuda":
+        if compiled not in missing:
+            made["LAMB triton, CUDA graph"] = Captured(ours(compiled))
+        group = [{"params": shared, "weight_decay": 0.01}]
+        for backend, options in FOREIGN.items():
+            try:
+                made[f"LAMB {backend}"] = build_lamb(
+                    group, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, options=options, backend=backend
+                )
+            except MsltError as error:
+                missing[backend] = str(error)
+    return made, missing
 
 
 def synchronize(device: str) -> None:
@@ -88,6 +153,7 @@ def extra_bytes(call: Callable[[], Any], device: str) -> int:
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # what the allocator kept of earlier calls would hide some
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now
     before = psutil.Process().memory_info().rss
     call()
@@ -97,38 +163,46 @@ def extra_bytes(call: Callable[[], Any], device: str) -> int:
 
 
 def bandwidth(device: str) -> float:
-    """Bytes read and written per second by the best of some large copies."""
+    """Bytes read and written per second by the best of some passes over large tensors.
+
+    A copy, and a pass in place: a CPU reads what it is going to overwrite, unless it is in place.
+    """
     source = torch.ones(1 << 27, device=device)
     target = torch.empty_like(source)
-    best = min(seconds_of(lambda: target.copy_(source), device) for _ in range(8))
+    passes = (lambda: target.copy_(source), lambda: source.mul_(1.0))
+    best = min(seconds_of(one, device) for _ in range(8) for one in passes)
     return 2 * 4 * source.numel() / best
 
 
-def measure(model: str, device: str, repeats: int) -> dict[str, Any]:
-    optimizers = candidates(model, device)
+def measure(model: str, device: str, repeats: int, *, alternatives: bool) -> dict[str, Any]:
+    speed = bandwidth(device)
+    elements = sum(torch.Size(shape).numel() for shape in shapes(model))
+    floor = LAMB_STREAMS * 4 * elements / speed
+    optimizers, missing = candidates(model, device, alternatives=alternatives)
     times: dict[str, list[float]] = {name: [] for name in optimizers}
-    extra: dict[str, int] = {}
+    first, extra = {}, {}
     for name, optimizer in optimizers.items():
-        optimizer.step()  # makes the state, compiles
+        first[name] = seconds_of(optimizer.step, device)  # compiles, where it does
         extra[name] = extra_bytes(optimizer.step, device)
     for _ in range(repeats):
         for name, optimizer in optimizers.items():
             times[name].append(seconds_of(optimizer.step, device))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    elements = sum(torch.Size(shape).numel() for shape in shapes(model))
-    speed = bandwidth(device)
     return {
         "tensors": len(shapes(model)),
         "elements": elements,
         "bandwidth_bytes_per_second": speed,
-        "lamb_floor_seconds": LAMB_STREAMS * 4 * elements / speed,
+        "lamb_floor_seconds": floor,
+        "missing": missing,
         "optimizers": {
             name: {
                 "median_seconds": medians[name],
                 "least_seconds": min(times[name]),
                 "to_adamw_foreach": medians[name] / medians["AdamW foreach"],
                 "to_adamw_fused": medians[name] / medians["AdamW fused"],
+                "to_lamb_floor": medians[name] / floor,
                 "extra_bytes": extra[name],
+                "first_step_seconds": first[name],
             }
             for name in optimizers
         },
@@ -197,36 +271,42 @@ def measure_zero(model: str, stage: int, repeats: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Time optimizer steps on BERT's shapes.")
-    parser.add_argument("--model", choices=sorted(SIZES), default="base")
+    parser.add_argument("--model", choices=sorted(SIZES), nargs="+", default=["base"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--alternatives", action="store_true", help="numba's rivals on a CPU too")
     parser.add_argument("--zero", type=int, choices=(1, 2), help="under a launcher, several ranks")
     parser.add_argument("--write", action="store_true", help="also to benchmarks/results/")
     parser.add_argument("--local_rank", type=int, default=0)
     chosen = parser.parse_args()
     torch.manual_seed(0)
-    if chosen.zero:
-        result = measure_zero(chosen.model, chosen.zero, chosen.repeats)
-    else:
-        result = measure(chosen.model, chosen.device, chosen.repeats)
+    result: dict[str, Any] = {}
+    for model in chosen.model:
+        if chosen.zero:
+            result[model] = measure_zero(model, chosen.zero, chosen.repeats)
+        else:
+            result[model] = measure(
+                model, chosen.device, chosen.repeats, alternatives=chosen.alternatives
+            )
+        gc.collect()
     if chosen.local_rank:
         return 0
     result = {
         "command": " ".join(["benchmarks/optimizer.py", *sys.argv[1:]]),
-        "model": chosen.model,
         "device": torch.cuda.get_device_name() if chosen.device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "load_average": psutil.getloadavg()[0],
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **result,
+        "models": result,
     }
     text = json.dumps(result, indent=2)
     print(text)
     if chosen.write:
         RESULTS.mkdir(exist_ok=True)
         kind = f"zero{chosen.zero}" if chosen.zero else chosen.device
-        name = f"{result['time'][:10]}-optimizer-{chosen.model}-{kind}.json"
+        kind += "-alternatives" * chosen.alternatives
+        name = f"{result['time'][:10]}-optimizer-{'-'.join(chosen.model)}-{kind}.json"
         (RESULTS / name).write_text(text + "\n")
     return 0
 
