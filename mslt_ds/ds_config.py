@@ -1,14 +1,18 @@
 """The DeepSpeed JSON beside the recipe: what it may say, and what the recipe decides.
 
 Notable: one owner for each setting. Batch sizes, precision, clipping, optimizer and learning rate
-belong to the recipe; in the JSON they are "auto", left out, or equal. The rest (ZeRO's buckets,
-loss-scale windows, ...) belongs to the JSON. No DeepSpeed is imported here.
+belong to the recipe; in the JSON they are "auto", left out, or equal. ZeRO's buckets, loss-scale
+windows and DeepSpeed's own reports belong to the JSON. Anything else is refused: DeepSpeed itself
+passes over a key that it doesn't know, and one that it knows may change what a step computes. No
+DeepSpeed is imported here.
 """
 
 from __future__ import annotations
 
 import copy
+import difflib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +33,40 @@ _REFUSED = {
     "zero_optimization.offload_param": "only ZeRO stage 3 has it",
     "zero_force_ds_cpu_optimizer": "the recipe's optimizer is used on every device",
 }
+# What the JSON decides. `true` or `false`, a whole number from 0, any object, or decided elsewhere.
+_SWITCH, _COUNT, _OBJECT, _CHECKED = "true or false", "a whole number", "an object", ""
+_ALLOWED = {
+    "train_batch_size": _CHECKED,
+    "train_micro_batch_size_per_gpu": _CHECKED,
+    "gradient_accumulation_steps": _CHECKED,
+    "gradient_clipping": _CHECKED,
+    "steps_per_print": _CHECKED,  # overwritten: progress is this package's own
+    "zero_allow_untested_optimizer": _SWITCH,
+    "zero_force_ds_cpu_optimizer": _CHECKED,
+    "fp16.enabled": _CHECKED,
+    "fp16.loss_scale": _COUNT,
+    "fp16.initial_scale_power": _COUNT,
+    "fp16.loss_scale_window": _COUNT,
+    "fp16.hysteresis": _COUNT,
+    "fp16.consecutive_hysteresis": _SWITCH,
+    "fp16.min_loss_scale": _COUNT,
+    "bf16.enabled": _CHECKED,
+    "zero_optimization.stage": _CHECKED,
+    "zero_optimization.contiguous_gradients": _SWITCH,
+    "zero_optimization.overlap_comm": _SWITCH,
+    "zero_optimization.reduce_scatter": _SWITCH,
+    "zero_optimization.reduce_bucket_size": _COUNT,
+    "zero_optimization.allgather_partitions": _SWITCH,
+    "zero_optimization.allgather_bucket_size": _COUNT,
+    "zero_optimization.round_robin_gradients": _SWITCH,
+    # Reports of DeepSpeed's own. Most of them wait for the GPU in every step.
+    "wall_clock_breakdown": _SWITCH,
+    "memory_breakdown": _SWITCH,
+    "dump_state": _SWITCH,
+    "comms_logger": _OBJECT,
+    "flops_profiler": _OBJECT,
+}
+_SECTIONS = ("zero_optimization", "fp16", "bf16")
 _KEY = "deepspeed.config"
 
 
@@ -97,12 +135,19 @@ def problems(config: RunConfig, plan: Plan, settings: dict[str, Any]) -> list[st
         lines.append(
             f"{_KEY}: {path}: zero_optimization.stage {_json(stage)}, {why}; choose 0, 1 or 2"
         )
-    for key in ("zero_optimization", "fp16", "bf16"):
+    for key in _SECTIONS:
         if not isinstance(settings.get(key, {}), dict):
             lines.append(f"{_KEY}: {path}: {key} {_json(settings[key])}; it has to be an object")
-    for key, why in _REFUSED.items():
-        if _get(settings, key, None) not in (None, False, {}, {"device": "none"}):
-            lines.append(f"{_KEY}: {path}: {key}: {why}; leave it out")
+    for key, value in _flat(settings):
+        if key in _REFUSED:
+            if value not in (None, False, {}, {"device": "none"}):
+                lines.append(f"{_KEY}: {path}: {key}: {_REFUSED[key]}; leave it out")
+        elif key not in _ALLOWED:
+            near = difflib.get_close_matches(key, _ALLOWED, n=1)
+            meant = f"; did you mean {near[0]}?" if near else "; leave it out"
+            lines.append(f"{_KEY}: {path}: {key}: not a setting that this trainer passes on{meant}")
+        elif not _fits(value, _ALLOWED[key]):
+            lines.append(f"{_KEY}: {path}: {key} {_json(value)}; it has to be {_ALLOWED[key]}")
     for key, recipe_key, values in _decided(config, plan):
         found = _get(settings, key, _AUTO)
         if found != _AUTO and any(found != value for value in values):
@@ -146,6 +191,29 @@ def _decided(config: RunConfig, plan: Plan) -> list[tuple[str, str, list[Any]]]:
         ("fp16.enabled", "train.precision", [train.precision == "fp16"]),
         ("bf16.enabled", "train.precision", [train.precision == "bf16"]),
     ]
+
+
+def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted key; sections are opened, other objects are values."""
+    for key, value in settings.items():
+        if key in _SECTIONS and isinstance(value, dict):
+            yield from ((f"{key}.{inner}", found) for inner, found in value.items())
+        elif key not in _SECTIONS:
+            yield key, value
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind == _SWITCH:
+        return isinstance(value, bool)
+    if kind == _COUNT:
+        # DeepSpeed reads 5e8 as a number of elements too.
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and value >= 0
+            and value % 1 == 0
+        )
+    return kind == _CHECKED or isinstance(value, dict)
 
 
 def _get(settings: Any, key: str, default: Any) -> Any:

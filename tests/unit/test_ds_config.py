@@ -38,6 +38,8 @@ def parse(tmp_path, settings, **plan):
         {"bf16": {"enabled": True}, "fp16": {"enabled": "auto", "loss_scale_window": 500}},
         {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}}},
         *({"zero_optimization": {"stage": stage}} for stage in (0, 1, 2)),
+        {"zero_optimization": {"reduce_bucket_size": 5e8, "overlap_comm": True}, "amp": None},
+        {"wall_clock_breakdown": True, "comms_logger": {"enabled": True}},
     ],
 )
 def test_allowed(tmp_path, settings):
@@ -64,6 +66,14 @@ def test_allowed(tmp_path, settings):
         ({"zero_optimization": {"stage": "two"}}, ["two", "0, 1 or 2"]),
         ({"zero_optimization": {"stage": True}}, ["true", "0, 1 or 2"]),
         ({"zero_force_ds_cpu_optimizer": True}, ["zero_force_ds_cpu_optimizer", "leave it out"]),
+        ({"zero_optimisation": {"stage": 2}}, ["zero_optimisation", "zero_optimization.stage?"]),
+        ({"zero_optimization": {"reduce_bucket": 9}}, ["did you mean", "reduce_bucket_size?"]),
+        ({"prescale_gradients": True}, ["prescale_gradients: not a setting", "leave it out"]),
+        ({"fp16": {"auto_cast": True}}, ["fp16.auto_cast", "not a setting"]),
+        ({"zero_optimization": {"overlap_comm": "yes"}}, ['overlap_comm "yes"', "true or false"]),
+        ({"zero_optimization": {"reduce_bucket_size": 1.5}}, ["1.5", "a whole number"]),
+        ({"fp16": {"hysteresis": -1}}, ["fp16.hysteresis -1", "a whole number"]),
+        ({"flops_profiler": True}, ["flops_profiler true", "an object"]),
         ("{", ["not valid JSON"]),
         ("[]", ["list", "not a JSON object"]),
     ],
