@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="the token store to make")
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument(
-        "--tokenizer", metavar="DIR", help="use the tokenizer of this folder or token store"
+        "--tokenizer",
+        metavar="PLACE",
+        help="use the tokenizer of this folder or token store, or this vocabulary file",
     )
     vocabulary.add_argument(
         "--vocab-size",
@@ -90,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         prepare(
             arguments.input,
             output,
-            tokenizer_folder=Path(arguments.tokenizer) if arguments.tokenizer else None,
+            tokenizer_place=Path(arguments.tokenizer) if arguments.tokenizer else None,
             vocab_size=arguments.vocab_size,
             lowercase=not arguments.cased,
             keep_duplicates=arguments.keep_duplicates,
@@ -109,7 +111,7 @@ def prepare(
     given: Sequence[str | Path],
     output: Path,
     *,
-    tokenizer_folder: Path | None = None,
+    tokenizer_place: Path | None = None,
     vocab_size: int | None = None,
     lowercase: bool = True,
     keep_duplicates: bool = False,
@@ -120,15 +122,15 @@ def prepare(
     started = time.monotonic()
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    _check_options(vocab_size, workers, shard, tokenizer_folder)
+    _check_options(vocab_size, lowercase, workers, shard, tokenizer_place)
     inputs = find_inputs(given)
-    if tokenizer_folder is not None:
-        tokenizer_folder = tokenizer.check_folder(tokenizer_folder)
+    if tokenizer_place is not None:
+        tokenizer_place = tokenizer.find(tokenizer_place)
+    job = _job(
+        inputs, tokenizer_place, vocab_size or DEFAULT_VOCAB_SIZE, lowercase, keep_duplicates
+    )
     work = WorkFolder(output)
     work.check_output()
-    job = _job(
-        inputs, tokenizer_folder, vocab_size or DEFAULT_VOCAB_SIZE, lowercase, keep_duplicates
-    )
     work.check_same_job(job)
     if work.is_finished():
         work.remove()
@@ -136,7 +138,7 @@ def prepare(
         return
     work.begin(job)
 
-    _make_tokenizer(inputs, work, job, tokenizer_folder)
+    _make_tokenizer(inputs, work, job, tokenizer_place)
     used = tokenizer.load(work.tokenizer_folder)
     vocabulary_seconds = time.monotonic() - started
     dtype = token_dtype(tokenizer.vocab_size(used))
@@ -171,16 +173,25 @@ def merge_shards(output: Path) -> None:
 
 
 def _check_options(
-    vocab_size: int | None, workers: int, shard: Shard | None, tokenizer_folder: Path | None
+    vocab_size: int | None,
+    lowercase: bool,
+    workers: int,
+    shard: Shard | None,
+    tokenizer_place: Path | None,
 ) -> None:
     if vocab_size is not None and vocab_size < tokenizer.LEAST_VOCAB_SIZE:
         raise DataError(
             f"--vocab-size: {vocab_size} is too small for the special tokens and the letters; "
             f"choose {tokenizer.LEAST_VOCAB_SIZE} or more ({DEFAULT_VOCAB_SIZE} is usual)"
         )
+    if tokenizer_place is not None and not lowercase:
+        raise DataError(
+            f"--cased: with --tokenizer {tokenizer_place}, which has its own way with capitals; "
+            "leave --cased out, or train a vocabulary"
+        )
     if workers < 1:
         raise DataError(f"--workers: {workers}; it has to be at least 1")
-    if shard is not None and tokenizer_folder is None:
+    if shard is not None and tokenizer_place is None:
         raise DataError(
             f"--shard: {shard.number}/{shard.count} without --tokenizer: every task would train "
             "the same vocabulary; prepare a part of the text first and name its store"
@@ -189,16 +200,16 @@ def _check_options(
 
 def _job(
     inputs: Sequence[Input],
-    tokenizer_folder: Path | None,
+    tokenizer_place: Path | None,
     vocab_size: int,
     lowercase: bool,
     keep_duplicates: bool,
 ) -> dict[str, Any]:
     """Everything the store's content is a function of."""
-    if tokenizer_folder is None:
+    if tokenizer_place is None:
         vocabulary: dict[str, Any] = {"vocab_size": vocab_size, "lowercase": lowercase}
     else:
-        loaded = tokenizer.load(tokenizer_folder)
+        loaded = tokenizer.load(tokenizer_place)
         vocabulary = {"sha256": hashlib.sha256(loaded.to_str().encode()).hexdigest()}
     versions = ["sentencex", "tokenizers"]
     if any(isinstance(given.source, WikipediaDump) for given in inputs):
@@ -217,13 +228,13 @@ def _job(
 
 
 def _make_tokenizer(
-    inputs: Sequence[Input], work: WorkFolder, job: dict[str, Any], tokenizer_folder: Path | None
+    inputs: Sequence[Input], work: WorkFolder, job: dict[str, Any], tokenizer_place: Path | None
 ) -> None:
     """Put the tokenizer into the work folder, unless an earlier attempt did."""
     if work.tokenizer_folder.exists():
         return
-    if tokenizer_folder is not None:
-        tokenizer.save(tokenizer.load(tokenizer_folder), work.tokenizer_folder, tokenizer_folder)
+    if tokenizer_place is not None:
+        tokenizer.save(tokenizer.load(tokenizer_place), work.tokenizer_folder, tokenizer_place)
         return
     counts = TextCounts()
     characters = count_characters(weighted_documents(inputs, counts))

@@ -7,8 +7,9 @@ order of a table. WordPiece as in BERT: Wu et al. 2016, "Google's neural machine
 system", section 4.1.
 
 A trained vocabulary must hold the most frequent words: counts of a trainer have overflowed on
-large inputs before, and lost "the". A tokenizer that is loaded is proved to be the one that is
-used: the folder in the store is read back by `AutoTokenizer` and has to agree.
+large inputs before, and lost "the" (huggingface/tokenizers, issue 437). A tokenizer that is loaded is
+proved to be the one that is used: it has to find its own words, and the folder in the store is read
+back by `AutoTokenizer` and has to agree.
 """
 
 from __future__ import annotations
@@ -81,32 +82,45 @@ def sampling_stride(text_bytes: int) -> int:
     return -(-text_bytes // _MOST_TRAINING_BYTES)
 
 
-def check_folder(folder: Path) -> Path:
-    """The folder of a tokenizer, or that inside a store; DataError if it holds none."""
-    if not folder.exists():
-        raise DataError(f"--tokenizer: {folder}: no such folder")
+def find(place: Path) -> Path:
+    """Where a tokenizer lies: a folder of its own or inside a store, or a vocabulary file;
+    DataError if there is none."""
+    if not place.exists():
+        raise DataError(f"--tokenizer: {place}: no such folder or file")
+    if place.is_file():
+        return place
+    folder = place
     if (folder / MANIFEST).exists() or (folder / TOKENIZER).is_dir():
         folder = folder / TOKENIZER
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise DataError(
-            f"--tokenizer: {folder}: no tokenizer here; expected tokenizer.json or vocab.txt, or "
-            "a token store"
+            f"--tokenizer: {folder}: no tokenizer here; expected tokenizer.json or vocab.txt, a "
+            "token store, or a vocabulary file"
         )
     return folder
 
 
-def load(folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`, without the truncation and padding that it may be set to."""
+def load(place: Path) -> Tokenizer:
+    """The tokenizer at `place`, a folder or a vocabulary file (one token a line, or a
+    tokenizer.json), without the truncation and padding that it may be set to.
+
+    Its vocabulary is proved to be in use: DataError if it doesn't find its own words.
+    """
+    file = place
+    if place.is_dir():
+        names = ("tokenizer.json", "vocab.txt")
+        file = next((place / name for name in names if (place / name).is_file()), place / names[1])
     try:
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if file.suffix == ".json":
+            tokenizer = Tokenizer.from_file(str(file))
             tokenizer.no_truncation()
             tokenizer.no_padding()
         else:
-            tokenizer = _from_vocabulary_file(folder)
+            tokenizer = _from_vocabulary_file(file)
     except Exception as error:  # tokenizers raises plain Exception
-        raise DataError(f"--tokenizer: {folder}: can't be read ({error})") from error
+        raise DataError(f"--tokenizer: {place}: can't be read ({error})") from error
     special_tokens(tokenizer)
+    _check_words(tokenizer, place)
     return tokenizer
 
 
@@ -151,7 +165,7 @@ def save(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None:
 
 
 def _write(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None:
-    if loaded_from is not None:
+    if loaded_from is not None and loaded_from.is_dir():
         for name in _FILES:
             if (loaded_from / name).is_file():
                 shutil.copyfile(loaded_from / name, folder / name)
@@ -162,6 +176,27 @@ def _write(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None
     if not (folder / "vocab.txt").exists():
         lines = "".join(f"{token}\n" for token, _ in _by_number(tokenizer))
         (folder / "vocab.txt").write_text(lines, encoding="utf-8")
+
+
+def _check_words(tokenizer: Tokenizer, place: Path) -> None:
+    """A tokenizer that cuts in another way than its vocabulary was made for knows few words."""
+    vocabulary = tokenizer.get_vocab()
+    words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
+    words = words[:: max(1, len(words) // _CHECKED_WORDS)]
+    unknown = vocabulary[SPECIAL["unk"]]
+    encodings = tokenizer.encode_batch_fast(words, add_special_tokens=False)
+    lost = [
+        word
+        for word, encoding in zip(words, encodings, strict=True)
+        if unknown in encoding.ids or not encoding.ids
+    ]
+    if len(lost) * 2 > len(words):
+        raise DataError(
+            f"--tokenizer: {place}: {len(lost)} of {len(words)} words of its own vocabulary, such as "
+            f"{lost[0]!r}, become {SPECIAL['unk']}: it doesn't use its vocabulary; check that "
+            "do_lower_case in its tokenizer_config.json, or the normalizer in its tokenizer.json, is "
+            "right"
+        )
 
 
 def _check_saved(tokenizer: Tokenizer, folder: Path) -> None:
@@ -220,15 +255,15 @@ def _pipeline(
     return tokenizer
 
 
-def _from_vocabulary_file(folder: Path) -> Tokenizer:
-    tokens = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+def _from_vocabulary_file(file: Path) -> Tokenizer:
+    tokens = file.read_text(encoding="utf-8").split("\n")
     if tokens[-1] == "":
         tokens.pop()
     vocabulary = {token: number for number, token in enumerate(tokens)}
     missing = [token for token in SPECIAL.values() if token not in vocabulary]
     if missing:
-        raise ValueError(f"vocab.txt lacks {', '.join(missing)}")
-    config_path = folder / "tokenizer_config.json"
+        raise ValueError(f"{file.name} lacks {', '.join(missing)}")
+    config_path = file.with_name("tokenizer_config.json")
     config: dict[str, Any] = {}
     if config_path.is_file():
         config = json.loads(config_path.read_text(encoding="utf-8"))

@@ -133,6 +133,10 @@ class WorkFolder:
                     f"{path}: missing, so input {file + 1} of {count} wasn't read to its end; run "
                     "the shards that aren't done again"
                 ) from None
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{path}: damaged ({error}); delete it and run the same `mslt-ds prepare` again"
+                ) from error
         return records
 
     def units(self, sources: list[SourceRecord]) -> list[list[Path]]:

@@ -49,9 +49,7 @@ def test_whoever_makes_a_unit_makes_the_same(
         work.tokenizer_folder.symlink_to(store.tokenizer_dir.resolve())
         lines: list[str] = []
         for workers, shard in tasks:
-            pool.tokenize(
-                inputs, work, np.dtype("<u2"), workers, shard, lines.append
-            )
+            pool.tokenize(inputs, work, np.dtype("<u2"), workers, shard, lines.append)
         sources = work.sources(2)
         assert sources[0] == sources[1] and sources[0].units > 5
         made.append([path.read_bytes() for paths in work.units(sources) for path in paths])

@@ -182,7 +182,7 @@ def test_a_large_vocabulary_needs_wider_numbers(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
     (tmp_path / "text.txt").write_text("zzz4 aaa1.\n\na b zzz3.\n")
     output = tmp_path / "store"
-    prepare([tmp_path / "text.txt"], output, tokenizer_folder=tmp_path, workers=1)
+    prepare([tmp_path / "text.txt"], output, tokenizer_place=tmp_path, workers=1)
     store = TokenStore.open(output)
     assert store.vocab_size == len(tokens) > 65_536 and store.corpus.tokens.dtype == np.uint32
     assert [tokens[number] for number in store.corpus.tokens[:2]] == ["zzz4", "aaa1"]
@@ -202,8 +202,10 @@ def text(tmp_path: Path) -> Path:
         (["--workers", "0"], "--workers: 0; it has to be at least 1"),
         (["--shard", "1/2"], "--shard: 1/2 without --tokenizer"),
         (["--shard", "3/2"], "--shard: '3/2'; expected I/N"),
-        (["--tokenizer", "{tmp}/nothing"], "--tokenizer: .*nothing: no such folder"),
+        (["--tokenizer", "{tmp}/nothing"], "--tokenizer: .*nothing: no such folder or file"),
         (["--tokenizer", "{tmp}"], "--tokenizer: .*no tokenizer here"),
+        (["--tokenizer", "{tmp}/text.txt"], r"text.txt: can't be read \(text.txt lacks \[PAD\]"),
+        (["--tokenizer", "{tmp}", "--cased"], "--cased: with --tokenizer .*leave --cased out"),
         (["--input", "{tmp}/nothing.txt"], "--input: .*nothing.txt: no such file"),
         (["--input", "{tmp}/text.txt,weight=0"], "--input: .*weight '0'.*above 0"),
         (["--input", "{tmp}/odd.pdf"], "--input: .*odd.pdf: suffix '.pdf' is not known"),
@@ -253,7 +255,7 @@ def test_a_full_disk_is_told_of(tmp_path, text, store_path, monkeypatch, capsys)
 
 
 def test_a_changed_input_is_noticed(tmp_path, text, store_path):
-    prepare([text], tmp_path / "store", tokenizer_folder=store_path, workers=1)
+    prepare([text], tmp_path / "store", tokenizer_place=store_path, workers=1)
     text.write_text("Another.\n\nText.\n")
     with pytest.raises(DataError, match="holds a store of other inputs"):
-        prepare([text], tmp_path / "store", tokenizer_folder=store_path, workers=1)
+        prepare([text], tmp_path / "store", tokenizer_place=store_path, workers=1)

@@ -114,7 +114,7 @@ def test_a_saved_tokenizer_is_loaded_by_transformers(trained: Tokenizer, tmp_pat
 
 
 def test_a_vocabulary_file_is_used(tmp_path: Path):
-    loaded = tokenizer.load(tokenizer.check_folder(vocabulary_folder(tmp_path)))
+    loaded = tokenizer.load(tokenizer.find(vocabulary_folder(tmp_path)))
     assert ids("The unbelievable CATS, É", loaded) == [
         "the", "un", "##believ", "##able", "cat", "##s", ",", "e",
     ]  # fmt: skip
@@ -155,13 +155,13 @@ def test_a_configuration_that_contradicts_the_tokenizer_is_found(tmp_path, monke
 
 
 def test_folders_without_a_tokenizer(tmp_path: Path):
-    with pytest.raises(DataError, match="--tokenizer: .*nothing: no such folder"):
-        tokenizer.check_folder(tmp_path / "nothing")
+    with pytest.raises(DataError, match="--tokenizer: .*nothing: no such folder or file"):
+        tokenizer.find(tmp_path / "nothing")
     with pytest.raises(DataError, match="no tokenizer here; expected tokenizer.json or vocab.txt"):
-        tokenizer.check_folder(tmp_path)
+        tokenizer.find(tmp_path)
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(DataError, match="no tokenizer here"):
-        tokenizer.check_folder(tmp_path)
+        tokenizer.find(tmp_path)
 
 
 def test_tokenizers_that_arent_berts(tmp_path: Path):
@@ -178,3 +178,43 @@ def test_a_number_above_the_count_is_counted(tmp_path: Path):
     content = json.loads(loaded.to_str())
     content["model"]["vocab"]["far"] = 99
     assert tokenizer.vocab_size(Tokenizer.from_str(json.dumps(content))) == 100
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased-vocab.txt", "words"])
+def test_a_vocabulary_file_of_any_name(tmp_path: Path, name: str):
+    path = (vocabulary_folder(tmp_path) / "vocab.txt").rename(tmp_path / name)
+    loaded = tokenizer.load(tokenizer.find(path))
+    assert ids("The unbelievable CATS", loaded) == ["the", "un", "##believ", "##able", "cat", "##s"]
+    tokenizer.save(loaded, tmp_path / "saved", path)
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").tokenize("The cats") == [
+        "the", "cat", "##s",
+    ]  # fmt: skip
+
+
+def test_a_vocabulary_with_capitals_keeps_them_without_being_told(tmp_path: Path):
+    tokens = [*tokenizer.SPECIAL.values(), "The", "the", "Caf", "##é", "[unused1]"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    loaded = tokenizer.load(tmp_path)
+    assert ids("The the Café", loaded) == ["The", "the", "Caf", "##é"]
+    tokenizer.save(loaded, tmp_path / "saved", tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").tokenize("The") == ["The"]
+
+
+def test_a_vocabulary_that_isnt_used_is_an_error(tmp_path: Path):
+    words = ["The", "Cat", "Is", "On", "A", "Mat", "And", "So", "It", "Goes"]
+    tokens = [*tokenizer.SPECIAL.values(), *words]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    assert ids("The Cat", tokenizer.load(tmp_path)) == ["The", "Cat"]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    with pytest.raises(DataError, match=r"10 of 10 words.*'A', become \[UNK\].*do_lower_case"):
+        tokenizer.load(tmp_path)
+
+
+def test_cased_and_uncased_text(text_file: Path, tmp_path: Path):
+    for lowercase in (False, True):
+        of_text = train(text_file, 5000, lowercase=lowercase)
+        tokenizer.save(of_text, tmp_path / str(lowercase), None)
+        loaded = AutoTokenizer.from_pretrained(tmp_path / str(lowercase))
+        text = "Return The value é"
+        assert loaded.tokenize(text) == ids(text, of_text)
+        assert loaded.tokenize("Return")[0] == ("return" if lowercase else "Return")

@@ -76,3 +76,11 @@ def test_what_is_missing_is_named(work: WorkFolder):
     work.unit(1, 0).touch()
     assert list(map(len, work.units(work.sources(2)))) == [2, 2]
     assert not [path for path in work.path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_damaged_record_is_named(work: WorkFolder):
+    work.write_source(0, RECORD)
+    for content in ("{", "[]", "{}", '{"counts": {"odd": 1}}'):
+        (work.path / "0000.source.json").write_text(content)
+        with pytest.raises(DataError, match="0000.source.json: damaged .*delete it and run"):
+            work.sources(1)
