@@ -29,9 +29,14 @@ class StopFlag:
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
-    def ignore_warnings(self) -> None:
-        """Nothing is left to stop: a repeated warning must not kill the interpreter on its way out."""
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    def close(self) -> None:
+        """Ignore both signals: nothing is left to stop, and what comes now kills the interpreter.
+
+        The first rank that exits with EXIT_CODE_STOPPED makes srun end the others by SIGTERM. One
+        that dies of it on its way out would turn an orderly stop into a failure.
+        """
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True

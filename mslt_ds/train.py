@@ -52,12 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     try:
-        return _train(load_config(arguments.config, arguments.overrides), world, flag)
+        exit_code = _train(load_config(arguments.config, arguments.overrides), world, flag)
     except MsltError as error:
         _say(error, world)
         return error.exit_code
-    finally:
-        flag.ignore_warnings()
+    flag.close()
+    return exit_code
 
 
 def _say(error: MsltError, world: World) -> None:
