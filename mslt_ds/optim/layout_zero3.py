@@ -9,7 +9,7 @@ shards before. Each shard is checked once against the parameter's own (`ds_tenso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,34 +40,43 @@ def bind_sub_groups(wrapper: Any, names: Mapping[str, Parameter]) -> tuple[Group
         ) from error
 
 
+def shard_slices(
+    numels: Sequence[int], rank: int, world_size: int
+) -> tuple[tuple[int, ...], tuple[Slice, ...]]:
+    """Where a sub-group's shards begin in its flat master, and what of them isn't padding."""
+    offsets, slices, offset = [], [], 0
+    for index, numel in enumerate(numels):
+        partition = -(-numel // world_size)
+        held = max(0, min(partition, numel - rank * partition))
+        if held:
+            slices.append(Slice(index, 0, offset, rank * partition, held))
+        offsets.append(offset)
+        offset += partition
+    return tuple(offsets), tuple(slices)
+
+
 def _sub_group(
     parameters: list[Any], master: Tensor, process_group: Any, name_of: Mapping[int, str]
 ) -> GroupLayout:
     rank, world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
-    names, offsets, slices, offset = [], [], [], 0
-    for index, parameter in enumerate(parameters):
-        name = name_of[id(parameter)]
-        partition, numel = parameter.partition_numel(), parameter.ds_numel
-        if partition != -(-numel // world_size):
+    names = tuple(name_of[id(parameter)] for parameter in parameters)
+    partitions = [parameter.partition_numel() for parameter in parameters]
+    for name, parameter, partition in zip(names, parameters, partitions, strict=True):
+        if partition != -(-parameter.ds_numel // world_size):
             raise EnvironmentProblem(
-                f"{name}: ZeRO 3 holds shards of {partition} of its {numel} elements, which "
-                f"{world_size} ranks don't make up; hierarchical partitioning is not supported"
+                f"{name}: ZeRO 3 holds shards of {partition} of its {parameter.ds_numel} elements, "
+                f"which {world_size} ranks don't make up; hierarchical partitioning is not supported"
             )
-        held = max(0, min(partition, numel - rank * partition))
-        if held:
-            slices.append(Slice(index, 0, offset, rank * partition, held))
-            _verify(name, parameter.ds_tensor, master, offset, held)
-        names.append(name)
-        offsets.append(offset)
-        offset += partition
-    if offset != master.numel():
+    if sum(partitions) != master.numel():
         raise EnvironmentProblem(
-            f"a sub-group's shards have {offset} elements, its master {master.numel()}; masters "
-            "on NVMe and other partitionings are not supported"
+            f"a sub-group's shards have {sum(partitions)} elements, its master {master.numel()}; "
+            "masters on NVMe and other partitionings are not supported"
         )
-    return GroupLayout(
-        tuple(names), tuple(parameters), (master,), tuple(offsets), tuple(slices), process_group
-    )
+    offsets, slices = shard_slices([p.ds_numel for p in parameters], rank, world_size)
+    for piece in slices:
+        shard = parameters[piece.parameter].ds_tensor
+        _verify(names[piece.parameter], shard, master, piece.master_start, piece.numel)
+    return GroupLayout(names, tuple(parameters), (master,), offsets, slices, process_group)
 
 
 def _verify(name: str, shard: Tensor, master: Tensor, offset: int, numel: int) -> None:

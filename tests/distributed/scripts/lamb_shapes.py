@@ -1,13 +1,15 @@
-"""Run by test_lamb.py under a launcher: any shapes, groups and ZeRO stage against the reference.
+"""Run by test_lamb.py under a launcher: any shapes, groups, ZeRO stage and number of ranks against
+the reference.
 
 All ranks draw the same examples (hypothesis without randomness of its own), and agree on the outcome
-of each, so that they shrink a failure together.
+of each, so that they shrink a failure together. One launch covers every number of ranks up to its
+own: an example splits the processes into two worlds, which train beside each other.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import deepspeed
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.lamb_reference import lamb_reference_step
-from mslt_ds.optim.partition import EngineState
+from tests.distributed.scripts.lamb_net import weights_of
 
 SETTINGS: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6}
 STEPS = 4
@@ -42,8 +44,49 @@ class Linear(nn.Module):
         ).sum()
 
 
+class Split:
+    """The first `size` processes are a world, the others another (DeepSpeed's `mpu`)."""
+
+    worlds: ClassVar[dict[tuple[int, ...], Any]] = {}
+
+    def __init__(self, size: int) -> None:
+        everyone = range(dist.get_world_size())
+        for ranks in (everyone[:size], everyone[size:], *([rank] for rank in everyone)):
+            key = tuple(ranks)
+            if key and key not in self.worlds:  # made by all ranks, in the same order
+                self.worlds[key] = dist.new_group(list(key))
+        ours = everyone[:size] if dist.get_rank() < size else everyone[size:]
+        self.ranks = list(ours)
+
+    def get_data_parallel_group(self) -> Any:
+        return self.worlds[tuple(self.ranks)]
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return self.ranks
+
+    def get_data_parallel_world_size(self) -> int:
+        return len(self.ranks)
+
+    def get_data_parallel_rank(self) -> int:
+        return self.ranks.index(dist.get_rank())
+
+    def get_model_parallel_group(self) -> Any:
+        return self.worlds[(dist.get_rank(),)]
+
+    def get_model_parallel_world_size(self) -> int:
+        return 1
+
+    def get_model_parallel_rank(self) -> int:
+        return 0
+
+
 def largest_difference(
-    shapes: list[Shape], groups: list[int], stage: int, robin: bool, options: LambOptions
+    world: Split,
+    shapes: list[Shape],
+    groups: list[int],
+    stage: int,
+    robin: bool,
+    options: LambOptions,
 ) -> float:
     """After some steps; groups: each parameter's group."""
     model = Linear(shapes)
@@ -62,7 +105,7 @@ def largest_difference(
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {"stage": stage, "round_robin_gradients": robin},
     }
-    engine, *_ = deepspeed.initialize(model=model, optimizer=lamb, config=config)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=lamb, config=config, mpu=world)
     lamb.bind(engine)
     state: dict[str, tuple[Tensor, Tensor, int]] = {}
     for step in range(STEPS):
@@ -78,13 +121,13 @@ def largest_difference(
             options=options,
             **SETTINGS,
         )
-    held = EngineState.bind(engine, names).read_weights()
+    held = weights_of(engine)
     engine.destroy()
     return max((held[n].double() - weights[n]).abs().max().item() for n in names)
 
 
 @settings(
-    max_examples=12,
+    max_examples=16,
     deadline=None,
     derandomize=True,
     database=None,
@@ -96,17 +139,27 @@ def check(data: st.DataObject) -> None:
     shapes: list[Shape] = data.draw(st.lists(shape, min_size=1, max_size=7))
     count = len(shapes)
     groups = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
-    stage = data.draw(st.sampled_from([0, 1, 2]))
+    stage = data.draw(st.sampled_from([0, 1, 2, 3]))
     robin = data.draw(st.booleans())
     options = data.draw(st.sampled_from([LambOptions(), LambOptions(adapt="all")]))
-    difference = torch.tensor(largest_difference(shapes, groups, stage, robin, options))
+    everyone = dist.get_world_size()
+    size = data.draw(st.integers(0, everyone // 2)) or everyone
+    world = Split(size)
+    difference = torch.tensor(largest_difference(world, shapes, groups, stage, robin, options))
+    SIZES.update({size, everyone - size} - {0})
     dist.all_reduce(difference, op=dist.ReduceOp.MAX)
     if not difference.item() <= 2e-6:
-        raise AssertionError(f"{shapes} {groups} ZeRO {stage} {robin}: {difference.item():.1e}")
+        raise AssertionError(
+            f"{shapes} {groups} ZeRO {stage} {robin}, {size} ranks: {difference.item():.1e}"
+        )
+
+
+SIZES: set[int] = set()
+"""Of the worlds that were tried."""
 
 
 if __name__ == "__main__":
     deepspeed.init_distributed("gloo")
     check()
-    print("all shapes passed")
+    print(f"all shapes passed with {sorted(SIZES)} ranks")
     sys.exit(0)

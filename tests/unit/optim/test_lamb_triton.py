@@ -17,6 +17,8 @@ from mslt_ds.optim import Lamb, LambOptions, backends, lamb_triton  # noqa: E402
 
 SHAPES = [(70, 111), (1,), (5_000,), (3, 5), ()]
 DEVICE = "cuda" if HAS_GPU else "cpu"
+# So that `make bench-gpu` runs all of them, and `make test` those that need no GPU.
+pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
 
 def trained(backend: Any, options: LambOptions, lr: Any = 0.01) -> list[torch.Tensor]:
