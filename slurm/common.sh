@@ -103,8 +103,9 @@ mslt_warn() {
 
 # mslt_nodes_answer: whether every node of the job still starts a task.
 mslt_nodes_answer() {
-    timeout 60 srun --overlap --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" \
-        --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 --gres=none true \
+    local nodes=${SLURM_JOB_NUM_NODES:-1}
+    timeout 60 srun --overlap --kill-on-bad-exit=1 --nodes="$nodes" \
+        --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task=1 --gres=none true \
         >/dev/null 2>&1
 }
 

@@ -18,6 +18,7 @@ SLURM = Path(__file__).parents[3] / "slurm"
 # One task instead of many, its exit code that of the step.
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>"$CALLS"
+case " $* " in *" --overlap "*) exit "${TEST_NODE_GONE:-0}" ;; esac
 while [ "$1" != bash ]; do shift; done
 SLURM_PROCID=3 SLURM_STEP_NUM_TASKS=16 SLURM_LOCALID=1 exec "$@"
 """
@@ -28,6 +29,9 @@ echo "scontrol $*" >>"$CALLS"
 # Writes what it was given, then waits for a signal if it is to.
 TRAINER = """
 import os, signal, sys, time
+if os.environ.get("TEST_LATE"):
+    print("task", flush=True)
+    time.sleep(3)
 signal.signal(signal.SIGUSR1, lambda *_: sys.exit(85))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(85))
 names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME"]
@@ -84,8 +88,8 @@ class Job:
         output, _ = process.communicate(timeout=30)
         return process.returncode, output
 
-    def run_with_signal(self, number: signal.Signals) -> tuple[int, str]:
-        process = self.start(TEST_WAIT="1")
+    def run_with_signal(self, number: signal.Signals, **environment: str) -> tuple[int, str]:
+        process = self.start(TEST_WAIT="1", **environment)
         assert process.stdout is not None
         output = ""
         while "task" not in output:
@@ -149,6 +153,19 @@ def test_the_warning_before_the_time_limit_requeues(job: Job) -> None:
     code, output = job.run_with_signal(signal.SIGUSR1)
     assert code == 0, output
     assert job.requeued()
+
+
+def test_a_warning_that_comes_before_the_training_listens_is_repeated(job: Job) -> None:
+    code, output = job.run_with_signal(signal.SIGUSR1, TEST_LATE="1")
+    assert code == 0, output
+    assert job.requeued()
+
+
+def test_a_node_that_has_gone_requeues(job: Job) -> None:
+    code, output = job.run(TEST_EXIT="1", TEST_NODE_GONE="1", SLURM_JOB_NUM_NODES="2")
+    assert code == 0, output
+    assert job.requeued() and "a node doesn't answer; goes back into the queue" in output
+    assert "--nodes=2 --ntasks=2" in job.calls.read_text()
 
 
 def test_a_cancelled_job_is_not_requeued(job: Job) -> None:

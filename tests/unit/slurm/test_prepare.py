@@ -15,6 +15,7 @@ from mslt_ds.data.pool import Shard
 SLURM = Path(__file__).parents[3] / "slurm"
 SRUN = '#!/usr/bin/env bash\nwhile [ "$1" != bash ]; do shift; done\nexec "$@"\n'
 PYTHON = '#!/usr/bin/env bash\nprintf "%s\\n" "$@" >"$CALLS"\nexit "${TEST_EXIT:-0}"\n'
+GIVEN = ("--input", "a.xz", "b.xz", "--output", "store", "--tokenizer", "vocabulary")
 
 
 @pytest.fixture
@@ -30,7 +31,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(root: Path, **environment: str) -> tuple[int, str, list[str]]:
+def run(
+    root: Path, given: tuple[str, ...] = GIVEN, **environment: str
+) -> tuple[int, str, list[str]]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MSLT"))}
     settings = {
         "PATH": f"{root / 'bin'}:{os.environ['PATH']}",
@@ -40,7 +43,6 @@ def run(root: Path, **environment: str) -> tuple[int, str, list[str]]:
         "SLURM_CPUS_PER_TASK": "6",
         "MSLT_VENV": str(root / "venv"),
     }
-    given = ["--input", "a.xz", "b.xz", "--output", "store", "--tokenizer", "vocabulary"]
     process = subprocess.run(
         ["bash", str(SLURM / "prepare.sh"), *given],
         env=inherited | settings | environment,
@@ -62,7 +64,7 @@ def run(root: Path, **environment: str) -> tuple[int, str, list[str]]:
     ],
 )
 def test_a_task_makes_its_part_with_all_its_cores(root: Path, environment, shard: Shard) -> None:
-    code, error, calls = run(root, **environment)
+    code, error, calls = run(root, GIVEN, **environment)
     assert code == 0, error
     assert calls[:3] == ["-m", "mslt_ds.cli", "prepare"]
     parser = argparse.ArgumentParser()
@@ -75,9 +77,16 @@ def test_a_task_makes_its_part_with_all_its_cores(root: Path, environment, shard
 
 def test_a_failure_is_the_tasks(root: Path) -> None:
     environment = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MAX": "2", "TEST_EXIT": "2"}
-    assert run(root, **environment)[0] == 2
+    assert run(root, GIVEN, **environment)[0] == 2
 
 
 def test_a_job_that_is_no_array_says_so(root: Path) -> None:
     code, error, calls = run(root)
     assert code == 3 and "sbatch --array=1-N" in error and calls == []
+
+
+def test_the_parts_are_put_together_by_one_task(root: Path) -> None:
+    environment = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MAX": "1"}
+    code, error, calls = run(root, ("--merge", "--output", "store"), **environment)
+    assert code == 0, error
+    assert calls == ["-m", "mslt_ds.cli", "prepare", "--merge", "--output", "store"]
