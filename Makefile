@@ -2,6 +2,7 @@
 # each makes .venv/ in this folder first if it isn't there.
 #
 #   PYTHON   the interpreter .venv/ is made with
+#   IMAGE_OPTIONS   options of scripts/build_image.py, e.g. "--stand-in BASE=python"
 #   TORCH    which torch to install, or "system" to use the one that PYTHON already has
 #            (docs/install.md)
 
@@ -17,7 +18,7 @@ SHELL_SCRIPTS := $(wildcard scripts/*.sh demo/*.sh slurm/*.sh docker/*.sh) .ci/r
 DOCKERFILES := docker/Dockerfile docker/Dockerfile.cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slurm bench bench-gpu lint format typecheck docs clean
+.PHONY: help setup demo test test-fast test-slurm image bench bench-gpu lint format typecheck docs clean
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,8 +40,11 @@ test: $(INSTALLED) ## All tests but those that need a GPU or a Slurm
 test-fast: $(INSTALLED) ## The tests without the slow ones
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu and not slurm and not slow"
 
-test-slurm: $(INSTALLED) ## Tests of slurm/: shell logic everywhere, jobs where Slurm is installed
-	$(TEST_ENV) $(BIN)/python -m pytest -m slurm
+test-slurm: $(INSTALLED) ## Job scripts on a Slurm of two nodes, made for it (root, Debian)
+	$(TEST_ENV) $(BIN)/python -m pytest -m slurm tests/slurm
+
+image: $(INSTALLED) ## mslt-ds:cpu, without a Docker engine (root, buildah)
+	$(BIN)/python scripts/build_image.py $(IMAGE_OPTIONS)
 
 bench: $(INSTALLED) ## Measurements on the CPU
 	$(BIN)/python -m benchmarks
