@@ -1,12 +1,11 @@
 """GLUE's metrics, by torchmetrics.
 
-A correlation of constant predictions is undefined; here it's 0, as Matthews' coefficient is by
-convention, so that a run that has collapsed ranks last instead of nowhere.
+A correlation with constant predictions is undefined. Here it's 0, Matthews' included (torchmetrics gives
+it other values then, in version 1.9 even -0.4), so that a run that has collapsed gains nothing.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -40,20 +39,29 @@ def _f1(predictions: Tensor, labels: Tensor, task: Task) -> float:
 
 
 def _matthews(predictions: Tensor, labels: Tensor, task: Task) -> float:
+    if _is_constant(predictions) or _is_constant(labels):
+        return 0.0
     return classification.binary_matthews_corrcoef(predictions, labels).item()
 
 
 def _spearman(predictions: Tensor, labels: Tensor, task: Task) -> float:
-    return _defined(spearman_corrcoef(predictions, labels), predictions)
+    return _correlation(spearman_corrcoef, predictions, labels)
 
 
 def _pearson(predictions: Tensor, labels: Tensor, task: Task) -> float:
-    return _defined(pearson_corrcoef(predictions, labels), predictions)
+    return _correlation(pearson_corrcoef, predictions, labels)
 
 
-def _defined(value: Tensor, predictions: Tensor) -> float:
-    constant = bool((predictions == predictions[0]).all())
-    return 0.0 if constant or math.isnan(value.item()) else value.item()
+def _correlation(
+    function: Callable[[Tensor, Tensor], Tensor], predictions: Tensor, labels: Tensor
+) -> float:
+    if _is_constant(predictions) or _is_constant(labels):
+        return 0.0
+    return function(predictions, labels).item()
+
+
+def _is_constant(values: Tensor) -> bool:
+    return bool((values == values[0]).all())
 
 
 _COMPUTE: dict[str, Callable[[Tensor, Tensor, Task], float]] = {
