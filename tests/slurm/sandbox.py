@@ -225,12 +225,11 @@ class Sandbox:
         for process in psutil.process_iter(["name"]):
             if process.info["name"] != "slurmstepd":
                 continue
-            with suppress(psutil.Error, OSError):
-                # One that has no environment left to read is a zombie.
-                if process.environ().get("SLURM_CONF") != str(self.folder / "slurm.conf"):
-                    continue
-                logs = {Path(file.path).name for file in process.open_files()}
-                if node is None or f"slurmd.{node}.log" in logs:
+            with suppress(psutil.Error):
+                # It writes its own title over its environment; the log of its slurmd tells it apart.
+                logs = {Path(file.path) for file in process.open_files()}
+                wanted = NODES if node is None else (node,)
+                if logs & {self.folder / f"slurmd.{name}.log" for name in wanted}:
                     found += [process, *process.children(recursive=True)]
         return found
 
@@ -238,6 +237,8 @@ class Sandbox:
         """As when its power fails: SIGKILL for the node's slurmd, its steps, and their processes."""
         daemon = self.daemons.pop(node)
         steps = self._steps(node)
+        if not steps:
+            raise RuntimeError(f"{node} runs no step that could be killed")
         daemon.kill()
         for process in steps:
             with suppress(psutil.NoSuchProcess):
