@@ -1,25 +1,35 @@
 """Look at a token store: `mslt-ds inspect`.
 
 Its figures, and any training instance as text, by the code that training uses: what a mask hides,
-where the segments end, which label they have.
+where the segments end, which label they have, which documents packed sentences come from.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from mslt_ds.data import tokenizer
-from mslt_ds.data.instances import InstanceArrays, InstanceOptions, first_sentence
+from mslt_ds.data.instances import InputFormat, InstanceArrays, InstanceOptions, first_sentence
 from mslt_ds.data.loader import InstanceSequence
+from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
+from mslt_ds.data.words import CONTINUES, continuing_tokens
 from mslt_ds.errors import DataError
 
 _BARS = 40  # characters
-_FREQUENT = 20
+_FREQUENT, _RARE = 20, 10
+_AT_ONCE = 1 << 20
+_LABELS = {
+    "nsp": ("B is what follows A", "B is random"),
+    "sop": ("B is what follows A", "swapped, A is what follows B"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-predictions", type=int, metavar="N", help="default: 20 of 128, in proportion"
     )
+    parser.add_argument(
+        "--input-format", choices=get_args(InputFormat), default="nsp", help="default: nsp"
+    )
+    parser.add_argument(
+        "--masking", choices=get_args(Masking), default="token", help="default: token"
+    )
     parser.add_argument("--verify", action="store_true", help="check every file's checksum")
 
 
@@ -45,8 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(figures(store)))
         return 0
     length = arguments.seq_length
-    predictions = arguments.max_predictions or min(length, math.ceil(length * 20 / 128))
-    sequence = InstanceSequence(store, InstanceOptions(length, predictions), arguments.seed)
+    options = InstanceOptions(
+        length,
+        arguments.max_predictions or min(length, math.ceil(length * 20 / 128)),
+        input_format=arguments.input_format,
+        masking=arguments.masking,
+    )
+    sequence = InstanceSequence(store, options, arguments.seed)
     print("\n".join(describe_instance(sequence, arguments.epoch, arguments.instance)))
     return 0
 
@@ -57,24 +78,26 @@ def figures(store: TokenStore) -> list[str]:
     counts = store.token_counts
     order = np.argsort(-counts, kind="stable")[:_FREQUENT]
     unknown = tokenizer.load(store.tokenizer_dir).token_to_id(tokenizer.SPECIAL["unk"])
-    sentences, documents = (
-        np.diff(store.corpus.sentences),
-        np.diff(store.corpus.sentences[store.corpus.documents]),
-    )
+    words = store.num_tokens - int(counts[continuing_tokens(store)].sum())
+    rare = int(((counts > 0) & (counts < _RARE)).sum())
     return [
         f"{store.path}  digest {store.digest[:16]}",
         f"  made of         {', '.join(source['name'] for source in store.manifest['sources'])}",
         f"  documents       {store.num_documents:,}",
         f"  sentences       {store.num_sentences:,}",
         f"  tokens          {store.num_tokens:,} ({store.corpus.tokens.dtype})",
-        f"  vocabulary      {store.vocab_size:,}, of which {(counts > 0).sum():,} occur",
+        f"  words           {words:,}, {store.num_tokens / words:.3f} tokens each",
+        f"  vocabulary      {store.vocab_size:,}, of which {(counts > 0).sum():,} occur, "
+        f"{rare:,} less than {_RARE} times",
         f"  unknown         {counts[unknown] / store.num_tokens:.4%}",
         f"  unigram entropy {store.unigram_entropy():.4f} nats",
         f"  most frequent   {' '.join(names[i] for i in order if counts[i])}",
         "",
-        *_histogram("tokens in a sentence", sentences),
+        *_histogram("tokens in a sentence", _length_counts(store.corpus.sentences)),
         "",
-        *_histogram("tokens in a document", documents),
+        *_histogram(
+            "tokens in a document", _length_counts(store.corpus.documents, store.corpus.sentences)
+        ),
     ]
 
 
@@ -87,32 +110,66 @@ def describe_instance(sequence: InstanceSequence, epoch: int, instance: int) -> 
         )
     entries, keys = sequence.entries(epoch * sequence.length + instance, 1)
     arrays = InstanceArrays(*(t.numpy() for t in sequence.build(entries, keys).values()))
+    options = sequence.options
     sentence = int(first_sentence(entries)[0])
     documents = sequence.store.corpus.documents
     document = int(np.searchsorted(documents, sentence, side="right")) - 1
-    is_random = bool(arrays.next_sentence_labels[0])
-    length = int(arrays.attention_mask[0].sum())
-    masked = int(arrays.masked_weights[0].sum())
-    pieces = _pieces(arrays, _tokens(sequence.store))
-    in_b = arrays.token_type_ids[0, :length]
+    names = _tokens(sequence.store)
+    groups = list(_groups(arrays, names, options.masking))
+    length, masked = int(arrays.attention_mask[0].sum()), sum(map(len, groups))
     return [
         f"instance {instance:,} of {sequence.length:,} in epoch {epoch}, seed {sequence.seed}",
+        f"  format      {options.input_format}, masking {options.masking}",
         f"  document    {document:,}, from its sentence {sentence - int(documents[document]):,} on",
-        f"  tokens      {length} of {sequence.options.seq_length}, {masked} masked",
-        f"  label       {int(is_random)}: B is {'random' if is_random else 'what follows A'}",
-        f"  segment 0   {' '.join(piece for piece, b in zip(pieces, in_b, strict=True) if not b)}",
-        f"  segment 1   {' '.join(piece for piece, b in zip(pieces, in_b, strict=True) if b)}",
+        f"  tokens      {length} of {options.seq_length}, {masked} masked in {len(groups)} places",
+        *_text(arrays, options, _pieces(arrays, names, groups), document),
         "  {what the model sees <- what it has to say}",
     ]
 
 
-def _pieces(arrays: InstanceArrays, names: list[str]) -> list[str]:
-    """The tokens of the first instance, each masked one with the one it stands for."""
+def _text(
+    arrays: InstanceArrays, options: InstanceOptions, pieces: list[str], document: int
+) -> Iterator[str]:
+    """The label and the segments; or the sentences of each document."""
+    if options.is_paired:
+        label = int(arrays.next_sentence_labels[0])
+        yield f"  label       {label}: {_LABELS[options.input_format][label]}"
+        titles = ["segment 0", "segment 1"]
+    else:
+        titles = [f"of {document + i:,}" for i in range(len(pieces))]
+    separator = tokenizer.SPECIAL["sep"]
+    ends = [i + 1 for i, piece in enumerate(pieces) if piece == separator]
+    for title, (low, high) in zip(titles, pairwise([0, *ends]), strict=False):
+        yield f"  {title:11} {' '.join(piece for piece in pieces[low:high] if piece)}"
+
+
+def _groups(arrays: InstanceArrays, names: list[str], masking: Masking) -> Iterator[list[int]]:
+    """Masked positions: each token's, each word's, or those of words side by side."""
+    group: list[int] = []
+    for column in range(int(arrays.masked_weights[0].sum())):
+        position = int(arrays.masked_positions[0, column])
+        is_piece = names[arrays.masked_labels[0, column]].startswith(CONTINUES)
+        joined = masking in ("ngram", "span") or (masking == "whole_word" and is_piece)
+        if group and not (joined and position == group[-1] + 1):
+            yield group
+            group = []
+        group.append(position)
+    if group:
+        yield group
+
+
+def _pieces(arrays: InstanceArrays, names: list[str], groups: list[list[int]]) -> list[str]:
+    """What to print at each position: its token, or, at the first of a group, the group with what
+    it stands for and nothing at its others."""
     length = int(arrays.attention_mask[0].sum())
     pieces = [names[number] for number in arrays.input_ids[0, :length]]
-    for column in range(int(arrays.masked_weights[0].sum())):
-        position, label = arrays.masked_positions[0, column], arrays.masked_labels[0, column]
-        pieces[position] = f"{{{pieces[position]} <- {names[label]}}}"
+    labels = dict(zip(arrays.masked_positions[0], arrays.masked_labels[0], strict=True))
+    for group in groups:
+        seen = " ".join(pieces[position] for position in group)
+        said = " ".join(names[labels[position]] for position in group)
+        for position in group:
+            pieces[position] = ""
+        pieces[group[0]] = f"{{{seen} <- {said}}}"
     return pieces
 
 
@@ -124,11 +181,29 @@ def _tokens(store: TokenStore) -> list[str]:
     return names
 
 
-def _histogram(title: str, values: np.ndarray) -> list[str]:
-    """Bars over ranges that double, with the median in the title."""
-    exponents = np.bincount(np.log2(values).astype(np.int64))
-    lines = [f"  {title}: median {np.median(values):,.0f}, longest {values.max():,}"]
-    for exponent, count in enumerate(exponents):
+def _length_counts(starts: np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
+    """How many are how long, (longest + 1,) int64: parts that begin at `starts`, measured between
+    of[starts] where it's given. Block by block: memory stays flat."""
+    counts = np.zeros(1, np.int64)
+    for first in range(0, len(starts) - 1, _AT_ONCE):
+        borders = starts[first : first + _AT_ONCE + 1]
+        found = np.bincount(np.diff(borders if of is None else of[borders]))
+        counts, found = sorted((counts, found), key=len)
+        found[: len(counts)] += counts
+        counts = found
+    return counts
+
+
+def _histogram(title: str, counts: np.ndarray) -> list[str]:
+    """Bars over ranges that double, with the median in the title.
+
+    counts: how many have length 0, 1, ..., (longest + 1,) int64
+    """
+    lengths = np.arange(1, len(counts))
+    exponents = np.bincount(np.log2(lengths).astype(np.int64), counts[1:])
+    median = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+    lines = [f"  {title}: median {median:,}, longest {len(counts) - 1:,}"]
+    for exponent, count in enumerate(exponents.astype(np.int64)):
         if count:
             bar = "#" * math.ceil(_BARS * count / exponents.max())
             low, high = 2**exponent, 2 ** (exponent + 1) - 1
