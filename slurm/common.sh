@@ -101,12 +101,16 @@ mslt_warn() {
     while kill -USR1 "$MSLT_SRUN_PID" 2>/dev/null; do sleep 10; done
 }
 
-# mslt_nodes_answer: whether every node of the job still starts a task.
+# mslt_nodes_answer: whether every node of the job still starts tasks. What srun says of one that
+# doesn't goes into the log; where it refuses for another reason, that is none to try again.
 mslt_nodes_answer() {
-    local nodes=${SLURM_JOB_NUM_NODES:-1}
-    timeout 60 srun --overlap --kill-on-bad-exit=1 --nodes="$nodes" \
-        --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task=1 --gres=none true \
-        >/dev/null 2>&1
+    local code=0 said
+    said=$(timeout 60 srun --overlap --kill-on-bad-exit=1 true 2>&1) || code=$?
+    [ "$code" != 0 ] || return 0
+    echo "$said" >&2
+    case $code,$said in
+        124,* | *"failed on node"* | *[Cc]ommunication* | *"Node failure"*) return 1 ;;
+    esac
 }
 
 # mslt_wait: waits for mslt_srun's tasks and passes signals on to them. Returns their exit code.

@@ -18,7 +18,7 @@ SLURM = Path(__file__).parents[3] / "slurm"
 # One task instead of many, its exit code that of the step.
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>"$CALLS"
-case " $* " in *" --overlap "*) exit "${TEST_NODE_GONE:-0}" ;; esac
+case " $* " in *" --overlap "*) echo "${TEST_PROBE:-}"; [ -z "${TEST_PROBE:-}" ]; exit ;; esac
 while [ "$1" != bash ]; do shift; done
 SLURM_PROCID=3 SLURM_STEP_NUM_TASKS=16 SLURM_LOCALID=1 exec "$@"
 """
@@ -162,10 +162,17 @@ def test_a_warning_that_comes_before_the_training_listens_is_repeated(job: Job) 
 
 
 def test_a_node_that_has_gone_requeues(job: Job) -> None:
-    code, output = job.run(TEST_EXIT="1", TEST_NODE_GONE="1", SLURM_JOB_NUM_NODES="2")
+    said = "srun: error: Task launch for StepId=7.1 failed on node gpu09: Communication failure"
+    code, output = job.run(TEST_EXIT="1", TEST_PROBE=said)
     assert code == 0, output
     assert job.requeued() and "a node doesn't answer; goes back into the queue" in output
-    assert "--nodes=2 --ntasks=2" in job.calls.read_text()
+    assert said in output
+
+
+def test_a_probe_that_srun_refuses_proves_nothing(job: Job) -> None:
+    code, output = job.run(TEST_EXIT="1", TEST_PROBE="srun: error: Invalid TRES specification")
+    assert code == 1, output
+    assert not job.requeued()
 
 
 def test_a_cancelled_job_is_not_requeued(job: Job) -> None:
