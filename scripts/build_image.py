@@ -6,7 +6,7 @@
     scripts/build_image.py --file docker/Dockerfile --tag mslt-ds:gpu --build-arg CUDA_ARCHS=7.0
 
 Notable: pip inside the build sees what pip sees here (index, certificates, folders of wheels), mounted
-for the RUN steps alone and no part of the image; `docker build` would need it all as build arguments.
+for the RUN steps alone; all that's left of it in the image are empty mount points; `docker build` would need it all as build arguments.
 A stand-in replaces the base image named by a build argument of the Dockerfile: `python` is Debian's
 Python as an environment on /usr/local, which is where the official image has it; `debian` is bare.
 Needs Debian's or Ubuntu's buildah, mmdebstrap for stand-ins, and root for both.
@@ -145,7 +145,7 @@ def buildah_command(
     file: str, tag: str, volumes: Mapping[str, str], arguments: Mapping[str, str]
 ) -> list[str]:
     """The build itself. Docker's image format: OCI's has no health check."""
-    command = ["buildah", "build", "--format", "docker", "--isolation", "chroot"]
+    command = ["buildah", "build", "--layers", "--format", "docker", "--isolation", "chroot"]
     for here, there in volumes.items():
         command += ["--volume", f"{here}:{there}:ro"]
     for name, value in arguments.items():
@@ -194,7 +194,7 @@ def main() -> int:
             return 1
     size = json.loads(run("buildah", "images", "--json", asked.tag, capture=True))[0]["size"]
     print(
-        f"== built {asked.tag}, {size}. Without an engine: podman --runtime runc run --rm {asked.tag}"
+        f"== built {asked.tag}, {size}. Without an engine: podman --runtime runc run --rm localhost/{asked.tag}"
     )
     return 0
 
