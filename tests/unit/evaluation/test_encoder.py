@@ -1,0 +1,118 @@
+"""Which folders can be evaluated, what begins fresh, and what is refused before any work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from mslt_ds.errors import CheckpointError, RecipeError
+from mslt_ds.evaluation.encoder import Encoder, max_length, position_limit
+from tests.unit.evaluation.conftest import TOKENS, save_model, save_tokenizer
+
+
+def build(folder, seed=0, **config) -> Any:
+    return Encoder.open(folder).build(AutoModelForSequenceClassification, seed, **config)
+
+
+def change_config(source, target, **changes):
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | changes))
+    return target
+
+
+def test_only_the_head_of_a_pretraining_model_is_fresh(model_folder):
+    model, fresh = build(model_folder, num_labels=3)
+    assert fresh == ["classifier.bias", "classifier.weight"]
+    again, _ = build(model_folder, num_labels=3)
+    other, _ = build(model_folder, seed=1, num_labels=3)
+    assert torch.equal(model.classifier.weight, again.classifier.weight)
+    assert not torch.equal(model.classifier.weight, other.classifier.weight)
+    assert torch.equal(model.bert.pooler.dense.weight, other.bert.pooler.dense.weight)
+
+
+def test_a_model_without_pooler_gets_a_fresh_one_and_says_so(tmp_path):
+    config = BertConfig(
+        vocab_size=len(TOKENS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32,
+    )  # fmt: skip
+    BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    model, fresh = build(tmp_path)
+    assert [name for name in fresh if "pooler" in name] == [
+        "bert.pooler.dense.bias",
+        "bert.pooler.dense.weight",
+    ]
+    assert torch.equal(model.bert.pooler.dense.weight, build(tmp_path)[0].bert.pooler.dense.weight)
+
+
+def test_fewer_or_more_layers_than_the_configuration_says(model_folder, tmp_path):
+    deeper = change_config(model_folder, tmp_path / "deeper", num_hidden_layers=3)
+    with pytest.raises(CheckpointError, match=r"encoder.layer.2.* config.json says 3 layers"):
+        build(deeper)
+    flatter = change_config(model_folder, tmp_path / "flatter", num_hidden_layers=1)
+    with pytest.raises(CheckpointError, match=r"says 1 layers, and the folder holds more"):
+        build(flatter)
+
+
+def test_other_shapes_than_the_configuration_says(model_folder, tmp_path):
+    wider = change_config(model_folder, tmp_path / "wider", intermediate_size=128)
+    with pytest.raises(CheckpointError, match=r"wider: .*(size|shape|mismatch)"):
+        build(wider)
+
+
+def test_short_position_embeddings(tmp_path):
+    encoder = Encoder.open(save_model(tmp_path, max_position_embeddings=20))
+    model, _ = encoder.build(AutoModelForSequenceClassification, 0)
+    assert max_length(model, encoder, 20) == 20
+    with pytest.raises(
+        RecipeError, match=r"max_length: 128, but .* 20 positions; --set max_length=20"
+    ):
+        max_length(model, encoder, 128)
+
+
+def test_padding_takes_positions_of_roberta():
+    config = RobertaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=34, pad_token_id=1,
+    )  # fmt: skip
+    model = RobertaModel(config)
+    limit = position_limit(model)
+    assert limit == 32
+    model(input_ids=torch.full((1, limit), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, limit + 1), 5))
+
+
+def test_folders_that_hold_no_model(model_folder, tmp_path):
+    with pytest.raises(CheckpointError, match=r"--model: .*nowhere: no config.json"):
+        Encoder.open(tmp_path / "nowhere")
+    without = tmp_path / "without"
+    shutil.copytree(model_folder, without)
+    (without / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"without: no model.safetensors"):
+        Encoder.open(without)
+    smaller = save_model(tmp_path / "smaller", vocab_size=len(TOKENS) - 1)
+    with pytest.raises(CheckpointError, match=r"the tokenizer has \d+ tokens and the model"):
+        Encoder.open(smaller)
+
+
+def test_the_digest_follows_weights_and_tokenizer(model_folder, tmp_path):
+    digest = Encoder.open(model_folder).digest
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    assert Encoder.open(copy).digest == digest
+    text = (copy / "tokenizer.json").read_text()
+    (copy / "tokenizer.json").write_text(text.replace('"lowercase": true', '"lowercase": false'))
+    assert Encoder.open(copy).digest != digest
