@@ -15,6 +15,7 @@ from tests.slurm.test_training import TWO_NODES, starts, steps_done, write_recip
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 SCRIPT = "slurm/pretrain_base.sh"
+ONE_NODE = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
 
 
 def task_of(job: str, rank: int) -> psutil.Process:
@@ -49,14 +50,14 @@ def test_a_rank_that_fails_alone_fails_the_job_with_its_message(jobs: Jobs, stor
 
 def test_a_killed_rank_fails_the_job_and_the_same_command_goes_on(jobs: Jobs, store: Path) -> None:
     recipe_path = write_recipe(jobs.folder, store, "run")
-    job = jobs.submit(*TWO_NODES, SCRIPT, MSLT_RECIPE=recipe_path)
+    job = jobs.submit(*ONE_NODE, SCRIPT, MSLT_RECIPE=recipe_path)
     jobs.until(lambda: steps_done(jobs.folder, "run") > 100, "a checkpoint", job)
     task_of(job, rank=1).kill()
     assert jobs.wait(job, seconds=120) == "FAILED"
     assert "task 1: Killed" in jobs.log(job)
     assert starts(jobs, job) == 1
 
-    again = jobs.submit(*TWO_NODES, SCRIPT, MSLT_RECIPE=recipe_path)
+    again = jobs.submit(*ONE_NODE, SCRIPT, MSLT_RECIPE=recipe_path)
     before = steps_done(jobs.folder, "run")
     jobs.until(lambda: steps_done(jobs.folder, "run") > before, f"a step after {before}", again)
     jobs.signal(again)
