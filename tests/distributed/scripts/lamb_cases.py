@@ -18,6 +18,7 @@ from tests.distributed.scripts.lamb_net import (
     CLIP,
     STEPS,
     Net,
+    Split,
     build,
     largest_difference,
     reference,
@@ -37,7 +38,6 @@ def common_cases() -> list[Case]:
     unit = LambOptions(gradient_normalization="unit", adapt="all")
     clamped = LambOptions(adapt="all", min_trust_ratio=0.01, max_trust_ratio=0.3)
     return [
-        ("zero 0", {"stage": 0}, CLIP, {}),
         ("zero 1, clamped", {"stage": 1}, 0.0, {"options": clamped}),
         ("zero 1, unit gradient", {"stage": 1}, CLIP, {"options": unit}),
     ]
@@ -46,6 +46,7 @@ def common_cases() -> list[Case]:
 def split_cases() -> list[Case]:
     """Where the number of ranks decides what lies where."""
     return [
+        ("zero 0", {"stage": 0}, CLIP, {}),
         ("zero 1", {"stage": 1}, CLIP, {}),
         ("zero 2", {"stage": 2}, CLIP, {}),
         ("zero 1, round robin", {"stage": 1, **ROBIN}, CLIP, {}),
@@ -80,9 +81,11 @@ def check_trajectories(cases: list[Case]) -> None:
         options = keywords.get("options", LambOptions())
         engine, optimizer = build(zero, clip, **keywords)
         train(engine, range(STEPS))
-        key = options, clip
+        world = keywords.get("world")
+        ranks = dist.get_world_size() if world is None else len(world.ranks)
+        key = options, clip, ranks
         if key not in references:
-            references[key] = reference(options, clip)
+            references[key] = reference(*key)
             if largest_difference(references[key], start) < 0.03:
                 raise SystemExit(f"{label}: the reference hardly moves")
         report(label, largest_difference(weights_of(engine), references[key]), 1e-6)
@@ -134,14 +137,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--local_rank")
     parser.add_argument("--every", action="store_true", help="the rarer settings too")
-    parser.add_argument("--most-split", action="store_true", help="those that ranks matter to")
+    parser.add_argument("--worlds", action="store_true", help="of 1 and of all but one as well")
     parser.add_argument("--only-trajectories", action="store_true")
     arguments = parser.parse_args()
     deepspeed.init_distributed("gloo")
-    cases = split_cases()
-    if not arguments.most_split:
-        cases += common_cases() + (rare_cases() if arguments.every else [])
-    check_trajectories(cases)
+    if arguments.worlds:
+        check_trajectories([c for c in split_cases() if c[0] in ("zero 1", "zero 2", "zero 3")])
+        # A world of one process, beside one of all others. DeepSpeed keeps it, so it comes last.
+        beside = {"world": Split(1)}
+        check_trajectories([(*case[:3], case[3] | beside) for case in split_cases()])
+    else:
+        check_trajectories(split_cases() + common_cases())
+    if arguments.every:
+        check_trajectories(rare_cases())
     if not arguments.only_trajectories:
         check_low_precision()
         check_continuation()

@@ -6,7 +6,7 @@ on the weights, so an error grows.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import deepspeed
 import torch
@@ -43,6 +43,42 @@ class Net(nn.Module):
         return (hidden @ self.third.T * self.scale - targets).square().mean()
 
 
+class Split:
+    """The first `size` processes are a world, the others another (DeepSpeed's `mpu`)."""
+
+    worlds: ClassVar[dict[tuple[int, ...], Any]] = {}
+
+    def __init__(self, size: int) -> None:
+        everyone = range(dist.get_world_size())
+        for ranks in (everyone[:size], everyone[size:], *([rank] for rank in everyone)):
+            key = tuple(ranks)
+            if key and key not in self.worlds:  # made by all ranks, in the same order
+                self.worlds[key] = dist.new_group(list(key))
+        ours = everyone[:size] if dist.get_rank() < size else everyone[size:]
+        self.ranks = list(ours)
+
+    def get_data_parallel_group(self) -> Any:
+        return self.worlds[tuple(self.ranks)]
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return self.ranks
+
+    def get_data_parallel_world_size(self) -> int:
+        return len(self.ranks)
+
+    def get_data_parallel_rank(self) -> int:
+        return self.ranks.index(dist.get_rank())
+
+    def get_model_parallel_group(self) -> Any:
+        return self.worlds[(dist.get_rank(),)]
+
+    def get_model_parallel_world_size(self) -> int:
+        return 1
+
+    def get_model_parallel_rank(self) -> int:
+        return 0
+
+
 DECAY = {name: (0.0 if p.dim() < 2 else 0.1) for name, p in Net(0).named_parameters()}
 
 
@@ -52,12 +88,11 @@ def batch(step: int, micro: int, rank: int, dtype: torch.dtype) -> tuple[Tensor,
     return inputs.to(dtype), torch.sin(inputs[:, :3] * 2).to(dtype)
 
 
-def reference(options: LambOptions, clip: float) -> dict[str, Tensor]:
-    """fp64, unsharded, on the whole batch."""
+def reference(options: LambOptions, clip: float, ranks: int) -> dict[str, Tensor]:
+    """fp64, unsharded, on the whole batch of so many ranks."""
     model = Net(1).double()
     names = dict(model.named_parameters())
     state: dict[str, tuple[Tensor, Tensor, int]] = {}
-    ranks = dist.get_world_size()
     for step in range(STEPS):
         parts = [
             batch(step, micro, rank, torch.float64)
@@ -89,6 +124,7 @@ def build(
     groups: int = 2,
     backend: Any = "auto",
     bind: bool = True,
+    world: Split | None = None,
 ) -> tuple[Any, Lamb]:
     model = Net(1)
     names = dict(model.named_parameters())
@@ -115,16 +151,17 @@ def build(
             config["bf16"] = {"enabled": True}
     if precision == "bf16+fp32":
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=world)
     if bind:
         optimizer.bind(engine)
     return engine, optimizer
 
 
 def train(engine: Any, steps: range) -> None:
+    rank = dist.get_rank(engine.seq_data_parallel_group)
     for step in steps:
         for micro in range(ACCUMULATION):
-            engine.backward(engine(*batch(step, micro, dist.get_rank(), torch.float32)))
+            engine.backward(engine(*batch(step, micro, rank, torch.float32)))
             engine.step()
 
 

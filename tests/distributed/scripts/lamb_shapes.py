@@ -9,7 +9,7 @@ own: an example splits the processes into two worlds, which train beside each ot
 from __future__ import annotations
 
 import sys
-from typing import Any, ClassVar
+from typing import Any
 
 import deepspeed
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.lamb_reference import lamb_reference_step
-from tests.distributed.scripts.lamb_net import weights_of
+from tests.distributed.scripts.lamb_net import Split, weights_of
 
 SETTINGS: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6}
 STEPS = 4
@@ -42,42 +42,6 @@ class Linear(nn.Module):
         return torch.stack(
             [(p * f).sum() for p, f in zip(self.weights, factors, strict=True)]
         ).sum()
-
-
-class Split:
-    """The first `size` processes are a world, the others another (DeepSpeed's `mpu`)."""
-
-    worlds: ClassVar[dict[tuple[int, ...], Any]] = {}
-
-    def __init__(self, size: int) -> None:
-        everyone = range(dist.get_world_size())
-        for ranks in (everyone[:size], everyone[size:], *([rank] for rank in everyone)):
-            key = tuple(ranks)
-            if key and key not in self.worlds:  # made by all ranks, in the same order
-                self.worlds[key] = dist.new_group(list(key))
-        ours = everyone[:size] if dist.get_rank() < size else everyone[size:]
-        self.ranks = list(ours)
-
-    def get_data_parallel_group(self) -> Any:
-        return self.worlds[tuple(self.ranks)]
-
-    def get_data_parallel_group_ranks(self) -> list[int]:
-        return self.ranks
-
-    def get_data_parallel_world_size(self) -> int:
-        return len(self.ranks)
-
-    def get_data_parallel_rank(self) -> int:
-        return self.ranks.index(dist.get_rank())
-
-    def get_model_parallel_group(self) -> Any:
-        return self.worlds[(dist.get_rank(),)]
-
-    def get_model_parallel_world_size(self) -> int:
-        return 1
-
-    def get_model_parallel_rank(self) -> int:
-        return 0
 
 
 def largest_difference(
