@@ -45,19 +45,18 @@ _DOCUMENTS_PER_UNIT = 6000
 def peaks(command: Sequence[str]) -> dict[str, float]:
     """Run the command; peak resident megabytes of its process and of the largest below it."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    found = {"main process": 0.0, "largest worker": 0.0}
+    found: dict[int, float] = {process.pid: 0.0}  # the last look: exec begins a new count
     is_done = threading.Event()
 
     def look() -> None:
         main = psutil.Process(process.pid)
         while not is_done.wait(_SECONDS_BETWEEN_LOOKS):
-            found["main process"] = max(found["main process"], _peak(process.pid))
             try:
-                below = main.children(recursive=True)
+                running = [process.pid, *(child.pid for child in main.children(recursive=True))]
             except psutil.NoSuchProcess:
                 return
-            for child in below:
-                found["largest worker"] = max(found["largest worker"], _peak(child.pid))
+            for number in running:
+                found[number] = _peak(number) or found.get(number, 0.0)
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -66,7 +65,8 @@ def peaks(command: Sequence[str]) -> dict[str, float]:
     watcher.join()
     if code:
         raise SystemExit(f"{' '.join(command)}: exit code {code}")
-    return found
+    main_process = found.pop(process.pid)
+    return {"main process": main_process, "largest worker": max(found.values(), default=0.0)}
 
 
 def prepare_text(
