@@ -29,7 +29,7 @@ import psutil
 NODES = ("mslt-node0", "mslt-node1")
 GPUS = 8
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+PROGRAMS = ("setpriv", "munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 HOSTS = Path("/etc/hosts")
 MARK = "# a Slurm for tests"
 
@@ -167,7 +167,8 @@ class Sandbox:
     def _start(self, name: str, *words: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as log:
             self.daemons[name] = subprocess.Popen(
-                words, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                # Where this process is killed and can't end them, the kernel does.
+                ["setpriv", "--pdeathsig", "KILL", *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 env=os.environ | self.environment, cwd=self.folder,
             )  # fmt: skip
 
@@ -273,15 +274,22 @@ class Sandbox:
 @contextmanager
 def _names_resolve() -> Iterator[None]:
     """The nodes' names in /etc/hosts: scripts take the first one as the address to meet at."""
-    before = HOSTS.read_text()
-    line = f"127.0.0.1 {' '.join(NODES)} {MARK} {os.getpid()}\n"
-    # Written in place: in a container the file is a mount and can't be replaced.
-    HOSTS.write_text(before + ("" if before.endswith("\n") else "\n") + line)
+    _write_hosts(f"127.0.0.1 {' '.join(NODES)} {MARK} {os.getpid()}")
     try:
         yield
     finally:
-        kept = [other for other in HOSTS.read_text().splitlines(keepends=True) if other != line]
-        HOSTS.write_text("".join(kept))
+        _write_hosts()
+
+
+def _write_hosts(*mine: str) -> None:
+    """Leave out this process's line and those of processes that were killed; add `mine`."""
+    kept = []
+    for line in HOSTS.read_text().splitlines():
+        owner = line.rpartition(f"{MARK} ")[2] if MARK in line else ""
+        if not owner or (int(owner) != os.getpid() and psutil.pid_exists(int(owner))):
+            kept.append(line)
+    # Written in place: in a container the file is a mount and can't be replaced.
+    HOSTS.write_text("".join(f"{line}\n" for line in (*kept, *mine)))
 
 
 @contextmanager
@@ -308,7 +316,9 @@ def main() -> int:
         with running() as sandbox:
             print(sandbox.command("sinfo", "-N", "-l"))
             print(f"export SLURM_CONF={sandbox.environment['SLURM_CONF']}")
-            signal.sigwait([signal.SIGINT, signal.SIGTERM])
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            with suppress(KeyboardInterrupt):
+                signal.pause()
     except Unavailable as problem:
         print(problem, file=sys.stderr)
         return 1
