@@ -1,0 +1,177 @@
+"""The command on all tasks of a tiny GLUE: scores, the same bits again, going on, submissions."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import pytest
+from sklearn.metrics import f1_score
+
+from mslt_ds.cli import main
+from mslt_ds.evaluation.submission import FILES
+from mslt_ds.evaluation.tasks import TASKS
+from tests.unit.evaluation.conftest import write_glue
+
+SMALL = ["--set", "learning_rates=[2e-3]", "--set", "seeds=[1]", "--set", "max_length=48"]
+SMALL += ["--set", "batch_size=8", "--set", "epochs_of={RTE: 3, STS-B: 3}", "--set", "device=cpu"]
+
+
+def evaluate(model, data, output, *more):
+    arguments = ["--model", str(model), "--data", str(data), "--output", str(output)]
+    return main(["evaluate", "glue", *arguments, *SMALL, *more])
+
+
+def cells(output):
+    return {path.name: json.loads(path.read_text()) for path in (output / "cells").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def evaluated(model_folder, glue_folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluated")
+    assert evaluate(model_folder, glue_folder, output, "--predict-test") == 0
+    return output
+
+
+def test_every_task_is_scored(evaluated):
+    results = json.loads((evaluated / "results.json").read_text())
+    assert list(results["tasks"]) == list(TASKS)
+    assert len(results["cells"]) == len(TASKS)
+    for name, task in TASKS.items():
+        columns = results["tasks"][name]["columns"]
+        assert list(columns) == [split.name for split in task.dev]
+        for column in columns.values():
+            assert set(column) == {"metric", *task.metrics}
+    table = (evaluated / "table.md").read_text()
+    assert "| MNLI-m | MNLI-mm |" in table
+    assert "the paper's, but learning_rates [0.002]" in table
+
+
+@pytest.fixture(scope="module")
+def learned(model_folder, tmp_path_factory):
+    """SST-2 with rows enough to learn which words are good ones."""
+    data = write_glue(tmp_path_factory.mktemp("more"), train=480, dev=40, test=20)
+    output = tmp_path_factory.mktemp("learned")
+    more = ("--tasks", "SST-2", "--predict-test", "--set", "epochs=6")
+    assert evaluate(model_folder, data, output, *more) == 0
+    return data, output
+
+
+def test_it_learns_what_the_text_tells(learned):
+    data, output = learned
+    results = json.loads((output / "results.json").read_text())["tasks"]
+    assert results["SST-2"]["columns"]["SST-2"]["accuracy"]["median"] > 0.9
+    # The predictions for the test set are the fine-tuned model's.
+    test = (data / "SST-2" / "test.tsv").read_text().splitlines()[1:]
+    gold = [int(any(word in line.split() for word in ("good", "fine", "great"))) for line in test]
+    with zipfile.ZipFile(output / "submission.zip") as archive:
+        lines = archive.read("SST-2.tsv").decode().splitlines()[1:]
+    assert f1_score(gold, [int(line.split("\t")[1]) for line in lines]) > 0.8
+
+
+def test_the_same_seed_gives_the_same_bits(model_folder, glue_folder, evaluated, tmp_path):
+    assert evaluate(model_folder, glue_folder, tmp_path, "--tasks", "STS-B", "MNLI") == 0
+    first, second = cells(evaluated), cells(tmp_path)
+    assert len(second) == 2
+    for name, cell in second.items():
+        assert cell["scores"] == first[name]["scores"]
+        assert cell["train_loss"] == first[name]["train_loss"]
+    assert (
+        evaluate(model_folder, glue_folder, tmp_path, "--tasks", "MNLI", "--set", "seeds=[2]") == 0
+    )
+    losses = {cell["train_loss"] for cell in cells(tmp_path).values() if cell["task"] == "MNLI"}
+    assert len(losses) == 2
+
+
+def test_finished_cells_stay_and_the_grid_can_grow(model_folder, glue_folder, tmp_path, capsys):
+    assert evaluate(model_folder, glue_folder, tmp_path, "--tasks", "RTE") == 0
+    path = tmp_path / "cells" / "RTE_0.002_1.json"
+    before = path.stat().st_mtime_ns
+    capsys.readouterr()
+    arguments = ("--tasks", "RTE", "--set", "seeds=[1, 2]")
+    assert evaluate(model_folder, glue_folder, tmp_path, *arguments) == 0
+    assert "1 of 2 runs are finished already" in capsys.readouterr().out
+    assert path.stat().st_mtime_ns == before
+    assert (
+        evaluate(model_folder, glue_folder, tmp_path, *arguments, "--set", "epochs_of.RTE=1") == 2
+    )
+    assert "made with another model, recipe or data" in capsys.readouterr().err
+
+
+def test_shards_do_their_part_and_the_last_one_writes(model_folder, glue_folder, tmp_path):
+    tasks = ("--tasks", "RTE", "CoLA")
+    assert evaluate(model_folder, glue_folder, tmp_path, *tasks, "--shard", "2/2") == 0
+    assert len(cells(tmp_path)) == 1
+    assert not (tmp_path / "results.json").exists()
+    assert evaluate(model_folder, glue_folder, tmp_path, *tasks, "--shard", "1/2") == 0
+    assert len(cells(tmp_path)) == 2
+    assert (tmp_path / "results.json").exists()
+
+
+def test_a_plan_trains_nothing(model_folder, glue_folder, tmp_path, capsys):
+    assert evaluate(model_folder, glue_folder, tmp_path, "--tasks", "all", "--dry-run") == 0
+    out = capsys.readouterr().out
+    for name in TASKS:
+        epochs = 3
+        assert f"| {name} | 1 | 0 | {8 * epochs} |" in out
+    assert "8 runs, " in out
+    assert "hours" in out
+    assert not (tmp_path / "cells").exists()
+
+
+def test_the_submission(evaluated):
+    with zipfile.ZipFile(evaluated / "submission.zip") as archive:
+        assert archive.namelist() == [f"{name}.tsv" for name in FILES]
+        files = {name: archive.read(f"{name}.tsv").decode().splitlines() for name in FILES}
+    for name, lines in files.items():
+        assert lines[0] == "index\tprediction"
+        rows = [line.split("\t") for line in lines[1:]]
+        assert [index for index, _ in rows] == [str(i) for i in range(146 if name == "WNLI" else 8)]
+        answers = {answer for _, answer in rows}
+        if name == "STS-B":
+            assert all(0 <= float(answer) <= 5 for answer in answers)
+        elif name in ("MNLI-m", "MNLI-mm", "AX"):
+            assert answers <= {"entailment", "neutral", "contradiction"}
+        elif name in ("QNLI", "RTE"):
+            assert answers <= {"entailment", "not_entailment"}
+        else:
+            assert answers <= {"0", "1"}
+
+
+def test_predictions_are_made_once(model_folder, glue_folder, evaluated, capsys):
+    content = (evaluated / "submission.zip").read_bytes()
+    assert evaluate(model_folder, glue_folder, evaluated, "--predict-test") == 0
+    assert "predicted already" in capsys.readouterr().out
+    assert (evaluated / "submission.zip").read_bytes() == content
+
+
+def test_a_part_of_the_tasks_says_what_the_server_misses(
+    model_folder, glue_folder, tmp_path, capsys
+):
+    assert evaluate(model_folder, glue_folder, tmp_path, "--tasks", "RTE", "--predict-test") == 0
+    assert "the server wants CoLA.tsv, SST-2.tsv" in capsys.readouterr().out
+
+
+def test_two_models_side_by_side(model_folder, glue_folder, tmp_path, capsys):
+    for name, seeds in (("a", "[1, 2]"), ("b", "[3, 4]")):
+        more = ("--tasks", "RTE", "--set", f"seeds={seeds}")
+        assert evaluate(model_folder, glue_folder, tmp_path / name, *more) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "| B - A |" in capsys.readouterr().out
+    assert main(["evaluate", "compare", str(tmp_path / "a")]) == 2
+    assert main(["evaluate", "compare", str(tmp_path / "a"), str(tmp_path)]) == 2
+    assert "no results.json here" in capsys.readouterr().err
+
+
+def test_mistakes_end_before_any_work(model_folder, glue_folder, tmp_path, capsys):
+    def fails(*more):
+        assert evaluate(model_folder, glue_folder, tmp_path / "o", *more) in (2, 3)
+        assert not (tmp_path / "o" / "cells").exists()
+        return capsys.readouterr().err
+
+    assert "max_length: 128, but" in fails("--set", "max_length=128")
+    assert "--tasks: WNLI" in fails("--tasks", "WNLI")
+    assert "--shard: '3/2'" in fails("--shard", "3/2")
+    assert "--workers: 0" in fails("--workers", "0")
+    assert "learning_rate: unknown key" in fails("--set", "learning_rate=1e-5")
