@@ -78,7 +78,14 @@ class TextFile:
         return self.path.name
 
     def check(self) -> None:
-        refuse_other_encodings(self.path, *probe(first_lines(self.path)))
+        lines = first_lines(self.path)
+        refuse_other_encodings(self.path, *probe(lines))
+        if lines[0].startswith(b'{"') and lines[0].rstrip().endswith(b"}"):
+            raise DataError(
+                f"--input: {self.path}: JSON lines in a file that's named as plain text; rename it to "
+                f"{self.path.stem.removesuffix('.txt')}.jsonl"
+                f"{self.path.suffix if self.path.suffix in COMPRESSIONS else ''}"
+            )
 
     def fingerprint(self) -> str:
         return fingerprint(self.path)

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 from pathlib import Path
 
@@ -77,6 +78,13 @@ def test_another_encoding_is_refused_before_work_and_while_reading(tmp_path: Pat
 def test_a_character_cut_by_the_look_ahead_is_no_error(tmp_path: Path):
     line = "ä" * (1 << 20)
     TextFile(write(tmp_path / "text.txt", f"good\n{line}x\n")).check()
+
+
+def test_json_lines_that_are_named_as_text_are_refused(tmp_path: Path):
+    """As wikiextractor leaves them."""
+    path = write(tmp_path / "wiki_00.gz", gzip.compress(b'{"id": "12", "text": "Text."}\n' * 9))
+    with pytest.raises(DataError, match="wiki_00.gz: JSON lines.*rename it to wiki_00.jsonl.gz"):
+        TextFile(path).check()
 
 
 def test_a_document_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
