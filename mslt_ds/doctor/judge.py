@@ -155,8 +155,10 @@ def _optimizers(facts: Facts) -> Iterator[Finding]:
 def _limits(facts: Facts) -> Iterator[Finding]:
     small = [rank for rank in facts.ranks if rank.shm_bytes < LEAST_SHM_BYTES]
     if small:
+        # gloo goes through sockets; NCCL fails.
+        level = "problem" if any(rank.gpu for rank in facts.ranks) else "warning"
         yield Finding(
-            "problem", "shared memory",
+            level, "shared memory",
             f"{_ranks(small)}: /dev/shm has {min(rank.shm_bytes for rank in small) / MIB:.0f} MiB",
             "docker run --ipc=host or --shm-size=8g; NCCL and loader processes exchange data there",
         )  # fmt: skip

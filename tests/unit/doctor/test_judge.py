@@ -101,6 +101,7 @@ def test_nothing_is_said_of_a_healthy_cluster() -> None:
         (without_gpu(optimizers={"numba": "not installed"}), "warning", ["numba: not installed"]),
         (with_rank(7, shm_bytes=64 << 20),
          "problem", ["shared memory: rank 7", "64 MiB", "--ipc=host"]),
+        (without_gpu(shm_bytes=64 << 20), "warning", ["shared memory", "64 MiB"]),
         (with_rank(7, open_files=256), "warning", ["open files: rank 7", "256 allowed"]),
         (with_rank(7, threads=64), "warning", ["64 threads on 4 cores", "OMP_NUM_THREADS"]),
         (with_rank(7, locked_memory_bytes=65536), "warning", ["locked memory", "ulimit -l"]),
