@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.distributed.recipes import store
@@ -82,6 +84,35 @@ class Jobs:
             )
             time.sleep(0.2)
         return value
+
+    def trainers(self, job: str) -> dict[int, psutil.Process]:
+        """The training processes of a job on this machine, by rank."""
+        found = {}
+        for process in psutil.process_iter(["cmdline"]):
+            with suppress(psutil.Error):
+                if "mslt_ds/train.py" not in (process.info["cmdline"] or [])[1:2]:
+                    continue
+                seen = process.environ()
+                if seen.get("SLURM_JOB_ID") == job and seen.get("SLURM_CONF") == self.conf:
+                    found[int(seen["RANK"])] = process
+        return found
+
+    @property
+    def conf(self) -> str:
+        return self.slurm.environment["SLURM_CONF"]
+
+    @contextmanager
+    def frozen(self, job: str) -> Iterator[list[psutil.Process]]:
+        """No step is made while it lasts, however fast the machine is; signals wait."""
+        processes = list(self.trainers(job).values())
+        for process in processes:
+            process.suspend()
+        try:
+            yield processes
+        finally:
+            for process in processes:
+                with suppress(psutil.Error):
+                    process.resume()
 
     def signal(self, job: str, *options: str) -> None:
         self.slurm.command("scancel", *options, job)

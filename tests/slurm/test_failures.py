@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.slurm.conftest import Jobs
@@ -16,18 +14,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 SCRIPT = "slurm/pretrain_base.sh"
 ONE_NODE = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
-
-
-def task_of(job: str, rank: int) -> psutil.Process:
-    """The trainer of one rank."""
-    for process in psutil.process_iter(["cmdline"]):
-        with suppress(psutil.Error):
-            if "mslt_ds/train.py" not in (process.info["cmdline"] or [])[1:2]:
-                continue
-            seen = process.environ()
-            if (seen.get("SLURM_JOB_ID"), seen.get("RANK")) == (job, str(rank)):
-                return process
-    raise AssertionError(f"no trainer of rank {rank} in job {job}")
 
 
 def test_a_rank_that_fails_alone_fails_the_job_with_its_message(jobs: Jobs, store: Path) -> None:
@@ -54,7 +40,7 @@ def test_a_killed_rank_fails_the_job_and_the_same_command_goes_on(jobs: Jobs, st
     recipe_path = write_recipe(jobs.folder, store, "run")
     job = jobs.submit(*ONE_NODE, SCRIPT, MSLT_RECIPE=recipe_path)
     jobs.until(lambda: steps_done(jobs.folder, "run") > 100, "a checkpoint", job)
-    task_of(job, rank=1).kill()
+    jobs.trainers(job)[1].kill()
     assert jobs.wait(job, seconds=120) == "FAILED"
     assert "task 1: Killed" in jobs.log(job)
     assert starts(jobs, job) == 1
