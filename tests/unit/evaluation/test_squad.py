@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -72,9 +71,8 @@ def test_the_threshold_decides_on_no_answer(tokenizer):
     for version, threshold, expected in (
         ("1.1", 0.0, "Old river"), ("2.0", 0.0, ""), ("2.0", 3.0, "Old river"),
     ):  # fmt: skip
-        recipe = SquadRecipe(
-            version=version, max_length=32, stride=8, null_score_threshold=threshold
-        )
+        changes = {"max_length": 32, "stride": 8, "null_score_threshold": threshold}
+        recipe = SquadRecipe.model_validate({"version": version, **changes})
         windows = make_windows([asked], tokenizer, recipe)
         logits = np.zeros((1, windows.encoded.lengths[0], 2), np.float32)
         assert windows.encoded.labels is not None
