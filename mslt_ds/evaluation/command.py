@@ -1,14 +1,17 @@
-"""`mslt-ds evaluate`: its three subcommands, each imported when it's asked for."""
+"""`mslt-ds evaluate`: its three subcommands."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from pathlib import Path
-
-from mslt_ds.evaluation import glue_command, squad_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    if importlib.util.find_spec("torchmetrics") is None:
+        parser.error("the package torchmetrics is missing; pip install 'mslt-ds[eval]'")
+    from mslt_ds.evaluation import glue_command, squad_command
+
     subparsers = parser.add_subparsers(metavar="WHAT", required=True)
     for name, module, summary in (
         ("glue", glue_command, "Fine-tune on GLUE's tasks and score them on dev."),
@@ -26,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return arguments.evaluate(arguments)
+    try:
+        return arguments.evaluate(arguments)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the runs that aren't finished")
+        return 130
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -115,7 +115,7 @@ class Encoder:
                 f"{_some(inside)}; config.json says {layers} layers: set num_hidden_layers to what "
                 "the folder holds, or take a complete one"
             )
-        left_over = [name for name in unexpected if ".layer." in name and "encoder" in name]
+        left_over = [name for name in unexpected if ".layer." in name]
         if left_over:
             raise CheckpointError(
                 f"--model: {self.path}: config.json says {layers} layers, and the folder holds more, "

@@ -152,6 +152,8 @@ def run_in_workers(
         for rank, path in enumerate(paths)
     ]
     before = {cell.name for cell in cells if folder.find(cell) is not None}
+    # So that workers end with this process when it's told to end.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         for worker in workers:
             worker.start()

@@ -85,7 +85,7 @@ TEST_HEADERS = {
 }
 
 
-def save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path, token_types: bool = True) -> None:
     """An uncased WordPiece tokenizer of `TOKENS`."""
     tokenizer = Tokenizer(
         models.WordPiece({token: i for i, token in enumerate(TOKENS)}, unk_token="[UNK]")
@@ -96,7 +96,7 @@ def save_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
         sep_token="[SEP]", mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        model_input_names=["input_ids", *["token_type_ids"] * token_types, "attention_mask"],
     ).save_pretrained(folder)  # fmt: skip
 
 

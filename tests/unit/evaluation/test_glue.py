@@ -7,11 +7,12 @@ import zipfile
 
 import pytest
 from sklearn.metrics import f1_score
+from transformers import AlbertConfig, AutoModel, DistilBertConfig, ElectraConfig, RobertaConfig
 
 from mslt_ds.cli import main
 from mslt_ds.evaluation.submission import FILES
 from mslt_ds.evaluation.tasks import TASKS
-from tests.unit.evaluation.conftest import write_glue
+from tests.unit.evaluation.conftest import TOKENS, save_tokenizer, write_glue
 
 SMALL = ["--set", "learning_rates=[2e-3]", "--set", "seeds=[1]", "--set", "max_length=48"]
 SMALL += ["--set", "batch_size=8", "--set", "epochs_of={RTE: 3, STS-B: 3}", "--set", "device=cpu"]
@@ -162,6 +163,31 @@ def test_two_models_side_by_side(model_folder, glue_folder, tmp_path, capsys):
     assert main(["evaluate", "compare", str(tmp_path / "a")]) == 2
     assert main(["evaluate", "compare", str(tmp_path / "a"), str(tmp_path)]) == 2
     assert "no results.json here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AlbertConfig(embedding_size=16),
+        DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=2),
+        ElectraConfig(embedding_size=16),
+        RobertaConfig(pad_token_id=0),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_any_encoder(config, glue_folder, tmp_path, capsys):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"vocab_size": len(TOKENS), "intermediate_size": 64, "max_position_embeddings": 64}
+    for name, value in sizes.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model", token_types=config.model_type in ("albert", "electra"))
+    output = tmp_path / "out"
+    assert evaluate(tmp_path / "model", glue_folder, output, "--tasks", "MRPC") == 0
+    assert (
+        "begin with fresh numbers, drawn by each run's seed: classifier." in capsys.readouterr().out
+    )
 
 
 def test_mistakes_end_before_any_work(model_folder, glue_folder, tmp_path, capsys):
