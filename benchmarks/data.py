@@ -1,10 +1,11 @@
 """How fast text becomes tokens, and tokens become training instances.
 
     python -m benchmarks.data --input FILE [--vocab-size N] [--workers N] [--repeats N] [--write]
+    python -m benchmarks.data --input FILE --store STORE [--repeats N] [--write]
 
 Tokens: megabytes of text a second by `mslt-ds prepare` (reading, sentences, WordPiece, writing)
 against the tokenizer library's own batch call on all cores.
-Instances and loader: see instances.py.
+Instances and loader: see instances.py; alone, where STORE holds the file's text already.
 
 Everything is measured in turns and the median taken. What runs on one core is timed by that
 thread's own processor time, so that a machine shared with others doesn't count. --write leaves a
@@ -72,6 +73,7 @@ def tokens_by_prepare(text: Path, store: TokenStore, workers: int) -> Measuremen
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description="Time the data.")
     parser.add_argument("--input", type=Path, required=True, help="English text, 20 MB or more")
+    parser.add_argument("--store", type=Path, help="of that text: leave out the tokens' part")
     parser.add_argument("--vocab-size", type=int, default=30_000)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=3)
@@ -80,28 +82,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
     with tempfile.TemporaryDirectory() as folder:
-        with redirect_stdout(sys.stderr):
-            prepare(
-                [options.input], Path(folder) / "store",
-                vocab_size=options.vocab_size, workers=options.workers,
-            )  # fmt: skip
-        store = TokenStore.open(Path(folder) / "store")
+        path = options.store or Path(folder) / "store"
+        if options.store is None:
+            with redirect_stdout(sys.stderr):
+                prepare(
+                    [options.input], path, vocab_size=options.vocab_size, workers=options.workers
+                )
+        store = TokenStore.open(path)
         paragraphs = [
             paragraph
             for document in TextFile(options.input).documents(TextCounts())
             for paragraph in document
         ]
-        used = tokenizer.load(store.tokenizer_dir)
-        speeds = medians(
-            {
-                "tokens, library, MB/s": tokens_by_the_library(paragraphs, used),
-                "tokens, prepare, MB/s": tokens_by_prepare(options.input, store, options.workers),
-            },
-            options.repeats,
-        )
-        ratios = {
-            "prepare / library": speeds["tokens, prepare, MB/s"] / speeds["tokens, library, MB/s"],
-        }
+        library, command = "tokens, library, MB/s", "tokens, prepare, MB/s"
+        speeds: dict[str, float] = {}
+        ratios: dict[str, float] = {}
+        if options.store is None:
+            used = tokenizer.load(store.tokenizer_dir)
+            speeds |= medians(
+                {
+                    library: tokens_by_the_library(paragraphs, used),
+                    command: tokens_by_prepare(options.input, store, options.workers),
+                },
+                options.repeats,
+            )
+            ratios["prepare / library"] = speeds[command] / speeds[library]
         measurements, divisions = instances.measurements(store, paragraphs)
         speeds |= medians(measurements, options.repeats)
         ratios |= {
@@ -110,13 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, value in (speeds | ratios).items():
             print(f"{name:70} {value:14,.2f}")
         if options.write:
-            _write(options, arguments, store, speeds, ratios)
+            _write(options, store, speeds, ratios)
     return 0
 
 
 def _write(
     options: argparse.Namespace,
-    arguments: Sequence[str] | None,
     store: TokenStore,
     speeds: dict[str, float],
     ratios: dict[str, float],
@@ -129,6 +133,7 @@ def _write(
         "command": [
             "python", "-m", "benchmarks.data", "--input", options.input.name, "--vocab-size",
             str(options.vocab_size), "--workers", str(options.workers), "--write",
+            *(["--store", options.store.name] if options.store else []),
         ],
         "device": device_name(torch.device("cpu")),
         "cores": len(os.sched_getaffinity(0)),

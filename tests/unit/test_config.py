@@ -109,6 +109,12 @@ def test_frozen():
         ({"schedule__power": 2.0}, ["schedule.power: 2.0", "polynomial"]),
         ({"schedule": {"name": "constant", "end_factor": 0.1}}, ["schedule.end_factor: 0.1"]),
         ({"data__seq_length": 513}, ["data.seq_length: 513", "max_position_embeddings 512"]),
+        ({"data__input_format": "mlm"}, ['data.input_format: "mlm"', "full_sentences"]),
+        ({"data__masking": "words"}, ['data.masking: "words"', "whole_word"]),
+        (
+            {"data": {"path": "s", "input_format": "full_sentences", "short_seq_prob": 0.2}},
+            ["data.short_seq_prob: 0.2", "full_sentences"],
+        ),
         ({"data__max_predictions_per_seq": 200}, ["data.max_predictions_per_seq: 200", "128"]),
         ({"plan__stages": []}, ["plan.stages:", "mslt"]),
         ({"plan__stage_shares": [1.0]}, ["plan.stage_shares:", "stacking"]),
