@@ -59,7 +59,7 @@ def warned(process: psutil.Process) -> bool:
 
 def test_a_job_with_a_hard_life_ends_as_one_without(jobs: Jobs, store: Path) -> None:
     def begin(start: int, why: str) -> None:
-        jobs.until(lambda: starts(jobs, job) >= start, f"start {start}, after {why}", job)
+        jobs.until(lambda: starts(jobs, job) >= start, f"start {start}, after {why}", job, 120)
 
     def train_on() -> None:
         start, before = starts(jobs, job), steps_done(jobs.folder, "hard")
@@ -78,6 +78,7 @@ def test_a_job_with_a_hard_life_ends_as_one_without(jobs: Jobs, store: Path) -> 
     recipe_path = write_recipe(jobs.folder, store, "alone")
     alone = jobs.submit(*TWO_NODES, "slurm/pretrain_base.sh", MSLT_RECIPE=recipe_path)
 
+    begin(1, "its submission")
     train_on()
     if starts(jobs, job) == 1:
         with jobs.frozen(job) as processes:
