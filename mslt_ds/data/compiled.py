@@ -2,15 +2,18 @@
 
 Notable: numba keeps compiled code beside the module, or in its user-wide folder
 (`NUMBA_CACHE_DIR`) where that can't be written; where neither can, each process compiles anew
-instead of failing. Random numbers are splitmix64 (Steele, Lea and Flood 2014, "Fast splittable
-pseudorandom number generators"): a stream is one 64-bit word, so every document and instance has
-one of its own, seeded by what it's a function of.
+instead of failing. numba notices a change of the module a function stands in, but not of those
+whose functions are compiled into it, so the name it's kept under holds a digest of them all.
+Random numbers are splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+generators"): a stream is one 64-bit word, so every document and instance has one of its own, seeded
+by what it's a function of.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -25,9 +28,23 @@ _S11, _S27, _S30, _S31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(
 _TO_UNIT = 2.0**-53
 
 
+def _sources_digest() -> str:
+    """A few characters that stand for the text of every module here that has compiled functions."""
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source = path.read_bytes()
+        if b"\n@compiled\n" in source:
+            digest.update(source)
+    return digest.hexdigest()
+
+
+_SOURCES = _sources_digest()
+
+
 def compiled(function: Function) -> Function:
     """`numba.njit` without the interpreter lock, kept on disk where a folder can be written."""
     options: dict[str, Any] = {"nogil": True}
+    function.__qualname__ += f"_{_SOURCES}"
     try:
         return cast(Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # numba found no folder to keep it in

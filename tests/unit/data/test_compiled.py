@@ -1,9 +1,16 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numba
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mslt_ds
 from mslt_ds.data import compiled
 from tests.unit.data import reference
 
@@ -49,3 +56,35 @@ def test_compiles_where_no_cache_folder_can_be_written(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(numba, "njit", njit_without_cache)
     assert compiled.compiled(lambda value: value + 1)(1) == 2
+
+
+def test_code_kept_on_disk_follows_changes_of_other_modules(tmp_path):
+    """`order.permute` has `compiled.mix` compiled into it."""
+    package = tmp_path / "mslt_ds"
+    shutil.copytree(
+        Path(mslt_ds.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    code = (
+        "import numpy as np; from mslt_ds.data.order import permute; "
+        "print(permute(np.uint64(1), np.arange(8), 1000).tolist())"
+    )
+
+    def places() -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        environment.pop("NUMBA_CACHE_DIR", None)
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    before = places()
+    assert list((package / "data/__pycache__").glob("order.permute*.nbi"))
+    module = package / "data/compiled.py"
+    text = module.read_text()
+    assert "0xBF58476D1CE4E5B9" in text
+    module.write_text(text.replace("0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7"))
+    assert places() != before
