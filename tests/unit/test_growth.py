@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForPreTraining
 
@@ -51,7 +51,6 @@ def test_sources(operator, depth_from, depth_to, expected):
     assert sources(depth_from, depth_to, operator) == expected
 
 
-@settings(deadline=None)
 @given(st.sampled_from(OPERATORS), st.integers(1, 5), st.integers(0, 7), st.booleans())
 def test_copies_are_new_and_bitwise_equal_and_all_else_is_untouched(operator, old, added, nan):
     weights = weights_of(old)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mslt_ds.config import RunConfig, parse_config
@@ -264,7 +264,6 @@ def plans(draw) -> tuple[RunConfig, Plan]:
     return config, build_plan(config)
 
 
-@settings(deadline=None)
 @given(plans())
 def test_invariants(drawn):
     config, plan = drawn

@@ -75,7 +75,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text("xyz", min_size=1, max_size=3), VALUES, max_size=4))
 def test_dumped_values_come_back_here_and_in_other_readers(value):
     text = yaml_strict.dump(value)

@@ -51,7 +51,7 @@ all_options = st.builds(
 
 
 @given(documents_of_numbers, all_options, st.lists(st.integers(0, 2), min_size=5, max_size=5))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_equal_to_the_reference_draw_by_draw(documents, options, groups):
     groups = [9, *groups[1 : len(documents)]]  # two at least
     corpus = make_corpus(documents, groups=groups)

@@ -74,7 +74,7 @@ def plainly_merged(sources: list[tuple[list[Documents], float]], keep: bool) -> 
     st.lists(st.tuples(st.lists(documents_of_numbers, max_size=3), weights), max_size=3),
     st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sources_become_one_corpus(tmp_path_factory, sources, keep):
     """Without empty and repeated documents, each as often as its source's weight says."""
     folder = tmp_path_factory.mktemp("merge")
@@ -153,7 +153,7 @@ def test_both_halves_of_a_hash_count(tmp_path: Path):
 
 
 @given(st.lists(st.lists(st.integers(0, 40), max_size=20), max_size=5), st.integers(1, 30))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_duplicates_are_found_however_few_hashes_fit_at_once(tmp_path_factory, units, at_once):
     folder = tmp_path_factory.mktemp("hashes")
     source = write_source(folder, "0", [[[[n]] for n in unit] for unit in units], 1.0)

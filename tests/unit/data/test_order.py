@@ -7,7 +7,7 @@ from mslt_ds.data.order import permute
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**32))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_place_once(length, seed):
     places = permute(key_of(seed), np.arange(length), length)
     assert np.array_equal(np.sort(places), np.arange(length))

@@ -22,7 +22,7 @@ REFERENCE = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31), rows=st.integers(4, 60))
 def test_against_other_libraries(name, seed, rows):
     task = TASKS[name]

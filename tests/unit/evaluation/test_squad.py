@@ -35,7 +35,7 @@ def tokenizer(model_folder):
     return AutoTokenizer.from_pretrained(model_folder)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_every_answer_is_found_again_in_its_windows(tokenizer, data):
     words = data.draw(st.lists(st.sampled_from(WORDS), min_size=3, max_size=60))

@@ -45,7 +45,7 @@ def make(golds):
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), count=st.integers(1, 6))
 def test_version_2_against_a_transcription(data, count):
     golds = data.draw(st.lists(GOLD, min_size=count, max_size=count))

@@ -99,7 +99,7 @@ def build(weights: Weights, frozen_layers: int, *, dropout: float = 0.0, frozen_
     )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(frozen_layers=st.integers(0, DEPTH - 1), seed=st.integers(0, 1000))
 def test_losses_and_gradients_equal_hugging_faces_at_every_cut(frozen_layers, seed):
     weights, inputs = fresh_weights(small_config(), seed=seed), batch(seed)

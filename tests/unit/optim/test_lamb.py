@@ -158,7 +158,7 @@ def _seed(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     shapes=st.lists(
         st.lists(st.integers(1, 9), min_size=0, max_size=3).map(tuple), min_size=1, max_size=5

@@ -117,7 +117,7 @@ def drawn(numels: list[int]) -> list[Tensor]:
 
 
 @kinds
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     numels=numels_drawn,
     world_size=st.integers(1, 5),
@@ -145,7 +145,7 @@ def test_flat_partitions(
 
 
 @kinds
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(numels=numels_drawn, world_size=st.integers(1, 5))
 def test_shards(kind: str, numels: list[int], world_size: int) -> None:
     """ZeRO 3: every parameter cut by itself, the last shards padded or empty."""

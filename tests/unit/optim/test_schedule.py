@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mslt_ds.config import parse_config
@@ -94,7 +94,6 @@ def test_a_stages_warmup_goes_on_at_another_length():
     assert rates(plan=longer, name="constant") == rates(plan=plan, name="constant")
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 40),
     st.sampled_from(["linear", "polynomial", "constant", "wsd"]),
