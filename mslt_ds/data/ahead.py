@@ -2,17 +2,20 @@
 
 Threads are enough, because compiled code holds no interpreter lock. Notable: whoever waits for a
 batch never waits in silence. After a while it's said which data it is and for how long, and after
-ten minutes the run ends, so that a disk that is gone doesn't hold a cluster for days.
+ten minutes the run ends, so that a disk that is gone doesn't hold a cluster for days. The threads are
+daemons for that: a ThreadPoolExecutor's would keep the process until the disk is back.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import torch
 
@@ -61,9 +64,9 @@ def work_ahead(
         if device.type == "cuda":  # else pinning memory would set up the first GPU as well
             torch.cuda.set_device(device)
 
-    executor = ThreadPoolExecutor(num_workers, "mslt-data", start_thread)
+    threads = _Threads(num_workers, "mslt-data", start_thread)
     # What is made ahead must not keep a batch waiting.
-    ahead_executor = ThreadPoolExecutor(1, "mslt-data-ahead", start_thread)
+    ahead_thread = _Threads(1, "mslt-data-ahead", start_thread)
     pending: deque[tuple[int, Future[Batch]]] = deque()
     ahead: Future[None] | None = None
     gone = False
@@ -72,8 +75,8 @@ def work_ahead(
             if ahead is None or ahead.done():
                 if ahead is not None:
                     ahead.result()
-                ahead = ahead_executor.submit(_made, make_ahead, step, place)
-            pending.append((step, executor.submit(_made, make, step, place)))
+                ahead = ahead_thread.submit(_made, make_ahead, step, place)
+            pending.append((step, threads.submit(_made, make, step, place)))
             if len(pending) > num_workers * _BATCHES_AHEAD_PER_WORKER:
                 yield _result(*pending.popleft(), place)
         while pending:
@@ -82,12 +85,50 @@ def work_ahead(
         gone = True
         raise DataError(str(error)) from None
     finally:
-        executor.shutdown(wait=not gone, cancel_futures=True)
-        ahead_executor.shutdown(wait=not gone, cancel_futures=True)
+        threads.close(wait=not gone)
+        ahead_thread.close(wait=not gone)
 
 
 class _Gone(Exception):
     pass
+
+
+class _Threads:
+    """Daemon threads that share what is submitted, in order."""
+
+    def __init__(self, count: int, name: str, start: Callable[[], None]) -> None:
+        self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._start = start
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._tasks.put((future, lambda: function(*arguments)))
+        return future
+
+    def close(self, *, wait: bool) -> None:
+        """Begin nothing more. wait: for what has begun."""
+        self._closed = True
+        for _ in self._threads:
+            self._tasks.put(None)
+        if wait:
+            for thread in self._threads:
+                thread.join()
+
+    def _work(self) -> None:
+        self._start()
+        while (task := self._tasks.get()) is not None and not self._closed:
+            future, function = task
+            try:
+                future.set_result(function())
+            except BaseException as error:  # the waiting thread's to deal with
+                future.set_exception(error)
 
 
 def _made(make: Callable[[int], Batch], step: int, place: str) -> Batch:
@@ -107,8 +148,8 @@ def _result(step: int, future: Future[Batch], place: str) -> Batch:
         try:
             return future.result(timeout=SLOW_SECONDS)
         except TimeoutError:
-            if future.done():  # the batch's own
-                raise
+            if future.done():  # meanwhile, or the error is the batch's own
+                return future.result()
         waited += SLOW_SECONDS
         if waited >= GONE_SECONDS:
             raise _Gone(

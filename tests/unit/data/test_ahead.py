@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 import threading
 import time
 
@@ -62,6 +64,23 @@ def test_a_disk_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch):
             next(made)
     finally:
         back.set()
+
+
+def test_a_disk_that_is_gone_holds_no_process():
+    """A thread that waits for it forever doesn't keep the interpreter from ending."""
+    program = """if True:
+        import threading, torch
+        from mslt_ds.data import ahead
+        ahead.SLOW_SECONDS, ahead.GONE_SECONDS = 0.05, 0.1
+        never = threading.Event().wait
+        cpu = torch.device("cpu")
+        next(ahead.work_ahead(lambda _: never(), lambda _: never(), range(4), 2, place="/disk", device=cpu))
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "DataError: /disk: no batch for step 0" in ended.stderr
+    assert ended.returncode == 1
 
 
 def test_a_timeout_of_the_batchs_own_is_an_error_like_any_other(monkeypatch: pytest.MonkeyPatch):
