@@ -34,7 +34,6 @@ class Task:
 
     folder: in the official layout; hub_config: in the hub's dataset
     texts: the one or two text columns of train and dev files; hub_texts: in the hub's dataset
-    test_texts: of test files, where they are called otherwise
     label: the label's column
     columns: of train and dev files that have no header
     labels: in the order of the hub's class numbers; empty: a number is to be predicted
@@ -52,7 +51,6 @@ class Task:
     metrics: tuple[str, ...]
     dev: tuple[Split, ...]
     test: tuple[Split, ...]
-    test_texts: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     cut_rows: int = 0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mslt_ds.errors import DataError
 from mslt_ds.evaluation.tasks import Examples, Split, Task
-from mslt_ds.evaluation.text_files import find, read_text
+from mslt_ds.evaluation.text_files import read_text
 
 # "He said ""yes"" twice": opening and closing marks with every inner one doubled, at least one of them.
 _QUOTED = re.compile(r'"(?=.*"")(?:[^"]|"")*"', re.DOTALL)
@@ -46,19 +46,13 @@ def read_split(data: Path, task: Task, split: Split) -> Examples:
 def read_test(data: Path, task: Task, split: Split, folder: str | None = None) -> Examples:
     """A test split, without labels. The first column numbers the rows (`index` or `id`)."""
     path = data / (folder or task.folder) / f"{split.file}.tsv"
-    texts = task.test_texts or task.texts
-    rows = _read_rows(path, texts, (), 0)
+    rows = _read_rows(path, task.texts, (), 0)
     indices = [next(iter(row.fields.values())) for row in rows]
     return Examples(
-        texts=[tuple(_text(row, column) for column in texts) for row in rows],
+        texts=[tuple(_text(row, column) for column in task.texts) for row in rows],
         labels=[],
         ids=indices,
     )
-
-
-def has_test(data: Path, task: Task, split: Split, folder: str | None = None) -> bool:
-    """Whether the file is there."""
-    return find(data / (folder or task.folder) / f"{split.file}.tsv") is not None
 
 
 def _read_rows(
