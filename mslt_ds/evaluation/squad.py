@@ -27,7 +27,7 @@ from mslt_ds.evaluation.results import Columns, percent
 from mslt_ds.evaluation.runner import OnStep
 from mslt_ds.evaluation.squad_answers import Answers, find_answers
 from mslt_ds.evaluation.squad_data import Question
-from mslt_ds.evaluation.squad_features import Windows, make_windows
+from mslt_ds.evaluation.squad_features import Windows, check_stride, make_windows
 
 PREDICTIONS = "predictions"
 
@@ -78,6 +78,8 @@ class SquadRunner:
         """Build the model once, so that one that can't be used ends here; notes about it."""
         model, fresh = self._build_on_cpu(seed=0)
         max_length(model, self.encoder, self.recipe.max_length)
+        for questions in (self.train_questions, self.dev_questions):
+            check_stride(questions, self.encoder.tokenizer, self.recipe)
         return [f"begin with fresh numbers, drawn by each run's seed: {', '.join(fresh)}"]
 
     def run(self, cell: Cell, on_step: OnStep) -> dict[str, Any]:

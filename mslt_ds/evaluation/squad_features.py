@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mslt_ds.errors import CheckpointError
+from mslt_ds.errors import CheckpointError, RecipeError
 from mslt_ds.evaluation.encode import Encoded
 from mslt_ds.evaluation.recipe import SquadRecipe
 from mslt_ds.evaluation.squad_data import Question
@@ -30,6 +30,19 @@ class Windows:
     encoded: Encoded
     questions: list[int]
     offsets: list[list[tuple[int, int] | None]]
+
+
+def check_stride(questions: Sequence[Question], tokenizer: Any, recipe: SquadRecipe) -> None:
+    """RecipeError unless a window has more tokens of the context than it shares with the one before,
+    whatever the question."""
+    found = tokenizer([question.text for question in questions], add_special_tokens=False)
+    longest = min(recipe.max_question_length, max(map(len, found["input_ids"])))
+    room = recipe.max_length - longest - tokenizer.num_special_tokens_to_add(pair=True)
+    if recipe.stride >= room:
+        raise RecipeError(
+            f"stride: {recipe.stride}, but at max_length {recipe.max_length} a question of {longest} "
+            f"tokens leaves {room} for its context; stride has to be smaller, or max_length larger"
+        )
 
 
 def make_windows(questions: Sequence[Question], tokenizer: Any, recipe: SquadRecipe) -> Windows:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from mslt_ds.cli import main
-from mslt_ds.errors import DataError
+from mslt_ds.errors import DataError, RecipeError
 from mslt_ds.evaluation.recipe import SquadRecipe
 from mslt_ds.evaluation.squad import span_loss
 from mslt_ds.evaluation.squad_answers import find_answers
 from mslt_ds.evaluation.squad_data import Answer, Question, check_answers, read_questions
-from mslt_ds.evaluation.squad_features import make_windows
+from mslt_ds.evaluation.squad_features import check_stride, make_windows
 from tests.unit.evaluation.conftest import WORDS
 
 NOUNS = WORDS[2:7]
@@ -33,6 +33,23 @@ def question(id_="q", words=("the", "Film", "is", "good", ",", "Old", "river"), 
 @pytest.fixture(scope="module")
 def tokenizer(model_folder):
     return AutoTokenizer.from_pretrained(model_folder)
+
+
+def test_a_stride_that_leaves_a_window_nothing_new_is_refused(tokenizer):
+    """At the largest stride that passes, the tokenizer can make windows."""
+    asked = question(words=WORDS * 5)
+    for stride in range(1, 24):
+        recipe = SquadRecipe(max_length=24, stride=stride)
+        try:
+            check_stride([asked], tokenizer, recipe)
+        except RecipeError as error:
+            assert f"stride: {stride}, but at max_length 24 a question of " in str(error)
+            break
+        assert len(make_windows([asked], tokenizer, recipe).questions) > 1
+    else:
+        raise AssertionError("every stride passes")
+    with pytest.raises(BaseException, match="stride"):
+        make_windows([asked], tokenizer, recipe)
 
 
 @settings(max_examples=40)
