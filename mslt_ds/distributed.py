@@ -111,12 +111,7 @@ def join(
     if world.world_size == 1:
         environment.setdefault("MASTER_ADDR", "127.0.0.1")
         environment.setdefault("MASTER_PORT", str(_free_port()))
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if name not in environment:
-            raise EnvironmentProblem(
-                f"environment variable {name} is not set, and {world.world_size} processes need it "
-                "to find each other; slurm/common.sh shows how to set it under srun"
-            )
+    check_rendezvous(world, environment)
     environment["RANK"] = str(world.rank)
     environment["WORLD_SIZE"] = str(world.world_size)
     environment["LOCAL_RANK"] = str(device.index if device.type == "cuda" else world.local_rank)
@@ -135,6 +130,16 @@ def join(
     deepspeed.init_distributed(
         dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
     )
+
+
+def check_rendezvous(world: World, environment: Mapping[str, str]) -> None:
+    """EnvironmentProblem unless it's said where the processes meet."""
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in environment:
+            raise EnvironmentProblem(
+                f"environment variable {name} is not set, and {world.world_size} processes need it "
+                "to find each other; slurm/common.sh shows how to set it under srun"
+            )
 
 
 def leave() -> None:

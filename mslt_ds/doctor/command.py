@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from mslt_ds.distributed import World, choose_device, join, leave, world_from_environment
+from mslt_ds.distributed import World, check_rendezvous, leave, world_from_environment
 from mslt_ds.doctor import machine, network, page
-from mslt_ds.doctor.facts import Facts
+from mslt_ds.doctor.facts import Facts, RankFacts
 from mslt_ds.doctor.judge import judge
 from mslt_ds.errors import EnvironmentProblem, MsltError
 
@@ -80,38 +80,43 @@ def run(arguments: argparse.Namespace) -> int:
     return EnvironmentProblem.exit_code if stops else 0
 
 
-def _together(world: World, mine, arguments: argparse.Namespace) -> Facts:
+def _together(world: World, mine: RankFacts, arguments: argparse.Namespace) -> Facts:
+    timeout = datetime.timedelta(seconds=arguments.timeout)
+    check_rendezvous(world, os.environ)
     try:
-        device = choose_device("auto", world)
-    except MsltError:
-        # It has to join the others to tell them; on a CPU it can.
-        device = torch.device("cpu")
-    try:
-        join(world, device, os.environ, datetime.timedelta(seconds=arguments.timeout))
-    except MsltError:
-        raise
+        network.meet(world, timeout)
     except Exception as error:  # torch and gloo raise RuntimeError, DistStoreError, ValueError, ...
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise EnvironmentProblem(
             f"rank {world.rank} of {world.world_size} on {mine.host} can't meet the others at "
-            f"{address} ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+            f"{address} ({_first_line(error)}); "
             "check that every task was started, that this name leads to the first node from all of "
             "them, that no firewall closes the port, and MSLT_INTERFACE"
         ) from error
     ranks = network.gather(mine)
+    backend = "nccl" if network.nccl_can_work(ranks) else "gloo"
+    device = torch.device(mine.device if backend == "nccl" else "cpu")
     largest = arguments.megabytes * _MIB
-    reduces = network.all_reduces((4096, _MIB, largest), device)
-    links = network.links(network.ring(ranks), min(largest, 16 * _MIB), device)
+    try:
+        group = network.nccl_group(device, timeout) if backend == "nccl" else None
+        reduces = network.all_reduces((4096, _MIB, largest), device, group)
+        links = network.links(network.ring(ranks), min(largest, 16 * _MIB), device, group)
+    except RuntimeError as error:
+        raise EnvironmentProblem(
+            f"rank {world.rank} of {world.world_size} on {mine.host}: {backend} fails between the "
+            f"processes ({_first_line(error)}); NCCL_DEBUG=INFO says more, MSLT_INTERFACE chooses the "
+            "network"
+        ) from error
     offsets, uncertainty = network.clock_offsets()
-    where = arguments.path
-    while not where.exists():
-        where = where.parent
-    seen = network.file_seen(where.resolve())
+    seen = network.file_seen(machine.first_there(arguments.path).resolve())
     disk = machine.disk(arguments.path, arguments.megabytes) if world.is_main else None
-    backend = "nccl" if device.type == "cuda" else "gloo"
     facts = Facts(ranks, backend, reduces, links, offsets, uncertainty, disk, seen)
     # All ranks end with the same code, which is rank 0's.
     return network.from_main(facts)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def main(argv: Sequence[str] | None = None) -> int:

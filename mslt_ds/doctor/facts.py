@@ -66,8 +66,8 @@ class RankFacts:
     container: str
     """`docker`, `apptainer`, ...; empty outside of one."""
     slurm: dict[str, str]
-    gflops: float
-    """fp32 matrix products of a fixed size, to tell a slow device from its like."""
+    gflops: float | None
+    """fp32 matrix products of a fixed size, to tell a slow device from its like; None: it can't."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Facts:
 
     ranks: tuple[RankFacts, ...]
     backend: str
-    """`nccl` or `gloo`; empty where there is one process."""
+    """What was measured with: `nccl`, or `gloo` where not every rank has a GPU that works; empty where
+    there is one process."""
     all_reduces: tuple[AllReduce, ...]
     links: tuple[Link, ...]
     clock_offsets: tuple[float, ...]

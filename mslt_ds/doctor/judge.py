@@ -110,13 +110,13 @@ def _devices(facts: Facts) -> Iterator[Finding]:
 
 
 def _speed(facts: Facts) -> Iterator[Finding]:
-    speeds = [rank.gflops for rank in facts.ranks]
+    speeds = [(rank.gflops, rank) for rank in facts.ranks if rank.gflops is not None]
     if len(speeds) < 3:
         return
-    usual = statistics.median(speeds)
-    slow = [rank for rank in facts.ranks if rank.gflops * SLOW_BY < usual]
+    usual = statistics.median(speed for speed, _ in speeds)
+    slow = [rank for speed, rank in speeds if speed * SLOW_BY < usual]
     if slow:
-        worst = min(rank.gflops for rank in slow)
+        worst = min(speed for speed, _ in speeds)
         yield Finding(
             "warning", "speed",
             f"{_ranks(slow)}: matrix products at {worst:.0f} GFLOP/s, {usual:.0f} on the others",

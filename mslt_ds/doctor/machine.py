@@ -34,11 +34,12 @@ _MIB = 1 << 20
 
 def rank_facts(world: World, environment: Mapping[str, str]) -> RankFacts:
     """Everything about this process; takes about a second."""
-    device, error = None, ""
+    device, gpu, error = None, None, ""
     try:
         device = choose_device("auto", world)
-    except MsltError as problem:
-        error = str(problem)
+        gpu = _gpu(device) if device.type == "cuda" else None
+    except (MsltError, RuntimeError) as problem:  # CUDA's own are RuntimeErrors
+        device, error = None, str(problem).splitlines()[0]
     shm = _free_and_total("/dev/shm")
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     return RankFacts(
@@ -49,7 +50,7 @@ def rank_facts(world: World, environment: Mapping[str, str]) -> RankFacts:
         device_error=error,
         visible_devices=environment.get("CUDA_VISIBLE_DEVICES"),
         gpus_visible=torch.cuda.device_count(),
-        gpu=_gpu(device) if device is not None and device.type == "cuda" else None,
+        gpu=gpu,
         versions=_versions(),
         optimizers=backends.available(),
         cores=len(os.sched_getaffinity(0)),
@@ -112,17 +113,23 @@ def has_code_for(capability: tuple[int, int], arch_list: list[str]) -> bool:
     return False
 
 
-def gflops(device: torch.device, size: int | None = None, repeats: int = 5) -> float:
-    """The median speed of an fp32 matrix product, in 10^9 operations per second."""
-    size = size or (4096 if device.type == "cuda" else 512)
-    matrix = torch.ones(size, size, device=device)
+def gflops(device: torch.device, repeats: int = 5) -> float | None:
+    """The median speed of an fp32 matrix product, in 10^9 operations per second.
+
+    None on a device that can't: a GPU that torch has no code for, or without free memory.
+    """
+    size = 4096 if device.type == "cuda" else 512
     seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        torch.mm(matrix, matrix)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
+    try:
+        matrix = torch.ones(size, size, device=device)
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            torch.mm(matrix, matrix)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - started)
+    except RuntimeError:
+        return None
     # The first one loads libraries.
     return 2 * size**3 / statistics.median(seconds[1:]) / 1e9
 
@@ -162,13 +169,17 @@ def container(environment: Mapping[str, str], root: Path) -> str:
     return ""
 
 
+def first_there(path: Path) -> Path:
+    """`path`, or its first parent that's there: a run makes the folders, on the same file system."""
+    while not os.path.exists(path):  # which Path's own isn't: a folder that can't be read is none
+        path = path.parent
+    return path
+
+
 def disk(path: Path, megabytes: int) -> Disk:
     """Write and flush a file of `megabytes` under `path`, and small ones one by one."""
-    where = path
-    while not where.exists():
-        where = where.parent
+    where = first_there(path)
     try:
-        # The run makes the folder; the file system is that of the first part that's there.
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=where) as folder:
             block = os.urandom(_MIB)
             started = time.perf_counter()

@@ -1,6 +1,9 @@
 """Measures between processes: how fast they reduce, how fast each link is, how clocks differ.
 
-Notable: every rank makes the same calls in the same order, and only rank 0's numbers count. Links are
+Notable: the processes meet over gloo, which needs no GPU, and tell each other what each one has; NCCL
+is tried only where it can work. A GPU that is missing, shared or without code in torch would make it
+hang, and the others would never hear why. Every rank makes the same calls in the same order, and only
+rank 0's numbers count. Links are
 measured one after another along a ring, so that a slow one shows alone; between nodes where there are
 several, and between ranks where there is one.
 """
@@ -10,16 +13,35 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from mslt_ds.distributed import World
 from mslt_ds.doctor.facts import AllReduce, Facts, Link, RankFacts
 
 _WARM_UP = 2
 _CLOCK_ROUNDS = 5
+
+
+def meet(world: World, timeout: timedelta) -> None:
+    """Join the others. timeout: for that, and for each measurement that waits for another rank."""
+    dist.init_process_group("gloo", rank=world.rank, world_size=world.world_size, timeout=timeout)
+
+
+def nccl_can_work(ranks: tuple[RankFacts, ...]) -> bool:
+    """Whether each rank has a GPU of its own that torch has code for."""
+    gpus = {(rank.host, rank.gpu.uuid) for rank in ranks if rank.gpu and rank.gpu.in_arch_list}
+    return len(gpus) == len(ranks)
+
+
+def nccl_group(device: torch.device, timeout: timedelta) -> Any:
+    """All ranks, each with the GPU that it would train on."""
+    torch.cuda.set_device(device)
+    return dist.new_group(backend="nccl", timeout=timeout)
 
 
 def gather(mine: RankFacts) -> tuple[RankFacts, ...]:
@@ -35,9 +57,9 @@ def _wait(device: torch.device) -> None:
 
 
 def all_reduces(
-    sizes: tuple[int, ...], device: torch.device, repeats: int = 5
+    sizes: tuple[int, ...], device: torch.device, group: Any, repeats: int = 5
 ) -> tuple[AllReduce, ...]:
-    """Median times of all-reduces of `sizes` bytes."""
+    """Median times of all-reduces of `sizes` bytes in `group`, of all ranks."""
     measured = []
     for num_bytes in sizes:
         buffer = torch.zeros(num_bytes // 4, device=device)
@@ -46,7 +68,7 @@ def all_reduces(
             dist.barrier()
             _wait(device)
             started = time.perf_counter()
-            dist.all_reduce(buffer)
+            dist.all_reduce(buffer, group=group)
             _wait(device)
             seconds.append(time.perf_counter() - started)
         measured.append(AllReduce(num_bytes, statistics.median(seconds[_WARM_UP:])))
@@ -67,9 +89,13 @@ def ring(ranks: tuple[RankFacts, ...]) -> list[tuple[int, int]]:
 
 
 def links(
-    pairs: list[tuple[int, int]], num_bytes: int, device: torch.device, repeats: int = 3
+    pairs: list[tuple[int, int]],
+    num_bytes: int,
+    device: torch.device,
+    group: Any,
+    repeats: int = 3,
 ) -> tuple[Link, ...]:
-    """The speed of each pair, there and back, one pair at a time."""
+    """The speed of each pair in `group`, of all ranks, there and back, one pair at a time."""
     me = dist.get_rank()
     measured = []
     buffer = torch.zeros(num_bytes // 4, device=device)
@@ -80,11 +106,11 @@ def links(
             _wait(device)
             started = time.perf_counter()
             if me == source:
-                dist.send(buffer, target)
-                dist.recv(buffer, target)
+                dist.send(buffer, target, group=group)
+                dist.recv(buffer, target, group=group)
             elif me == target:
-                dist.recv(buffer, source)
-                dist.send(buffer, source)
+                dist.recv(buffer, source, group=group)
+                dist.send(buffer, source, group=group)
             _wait(device)
             seconds.append(time.perf_counter() - started)
         # The first one opens the connection. The ranks that look on have no time to tell.
@@ -100,7 +126,6 @@ def clock_offsets() -> tuple[tuple[float, ...], float]:
     As the network time protocol does: rank 0 asks, the other answers with its time, and the middle
     of asking and hearing is the moment of the answer; the shortest of some round trips counts.
     """
-    group: Any = dist.new_group(backend="gloo")
     me, size = dist.get_rank(), dist.get_world_size()
     offsets, uncertainty = [0.0] * size, 0.0
     for other in range(1, size):
@@ -109,15 +134,15 @@ def clock_offsets() -> tuple[tuple[float, ...], float]:
             stamp = torch.zeros(1, dtype=torch.float64)
             if me == 0:
                 asked = time.time()
-                dist.send(stamp, other, group=group)
-                dist.recv(stamp, other, group=group)
+                dist.send(stamp, other)
+                dist.recv(stamp, other)
                 heard = time.time()
                 if heard - asked < best:
                     best = heard - asked
                     offsets[other] = float(stamp) - (asked + heard) / 2
             elif me == other:
-                dist.recv(stamp, 0, group=group)
-                dist.send(torch.tensor([time.time()], dtype=torch.float64), 0, group=group)
+                dist.recv(stamp, 0)
+                dist.send(torch.tensor([time.time()], dtype=torch.float64), 0)
         if me == 0:
             uncertainty = max(uncertainty, best / 2)
     return tuple(offsets), uncertainty

@@ -52,7 +52,7 @@ def _ranks(facts: Facts) -> Table:
         limit = rank.memory_limit_bytes
         table.add_row(
             str(rank.rank), rank.host, _device(rank), rank.visible_devices or "all",
-            f"{rank.gflops:.0f}", str(rank.cores), str(rank.threads), f"{rank.shm_bytes / _GIB:.1f}",
+            "none" if rank.gflops is None else f"{rank.gflops:.0f}", str(rank.cores), str(rank.threads), f"{rank.shm_bytes / _GIB:.1f}",
             "no limit" if limit is None else f"{limit / _GIB:.1f}", f"{offset * 1e3:+.1f}",
         )  # fmt: skip
     return table

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mslt_ds.distributed import World
-from mslt_ds.doctor import machine
+from mslt_ds.doctor import machine, network
+from mslt_ds.doctor.judge import judge
 from mslt_ds.doctor.network import ring
+from tests.unit.doctor.test_judge import facts, with_rank
 
 
 def test_this_machine() -> None:
     facts = machine.rank_facts(World(0, 1, 0), {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "node3"})
     assert facts.device in ("cpu", "cuda:0") and facts.device_error == ""
     assert facts.host == "node3" and facts.slurm == {"SLURM_JOB_ID": "7"}
-    assert facts.gflops > 0 and facts.cores > 0 and facts.shm_bytes > 0
+    assert facts.gflops and facts.cores > 0 and facts.shm_bytes > 0
     assert all(facts.versions[name] for name in ("python", "torch", "deepspeed", "transformers"))
     assert facts.optimizers["torch"] == "usable"
 
@@ -82,3 +86,17 @@ def test_links_are_measured_between_nodes_or_between_the_ranks_of_one() -> None:
     assert ring(tuple(rank(number) for number in range(3))) == [(0, 1), (1, 2), (2, 0)]
     assert ring((rank(0), rank(8))) == [(0, 8)]
     assert ring((rank(0),)) == []
+
+
+def test_nccl_is_tried_only_where_each_rank_has_a_gpu_of_its_own_with_code_for_it() -> None:
+    healthy = facts().ranks
+    gpu = healthy[5].gpu
+    assert gpu is not None and network.nccl_can_work(healthy)
+    for broken in (None, replace(gpu, in_arch_list=False), healthy[6].gpu):
+        ranks = (*healthy[:5], replace(healthy[5], gpu=broken), *healthy[6:])
+        assert not network.nccl_can_work(ranks)
+
+
+def test_a_device_that_can_not_compute_has_no_speed() -> None:
+    assert machine.gflops(torch.device("mps")) is None  # which this torch has no code for
+    assert not [f for f in judge(with_rank(5, gflops=None)) if f.check == "speed"]
