@@ -24,6 +24,10 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from mslt_ds.errors import CheckpointError, RecipeError
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt",
+)  # fmt: skip
 _POOLERS = ("pooler",)
 _NAMES_SHOWN = 3
 
@@ -152,7 +156,7 @@ def _in_pooler(name: str) -> bool:
 
 def _digest(path: Path, weights: list[Path]) -> str:
     state = hashlib.blake2b(digest_size=16)
-    others = [path / name for name in ("config.json", "tokenizer.json", "vocab.txt")]
+    others = [path / name for name in ("config.json", *_TOKENIZER)]
     for file in [*weights, *(other for other in others if other.is_file())]:
         state.update(file.name.encode())
         with file.open("rb") as content:

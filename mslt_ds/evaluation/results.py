@@ -3,7 +3,7 @@
 A task's learning rate is the one with the best median over the seeds of the metric that counts (on
 MNLI the matched one's; of equals the first named). The spread is the range of the scores behind that
 median, largest minus smallest: of five runs it's about 2.3 standard deviations, so a difference of
-medians that exceeds it is no accident of seeds.
+medians that exceeds it is hardly an accident of seeds.
 """
 
 from __future__ import annotations

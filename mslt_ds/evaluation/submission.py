@@ -11,6 +11,7 @@ is fine-tuned again by the same seed, which on a CPU gives the same bits.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import zipfile
@@ -43,15 +44,17 @@ def predict_tests(
     """Predict every test set and write the zip; the files that the server will miss.
 
     tests: of each task, its test sets by their file's name. A task's predictions are a file each, and
-    made once.
+    made once: several processes that find the grid finished take turns.
     """
     files: dict[str, str] = {
         "WNLI": _tsv([str(row) for row in range(WNLI_ROWS)], ["0"] * WNLI_ROWS)
     }
-    with GridProgress(len(tests), len(tests)) as progress:
-        for name, splits in tests.items():
-            files |= _task_files(runner, results, name, splits, output / FOLDER, progress)
-    write_zip(output / ZIP, files)
+    with (output / f".{FOLDER}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with GridProgress(len(tests), len(tests)) as progress:
+            for name, splits in tests.items():
+                files |= _task_files(runner, results, name, splits, output / FOLDER, progress)
+        write_zip(output / ZIP, files)
     return [name for name in FILES if name not in files]
 
 

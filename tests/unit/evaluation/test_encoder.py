@@ -57,6 +57,21 @@ def test_a_model_without_pooler_gets_a_fresh_one_and_says_so(tmp_path):
     assert torch.equal(model.bert.pooler.dense.weight, build(tmp_path)[0].bert.pooler.dense.weight)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors"])
+def test_the_digest_changes_with_every_file_that_scores_depend_on(model_folder, tmp_path, name):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    before = Encoder.open(folder).digest
+    assert before == Encoder.open(model_folder).digest
+    content = bytearray((folder / name).read_bytes())
+    if name.endswith(".json"):
+        content = content.replace(b"{", b'{"one_key_more": 1, ', 1)
+    else:
+        content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    assert Encoder.open(folder).digest != before
+
+
 def test_fewer_or_more_layers_than_the_configuration_says(model_folder, tmp_path):
     deeper = change_config(model_folder, tmp_path / "deeper", num_hidden_layers=3)
     with pytest.raises(CheckpointError, match=r"encoder.layer.2.* config.json says 3 layers"):
