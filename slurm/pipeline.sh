@@ -43,12 +43,14 @@ name=${MSLT_NAME:-pipeline}
 # Each array counts its own tasks.
 unset MSLT_SHARDS
 
-# A recipe that can't be read ends it here, where it's seen.
 training="--set name=$name ${MSLT_ARGS:-} --set data.eval_path=${MSLT_VALID:-null}"
 mslt_environment
-# shellcheck disable=SC2086 # a list, split at blanks
-python -m mslt_ds.cli plan \
-    --config "${MSLT_RECIPE:-$(sed -n 's/^mslt_train //p' "$pretrain")}" $training >/dev/null
+# A recipe that can't be read ends it here, where it's seen; with an image there may be no Python here.
+if [ -z "${MSLT_CONTAINER:-}${MSLT_APPTAINER:-}" ]; then
+    # shellcheck disable=SC2086 # a list, split at blanks
+    python -m mslt_ds.cli plan \
+        --config "${MSLT_RECIPE:-$(sed -n 's/^mslt_train //p' "$pretrain")}" $training >/dev/null
+fi
 
 # submit WHAT DEPENDENCY OPTIONS...: prints the job's id.
 submit() {

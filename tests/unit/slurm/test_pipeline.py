@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,17 @@ def test_four_jobs_each_after_the_one_before(tmp_path: Path) -> None:
 
 def test_without_glue_it_ends_with_the_training(tmp_path: Path) -> None:
     code, output, calls = run(tmp_path, *PREPARE)
+    assert code == 0, output
+    assert len(calls) == 3
+
+
+def test_with_an_image_no_python_is_needed_where_it_is_submitted(tmp_path: Path) -> None:
+    for name in ("bash", "sed", "wc", "dirname", "basename"):
+        program = shutil.which(name)
+        assert program
+        (tmp_path / name).symlink_to(program)
+    path = f"{tmp_path / 'bin'}:{tmp_path}"
+    code, output, calls = run(tmp_path, *PREPARE, MSLT_CONTAINER="image.sqsh", PATH=path)
     assert code == 0, output
     assert len(calls) == 3
 
