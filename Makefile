@@ -14,6 +14,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # One thread for each test process: distributed tests start several on the same cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# Files side by side; the tests of one share what they have made.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 SHELL_SCRIPTS := $(wildcard scripts/*.sh demo/*.sh slurm/*.sh docker/*.sh) .ci/run
 DOCKERFILES := docker/Dockerfile docker/Dockerfile.cpu
 
@@ -35,10 +37,10 @@ demo: $(INSTALLED) ## Pretrain a small BERT in stages, from raw text, with 2 pro
 	PATH="$(CURDIR)/$(BIN):$$PATH" demo/run.sh
 
 test: $(INSTALLED) ## All tests but those that need a GPU or a Slurm
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu and not slurm"
+	$(TEST_ENV) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not gpu and not slurm"
 
 test-fast: $(INSTALLED) ## The tests without the slow ones
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu and not slurm and not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not gpu and not slurm and not slow"
 
 test-slurm: $(INSTALLED) ## Job scripts on a Slurm of two nodes, made for it (root, Debian)
 	$(TEST_ENV) $(BIN)/python -m pytest -m slurm tests/slurm

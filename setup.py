@@ -25,6 +25,7 @@ DEVELOPMENT = [
     "pyright[nodejs]>=1.1.400",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "pytorch_optimizer>=3.5",  # an independent LAMB to compare with
     "ruff>=0.12",
     "scikit-learn>=1.5",  # the other opinion on every metric
