@@ -17,6 +17,7 @@
 #   MSLT_INTERFACE     network interface for NCCL and gloo, e.g. ib0 or ^docker,lo
 #                      (NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, where set, go before it)
 #   MASTER_ADDR, MASTER_PORT   rendezvous     (default: first node, a port made from the job's id)
+#   MSLT_MAX_RESTARTS  restarts after which a lost node is no reason for another  (default: 20)
 #   MSLT_SRUN_ARGS     further arguments of srun, split at blanks, e.g. "--cpu-bind=cores"
 #
 # Both ways of binding GPUs work: every task sees all GPUs of its node (--gpus-per-node), or one of
@@ -159,7 +160,8 @@ mslt_train() {
         echo "job $SLURM_JOB_ID: can't be requeued; submit the same command again to go on" >&2
     elif [ "$code" = "$MSLT_STOPPED" ] && [ "$MSLT_SIGNAL" = TERM ]; then
         echo "job $SLURM_JOB_ID: told to end, stopped with a checkpoint"
-    elif [ "$code" != 0 ] && [ -z "$MSLT_SIGNAL" ] && ! mslt_nodes_answer; then
+    elif [ "$code" != 0 ] && [ -z "$MSLT_SIGNAL" ] && ! mslt_nodes_answer &&
+        [ "${SLURM_RESTART_COUNT:-0}" -lt "${MSLT_MAX_RESTARTS:-20}" ]; then
         # The surviving tasks notice it before Slurm does, which would requeue the job itself.
         echo "job $SLURM_JOB_ID: a node doesn't answer; goes back into the queue" >&2
         scontrol requeue "$SLURM_JOB_ID" && exit 0

@@ -169,6 +169,18 @@ def test_a_node_that_has_gone_requeues(job: Job) -> None:
     assert said in output
 
 
+def test_nodes_that_get_lost_again_and_again_end_the_job(job: Job) -> None:
+    said = "srun: error: Task launch for StepId=7.1 failed on node gpu09: Communication failure"
+    code, output = job.run(TEST_EXIT="1", TEST_PROBE=said, SLURM_RESTART_COUNT="20")
+    assert code == 1, output
+    assert not job.requeued()
+    code, output = job.run(
+        TEST_EXIT="1", TEST_PROBE=said, SLURM_RESTART_COUNT="20", MSLT_MAX_RESTARTS="21"
+    )
+    assert code == 0, output
+    assert job.requeued()
+
+
 def test_a_probe_that_srun_refuses_proves_nothing(job: Job) -> None:
     code, output = job.run(TEST_EXIT="1", TEST_PROBE="srun: error: Invalid TRES specification")
     assert code == 1, output
