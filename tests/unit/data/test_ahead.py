@@ -93,9 +93,17 @@ def test_a_timeout_of_the_batchs_own_is_an_error_like_any_other(monkeypatch: pyt
 
 
 def test_an_error_in_what_is_made_ahead_reaches_the_caller():
+    failing = threading.Event()
+
     def fail(step: int) -> None:
+        failing.set()
         raise OSError(28, "No space left on device")
 
-    made = ahead.work_ahead(lambda step: step, fail, range(4), 1, place="/disk", device=CPU)
+    def make(step: int) -> int:
+        failing.wait()
+        return step
+
+    # Noticed at a later step, however long the other thread takes to pass the error on.
+    made = ahead.work_ahead(make, fail, range(100_000), 1, place="/disk", device=CPU)
     with pytest.raises(DataError, match="/disk: can't be read at step 0 .No space left"):
         list(made)

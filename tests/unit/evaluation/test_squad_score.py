@@ -79,8 +79,10 @@ def test_version_2_against_a_transcription(data, count):
             gain = raw[i] if has[i] else (-1 if answers[i] else 0)
             sums.append(sums[-1] + gain)
         assert found[f"best_{name}"] == pytest.approx(100 * max(sums) / count, abs=1e-4)
-        at = next(k for k, value in enumerate(sums) if value >= max(sums) - 1e-6)
-        assert found[f"best_{name}_thresh"] == (0.0 if at == 0 else chances[order[at - 1]])
+        # Equal sums may differ by their rounding, and then either place is the best.
+        best = [k for k, value in enumerate(sums) if value >= max(sums) - 1e-6]
+        thresholds = [0.0 if k == 0 else chances[order[k - 1]] for k in best]
+        assert found[f"best_{name}_thresh"] in thresholds
 
 
 def test_version_1_counts_the_best_answer_and_0_for_none():
