@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from mslt_ds.config import RunConfig, load_config
 from mslt_ds.cost import ASSUMED_VOCAB_SIZE
+from mslt_ds.distributed import device_name
 from mslt_ds.errors import MsltError
 from mslt_ds.model import bert
 from mslt_ds.model.init import fresh_weights
@@ -102,16 +102,6 @@ def measure(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, flo
             if turn:
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's own name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main(arguments: list[str] | None = None) -> int:

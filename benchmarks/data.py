@@ -29,13 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import instances
-from benchmarks.__main__ import RESULTS, device_name
+from benchmarks.__main__ import RESULTS
 from benchmarks.instances import Measurement, medians
 from mslt_ds.data import tokenizer
 from mslt_ds.data.corpus import TextCounts, TextFile
 from mslt_ds.data.finish import FIGURES
 from mslt_ds.data.prepare import prepare
 from mslt_ds.data.store import TokenStore
+from mslt_ds.distributed import device_name
 
 LIBRARY_BATCH = 4096  # paragraphs
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mslt_ds.distributed import World
+from mslt_ds.distributed import World, device_name
 from mslt_ds.evaluation.batches import training_batches
 from mslt_ds.evaluation.encode import Encoded
 from mslt_ds.evaluation.encoder import Encoder
@@ -33,7 +33,7 @@ from mslt_ds.evaluation.finetune import Batch, Settings, fine_tune
 from mslt_ds.evaluation.glue import GlueRunner, Source, loss_for
 from mslt_ds.evaluation.metrics import scores
 from mslt_ds.evaluation.recipe import GlueRecipe
-from mslt_ds.evaluation.runner import device_for, device_name
+from mslt_ds.evaluation.runner import device_for
 from mslt_ds.evaluation.tasks import TASKS
 
 RESULTS = Path(__file__).parent / "results"

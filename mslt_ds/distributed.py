@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -96,6 +98,16 @@ def choose_device(requested: str, world: World, precision: str = "fp32") -> torc
             "arithmetic; choose fp16"
         )
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def join(

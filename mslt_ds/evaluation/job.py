@@ -15,12 +15,12 @@ import torch
 
 from mslt_ds.atomic import replace_text
 from mslt_ds.data.pool import Shard
-from mslt_ds.distributed import World, world_from_environment
+from mslt_ds.distributed import World, device_name, world_from_environment
 from mslt_ds.errors import EnvironmentProblem, RecipeError
 from mslt_ds.evaluation import results
 from mslt_ds.evaluation.cells import CellFolder
 from mslt_ds.evaluation.grid import Cell, make_cells, share
-from mslt_ds.evaluation.runner import Runner, device_name, plan, run_cells, run_in_workers
+from mslt_ds.evaluation.runner import Runner, plan, run_cells, run_in_workers
 from mslt_ds.telemetry.pace import duration
 
 RESULTS = "results.json"

@@ -6,6 +6,7 @@ default, in the sections too. Typed and checked as a training recipe is (config.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -62,9 +63,9 @@ class FineTuning(Section):
         changes = [f"{key} {show(mine[key])}" for key in mine if mine[key] != theirs[key]]
         return f"the paper's, but {', '.join(changes)}" if changes else "the paper's"
 
+    @abstractmethod
     def protocol(self) -> str:
         """What is said of it in results."""
-        raise NotImplementedError
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included; `load` reads it back."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -120,16 +119,6 @@ def device_for(requested: str, world: World, precision: str) -> torch.device:
             f"{os.environ.get('CUDA_VISIBLE_DEVICES')!r}); check nvidia-smi, or --set device=cpu"
         )
     return choose_device(requested, world, precision)
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's own name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def run_in_workers(
