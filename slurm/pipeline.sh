@@ -4,9 +4,10 @@
 #   MSLT_DATA=/scratch/train MSLT_OUTPUT=/scratch/runs MSLT_GLUE=/scratch/glue \
 #       slurm/pipeline.sh --input text/*.xz --tokenizer data/vocabulary
 #
-# Run it where sbatch is, from the root of the checkout; it submits four jobs and ends. A job starts when
-# the one before has succeeded; where one fails, Slurm cancels those after it (their dependency is never
-# satisfied). Start it again by the same command: what is finished is found and not repeated.
+# Run it where sbatch is, from the root of the checkout; it submits four jobs, or none, and ends. A job
+# starts when the one before has succeeded; where one fails, Slurm cancels those after it (their
+# dependency is never satisfied). Start it again by the same command: what is finished is found and not
+# repeated.
 #
 # Arguments are those of `mslt-ds prepare`, without --output. Settings, beside those at the top of
 # slurm/common.sh:
@@ -64,9 +65,15 @@ submit() {
     sbatch "${options[@]}" "$@" || mslt_die "sbatch refused the job $what"
 }
 
+submitted=()
+# A job that nothing follows would spend its hours for no result.
+trap '[ "${#submitted[@]}" = 0 ] || scancel "${submitted[@]}"' ERR
 prepared=$(submit PREPARE "" --array="1-${MSLT_PREPARERS:-8}" slurm/prepare.sh "$@" --output "$MSLT_DATA")
+submitted+=("$prepared")
 merged=$(submit PREPARE "$prepared" --array=1 slurm/prepare.sh --merge --output "$MSLT_DATA")
+submitted+=("$merged")
 trained=$(MSLT_ARGS=$training submit PRETRAIN "$merged" "$pretrain")
+submitted+=("$trained")
 echo "prepare $prepared, merge $merged, pretrain $trained"
 [ -n "${MSLT_GLUE:-}" ] || exit 0
 # shellcheck disable=SC2086 # a list, split at blanks

@@ -33,8 +33,10 @@ def write_glue(folder: Path) -> None:
         (folder / "RTE" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
 
 
-def submit_pipeline(jobs: Jobs, *arguments: str, **settings: str) -> list[str]:
-    """Run slurm/pipeline.sh; the ids of its jobs."""
+def start_pipeline(
+    jobs: Jobs, *arguments: str, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run slurm/pipeline.sh."""
     options = {
         "MSLT_SBATCH": f"--output={jobs.folder}/%A.log --time=10 --cpus-per-task=1",
         "MSLT_SBATCH_PRETRAIN": "--nodes=2 --ntasks-per-node=1 --gpus-per-node=1",
@@ -43,10 +45,15 @@ def submit_pipeline(jobs: Jobs, *arguments: str, **settings: str) -> list[str]:
         "MSLT_PREPARERS": "2",
         "MSLT_EVALUATORS": "2",
     }
-    done = subprocess.run(
+    return subprocess.run(
         ["bash", "slurm/pipeline.sh", *arguments], cwd=ROOT,
         env=jobs.environment(**options | settings), capture_output=True, text=True,
     )  # fmt: skip
+
+
+def submit_pipeline(jobs: Jobs, *arguments: str, **settings: str) -> list[str]:
+    """The ids of its jobs, all of them submitted."""
+    done = start_pipeline(jobs, *arguments, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     return re.findall(r"(?:prepare|merge|pretrain|evaluate) (\d+)", done.stdout)
 
@@ -85,6 +92,18 @@ def test_where_a_job_fails_those_after_it_never_start(jobs: Jobs, store: Path) -
     assert jobs.wait(prepare) == "FAILED"
     assert jobs.wait(merge) == "CANCELLED" and jobs.wait(pretrain) == "CANCELLED"
     assert "/nowhere/text.txt" in jobs.log(prepare)
+
+
+def test_where_sbatch_refuses_a_job_those_before_it_are_cancelled(jobs: Jobs, store: Path) -> None:
+    done = start_pipeline(
+        jobs, "--input", "text.txt", "--tokenizer", str(store),
+        MSLT_SBATCH=f"--job-name={jobs.folder.name} --hold --output={jobs.folder}/%A.log",
+        MSLT_SBATCH_PRETRAIN="--partition=nowhere",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "sbatch refused the job PRETRAIN" in done.stderr
+    shown = jobs.slurm.command("squeue", "--noheader", f"--name={jobs.folder.name}")
+    assert shown == "", shown
 
 
 def test_an_array_that_lost_a_task_is_finished_by_that_task_alone(folder: Path, jobs: Jobs) -> None:
