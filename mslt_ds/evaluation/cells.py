@@ -2,8 +2,10 @@
 
 Notable: a lock is the kernel's (`flock`), so it's gone with its process however that ends. Several
 processes on one machine can walk the same list and take what nobody else has; what a kill left
-unfinished is free again. The scores of a cell are a function of its fingerprint (model, recipe, data)
-and itself; a file with another fingerprint is never mixed in.
+unfinished is free again. The scores of a cell are a function of its fingerprint (model, recipe, data),
+itself, and rounding. A file with another fingerprint is never mixed in; the device and the number of
+threads decide on rounding only (and, on a GPU, on which random numbers a seed gives), so they're
+recorded in each cell instead.
 """
 
 from __future__ import annotations

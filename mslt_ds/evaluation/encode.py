@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mslt_ds.evaluation.tasks import Examples
+from mslt_ds.evaluation.tasks import Examples, LabelledExamples
 
 _PAD_MULTIPLE = 8  # tensor cores like it, and it costs a processor little
 
@@ -22,7 +22,6 @@ class Encoded:
     """
 
     columns: dict[str, list[list[int]]]
-    labels: Tensor | None
     pad_token_id: int
 
     def __len__(self) -> int:
@@ -33,7 +32,7 @@ class Encoded:
         return [len(ids) for ids in self.columns["input_ids"]]
 
     def batch(self, rows: Sequence[int], pad_to: int | None = None) -> dict[str, Tensor]:
-        """These rows: (rows, longest of them) each, and `labels` (rows,) where there are any.
+        """These rows: (rows, longest of them) each.
 
         pad_to: tokens to pad to instead of the longest row
         """
@@ -44,18 +43,34 @@ class Encoded:
             padding = self.pad_token_id if name == "input_ids" else 0
             table = [values[row] + [padding] * (longest - len(values[row])) for row in rows]
             batch[name] = torch.tensor(table)
-        if self.labels is not None:
-            batch["labels"] = self.labels[list(rows)]
         return batch
 
 
-def encode(examples: Examples, tokenizer: Any, max_length: int, is_regression: bool) -> Encoded:
+@dataclass(frozen=True)
+class LabelledEncoded(Encoded):
+    """A split with a label, or several, for each row.
+
+    labels: (rows,), or (rows, labels of each)
+    """
+
+    labels: Tensor
+
+    def batch(self, rows: Sequence[int], pad_to: int | None = None) -> dict[str, Tensor]:
+        """As of any split, with `labels` of the rows."""
+        return super().batch(rows, pad_to) | {"labels": self.labels[list(rows)]}
+
+
+def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
     """Tokenize single texts or pairs, cut to `max_length` tokens (of a pair, the longer one first)."""
     sides = list(zip(*examples.texts, strict=True))
     columns = tokenizer(*(list(side) for side in sides), truncation=True, max_length=max_length)
-    labels = None
-    if examples.labels:
-        labels = torch.tensor(
-            examples.labels, dtype=torch.float32 if is_regression else torch.int64
-        )
-    return Encoded(dict(columns), labels, tokenizer.pad_token_id)
+    return Encoded(dict(columns), tokenizer.pad_token_id)
+
+
+def encode_labelled(
+    examples: LabelledExamples, tokenizer: Any, max_length: int, is_regression: bool
+) -> LabelledEncoded:
+    """`encode` with the labels: scores of a regression in fp32, else class numbers."""
+    texts = encode(examples, tokenizer, max_length)
+    labels = torch.tensor(examples.labels, dtype=torch.float32 if is_regression else torch.int64)
+    return LabelledEncoded(texts.columns, texts.pad_token_id, labels)

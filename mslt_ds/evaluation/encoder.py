@@ -127,15 +127,14 @@ class Encoder:
             )
 
 
-def max_length(model: nn.Module, encoder: Encoder, asked: int) -> int:
-    """`asked`, if the model has position embeddings for so many tokens. RecipeError if not."""
+def check_max_length(model: nn.Module, encoder: Encoder, asked: int) -> None:
+    """RecipeError unless the model has position embeddings for `asked` tokens."""
     limit = position_limit(model)
     if limit is not None and asked > limit:
         raise RecipeError(
             f"max_length: {asked}, but {encoder.path} has embeddings for {limit} positions; "
             f"--set max_length={limit} cuts longer texts there"
         )
-    return asked
 
 
 def position_limit(model: nn.Module) -> int | None:

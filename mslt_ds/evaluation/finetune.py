@@ -84,7 +84,7 @@ def fine_tune(
             recent.clear()
             if not math.isfinite(mean):
                 raise DivergenceError(
-                    f"loss {mean} after {step} steps at learning rate {settings.learning_rate:g}; "
+                    f"loss {mean} after {step} steps at learning rate {settings.learning_rate}; "
                     "take it out of learning_rates"
                 )
             on_step(step, mean)

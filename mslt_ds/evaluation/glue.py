@@ -21,15 +21,23 @@ from transformers import AutoModelForSequenceClassification
 from mslt_ds.evaluation import hub, tsv
 from mslt_ds.evaluation.batches import evaluation_batches, sample, training_batches
 from mslt_ds.evaluation.cells import fingerprint
-from mslt_ds.evaluation.encode import Encoded, encode
-from mslt_ds.evaluation.encoder import Encoder, max_length
+from mslt_ds.evaluation.encode import Encoded, LabelledEncoded, encode, encode_labelled
+from mslt_ds.evaluation.encoder import Encoder, check_max_length
 from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune, predict
 from mslt_ds.evaluation.grid import Cell
 from mslt_ds.evaluation.metrics import scores
 from mslt_ds.evaluation.recipe import GlueRecipe
 from mslt_ds.evaluation.results import Columns, percent
 from mslt_ds.evaluation.runner import OnStep
-from mslt_ds.evaluation.tasks import DIAGNOSTIC, METRIC_NAMES, TASKS, Examples, Split, Task
+from mslt_ds.evaluation.tasks import (
+    DIAGNOSTIC,
+    METRIC_NAMES,
+    TASKS,
+    Examples,
+    LabelledExamples,
+    Split,
+    Task,
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,8 @@ class TaskData:
     """A task's labelled splits: train after sampling, and each dev split by its name."""
 
     task: Task
-    train: Examples
-    dev: dict[str, Examples]
+    train: LabelledExamples
+    dev: dict[str, LabelledExamples]
 
     def fingerprint(self) -> str:
         return fingerprint(
@@ -64,17 +72,17 @@ class Source:
         """A task's train and dev splits."""
         open_config = self._open
 
-        def read_split(split: Split) -> Examples:
+        def read_split(split: Split) -> LabelledExamples:
             if open_config is None:
                 return tsv.read_split(Path(self.data), task, split)
             return hub.read_split(open_config, task, split)
 
         train = read_split(task.train)
         rows = sample(len(train), recipe.train_examples, seed=0)
-        train = Examples(
-            [train.texts[row] for row in rows],
-            [train.labels[row] for row in rows],
-            [train.ids[row] for row in rows],
+        train = LabelledExamples(
+            texts=[train.texts[row] for row in rows],
+            labels=[train.labels[row] for row in rows],
+            ids=[train.ids[row] for row in rows],
         )
         return TaskData(task, train, {split.name: read_split(split) for split in task.dev})
 
@@ -82,9 +90,9 @@ class Source:
         """A task's test splits by their file in a submission; with MNLI the diagnostic set."""
         open_config = self._open
         if open_config is not None:
-            tests = {s.name: hub.read_split(open_config, task, s) for s in task.test}
+            tests = {s.name: hub.read_test(open_config, task, s) for s in task.test}
             if task.name == "MNLI":
-                tests[DIAGNOSTIC.name] = hub.read_split(open_config, task, DIAGNOSTIC, "ax")
+                tests[DIAGNOSTIC.name] = hub.read_test(open_config, task, DIAGNOSTIC, "ax")
             return tests
         folder = Path(self.data)
         tests = {split.name: tsv.read_test(folder, task, split) for split in task.test}
@@ -102,12 +110,18 @@ class GlueRunner:
     device: torch.device
     data: dict[str, TaskData]
     quick: bool = False
-    _encoded: tuple[str, Encoded, dict[str, Encoded]] | None = field(default=None, repr=False)
+    _encoded: tuple[str, LabelledEncoded, dict[str, LabelledEncoded]] | None = field(
+        default=None, repr=False
+    )
 
     def fingerprints(self) -> dict[str, str]:
         """Of each task, what its cells' scores depend on."""
-        common = [self.encoder.digest, self.recipe.what_scores_depend_on()]
-        return {name: fingerprint(common, data.fingerprint()) for name, data in self.data.items()}
+        return {
+            name: fingerprint(
+                self.encoder.digest, self.recipe.what_scores_depend_on(name), data.fingerprint()
+            )
+            for name, data in self.data.items()
+        }
 
     def work(self) -> dict[str, float]:
         """Of each task, the characters that one of its runs reads: what its time goes with."""
@@ -137,7 +151,7 @@ class GlueRunner:
         """Build the model once, so that one that can't be used ends here; notes about it."""
         task = next(iter(self.data.values())).task
         model, fresh = self._build_on_cpu(task, seed=0)
-        max_length(model, self.encoder, self.recipe.max_length)
+        check_max_length(model, self.encoder, self.recipe.max_length)
         return [f"begin with fresh numbers, drawn by each run's seed: {', '.join(fresh)}"]
 
     def build(self, task: Task, seed: int) -> nn.Module:
@@ -156,7 +170,7 @@ class GlueRunner:
         _, _, dev = self.encoded(cell.task)
         task = self.data[cell.task].task
         found = {
-            name: scores(task, self.outputs(model, split), _labels(split))
+            name: scores(task, self.outputs(model, split), split.labels)
             for name, split in dev.items()
         }
         return {
@@ -165,7 +179,6 @@ class GlueRunner:
             "train_examples": len(self.data[cell.task].train),
             "train_seconds": round(trained - began, 3),
             "evaluation_seconds": round(time.monotonic() - trained, 3),
-            "threads": torch.get_num_threads(),
         }
 
     def train(self, cell: Cell, on_step: OnStep) -> tuple[nn.Module, float]:
@@ -213,17 +226,23 @@ class GlueRunner:
             for metric, value in metrics.items()
         )
 
-    def encoded(self, task: str) -> tuple[str, Encoded, dict[str, Encoded]]:
+    def encoded(self, task: str) -> tuple[str, LabelledEncoded, dict[str, LabelledEncoded]]:
         """A task's name, train and dev splits as token ids."""
         if self._encoded is None or self._encoded[0] != task:
             data = self.data[task]
-            dev = {name: self.encode(data.task, split) for name, split in data.dev.items()}
-            self._encoded = task, self.encode(data.task, data.train), dev
+
+            def encode_split(split: LabelledExamples) -> LabelledEncoded:
+                return encode_labelled(
+                    split, self.encoder.tokenizer, self.recipe.max_length, data.task.is_regression
+                )
+
+            dev = {name: encode_split(split) for name, split in data.dev.items()}
+            self._encoded = task, encode_split(data.train), dev
         return self._encoded
 
-    def encode(self, task: Task, examples: Examples) -> Encoded:
-        """Any split of a task as token ids."""
-        return encode(examples, self.encoder.tokenizer, self.recipe.max_length, task.is_regression)
+    def encode(self, examples: Examples) -> Encoded:
+        """A test split as token ids."""
+        return encode(examples, self.encoder.tokenizer, self.recipe.max_length)
 
     def outputs(self, model: nn.Module, split: Encoded) -> Tensor:
         """(rows, classes) logits, or (rows, 1) scores."""
@@ -249,8 +268,3 @@ def regression_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Mean squared error of (rows, 1) predictions."""
     labels = batch.pop("labels")
     return mse_loss(logits_of(model, batch).float().squeeze(-1), labels)
-
-
-def _labels(split: Encoded) -> Tensor:
-    assert split.labels is not None  # train and dev splits are read with theirs
-    return split.labels

@@ -18,8 +18,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Stands for the cell in file names."""
-        return f"{self.task}_{self.learning_rate:g}_{self.seed}"
+        """Stands for the cell in file names: the rate's shortest digits that are exact."""
+        return f"{self.task}_{self.learning_rate!r}_{self.seed}"
 
 
 def make_cells(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mslt_ds.errors import DataError, EnvironmentProblem
-from mslt_ds.evaluation.tasks import Examples, Split, Task
+from mslt_ds.evaluation.tasks import Examples, LabelledExamples, Split, Task
 
 DATASET = "nyu-mll/glue"
 SAVED = "dataset_dict.json"
@@ -51,28 +51,37 @@ def open_saved(folder: Path) -> Open:
     return open_config
 
 
-def read_split(open_config: Open, task: Task, split: Split, config: str | None = None) -> Examples:
-    """A split of a task; its labels are left out where they are hidden."""
+def read_split(open_config: Open, task: Task, split: Split) -> LabelledExamples:
+    """A labelled split (train or dev) of a task. DataError names its row."""
+    name = task.hub_config
+    data = _columns(open_config, name, split, (*task.hub_texts, "label"))
+    labels = list(data["label"])
+    _check_labels(labels, task, f"{name}, {split.hub_split}")
+    texts = _texts(data, task, f"{name}, {split.hub_split}")
+    return LabelledExamples(texts=texts, labels=labels, ids=[str(n) for n in range(len(texts))])
+
+
+def read_test(open_config: Open, task: Task, split: Split, config: str | None = None) -> Examples:
+    """A test split, without labels. `idx` numbers the rows."""
     name = config or task.hub_config
+    data = _columns(open_config, name, split, (*task.hub_texts, "idx"))
+    texts = _texts(data, task, f"{name}, {split.hub_split}")
+    return Examples(texts=texts, ids=[str(number) for number in data["idx"]])
+
+
+def _columns(open_config: Open, name: str, split: Split, columns: tuple[str, ...]) -> Any:
+    """The split's rows, which have to have `columns`."""
     splits = open_config(name)
     if split.hub_split not in splits:
         raise DataError(f"{name}: no split {split.hub_split}; it has {', '.join(splits)}")
     data = splits[split.hub_split]
-    missing = [column for column in (*task.hub_texts, "label") if column not in data.column_names]
+    missing = [column for column in columns if column not in data.column_names]
     if missing:
         raise DataError(
             f"{name}, {split.hub_split}: no column {', '.join(missing)}; it has "
             f"{', '.join(data.column_names)}"
         )
-    texts = list(zip(*(data[column] for column in task.hub_texts), strict=True))
-    labels = list(data["label"])
-    numbers = data["idx"] if "idx" in data.column_names else range(len(texts))
-    hidden = not task.is_regression and set(labels) == {-1}
-    if split in task.test or hidden:
-        labels = []
-    _check_labels(labels, task, f"{name}, {split.hub_split}")
-    _check_texts(texts, task, f"{name}, {split.hub_split}")
-    return Examples(texts=texts, labels=labels, ids=[str(number) for number in numbers])
+    return data
 
 
 def _check_labels(labels: list[Any], task: Task, place: str) -> None:
@@ -86,11 +95,13 @@ def _check_labels(labels: list[Any], task: Task, place: str) -> None:
             raise DataError(f"{place}, row {row}: label {label!r}; it has to be {allowed}")
 
 
-def _check_texts(texts: list[tuple[Any, ...]], task: Task, place: str) -> None:
+def _texts(data: Any, task: Task, place: str) -> list[tuple[str, ...]]:
+    texts = list(zip(*(data[column] for column in task.hub_texts), strict=True))
     for row, fields in enumerate(texts):
         for column, text in zip(task.hub_texts, fields, strict=True):
             if not isinstance(text, str):
                 raise DataError(f"{place}, row {row}: {column} is {text!r}; it has to be a text")
+    return texts
 
 
 def _library() -> Any:

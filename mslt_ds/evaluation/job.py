@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -144,7 +145,7 @@ def _finish(
         "protocol": runner.recipe.protocol(),
         "recipe": runner.recipe.model_dump(mode="json"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name(runner.device),
+        "devices": dict(Counter(cell["device"] for cell in done)),
         "versions": {name: version(name) for name in ("torch", "transformers", "torchmetrics")},
         "tasks": results.summarize(done, runner.columns()),
         "cells": done,

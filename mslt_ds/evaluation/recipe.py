@@ -48,10 +48,12 @@ class FineTuning(Section):
             raise ValueError("a value stands there twice; name each once")
         return values
 
-    def what_scores_depend_on(self) -> dict[str, Any]:
-        """All but the grid's extent and where it's computed: equal for cells that can be compared."""
+    def what_scores_depend_on(self, task: str) -> dict[str, Any]:
+        """What makes cells of `task` comparable. Left out: the grid's extent, where and in what
+        batches scores are computed, and `train_examples`, which shows in the examples themselves."""
         return self.model_dump(
-            mode="json", exclude={"learning_rates", "seeds", "device", "eval_batch_size"}
+            mode="json",
+            exclude={"learning_rates", "seeds", "device", "eval_batch_size", "train_examples"},
         )
 
     def differences(self, papers: FineTuning) -> str:
@@ -93,6 +95,12 @@ class GlueRecipe(FineTuning):
     def protocol(self) -> str:
         """What is said of it in results."""
         return self.differences(GlueRecipe())
+
+    def what_scores_depend_on(self, task: str) -> dict[str, Any]:
+        """As of any recipe, with the epochs of this task alone."""
+        values = super().what_scores_depend_on(task)
+        del values["epochs_of"]
+        return values | {"epochs": self.epochs_for(task)}
 
     def epochs_for(self, task: str) -> int:
         return self.epochs_of.get(task, self.epochs)

@@ -49,7 +49,7 @@ def _summarize_task(
         "runs": len(cells),
         "runs_at_learning_rate": len(chosen),
         "train_examples": chosen[0]["train_examples"],
-        "median_at_each_learning_rate": {f"{rate:g}": value for rate, value in medians.items()},
+        "median_at_each_learning_rate": {repr(rate): value for rate, value in medians.items()},
         "columns": {
             column: {
                 "metric": metrics[0],
@@ -93,7 +93,7 @@ def table(results: Results) -> str:
         ],
         ["spread", *(percent(column[column["metric"]]["spread"]) for *_, column in columns), ""],
         ["besides", *(_others(column) for *_, column in columns), ""],
-        ["best learning rate", *(f"{tasks[task]['learning_rate']:g}" for task, *_ in columns), ""],
+        ["best learning rate", *(repr(tasks[task]["learning_rate"]) for task, *_ in columns), ""],
         ["runs", *(str(tasks[task]["runs"]) for task, *_ in columns), ""],
         ["training examples", *(f"{tasks[task]['train_examples']:,}" for task, *_ in columns), ""],
     ]
@@ -188,14 +188,24 @@ def _short_names(several: Sequence[Results]) -> list[str]:
 
 
 def _heading(results: Results) -> list[str]:
-    lines = [f"Model: {results['model']}", f"Recipe: {results['protocol']}"]
+    devices = ", ".join(f"{name} ({runs} runs)" for name, runs in results["devices"].items())
+    lines = [
+        f"Model: {results['model']}",
+        f"Recipe: {results['protocol']}",
+        f"Device: {devices}",
+    ]
     if results["quick"]:
         lines.insert(0, "**Quick grid**: fewer runs than the paper's protocol.")
     return [f"{line}  " for line in lines]
 
 
 def _footer(results: Results) -> list[str]:
-    return [
+    lines = [
         "Scores on dev, in percent: the median over the seeds at the best learning rate. Spread: "
-        "the largest minus the smallest of these scores.",
+        "the largest minus the smallest of these scores."
     ]
+    if len(results["devices"]) > 1:
+        lines += [
+            "The runs were made on different devices: the same seed gives another score there."
+        ]
+    return lines

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from mslt_ds.distributed import World, choose_device
+from mslt_ds.distributed import World, choose_device, device_name
 from mslt_ds.errors import EnvironmentProblem, MsltError
 from mslt_ds.evaluation.cells import CellFolder
 from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune
@@ -106,7 +106,8 @@ def _run_cell(
 ) -> None:
     began = time.monotonic()
     content = runner.run(cell, lambda share, text: progress.step(cell.name, share, work, text))
-    folder.write(cell, content)
+    where = {"device": device_name(runner.device), "threads": torch.get_num_threads()}
+    folder.write(cell, content | where)
     took = duration(time.monotonic() - began)
     progress.end(work, f"{cell.name}  {runner.summary(content['scores'])}  {took}")
 

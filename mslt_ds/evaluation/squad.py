@@ -19,7 +19,7 @@ from mslt_ds.atomic import replace_text
 from mslt_ds.evaluation import squad_score
 from mslt_ds.evaluation.batches import evaluation_batches, training_batches
 from mslt_ds.evaluation.cells import fingerprint
-from mslt_ds.evaluation.encoder import Encoder, max_length
+from mslt_ds.evaluation.encoder import Encoder, check_max_length
 from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune, predict
 from mslt_ds.evaluation.grid import Cell
 from mslt_ds.evaluation.recipe import SquadRecipe
@@ -66,9 +66,8 @@ class SquadRunner:
             [[q.id, q.text, q.context, [[a.text, a.start] for a in q.answers]] for q in questions]
             for questions in (self.train_questions, self.dev_questions)
         ]
-        return {
-            self.task: fingerprint(self.encoder.digest, self.recipe.what_scores_depend_on(), texts)
-        }
+        recipe = self.recipe.what_scores_depend_on(self.task)
+        return {self.task: fingerprint(self.encoder.digest, recipe, texts)}
 
     def work(self) -> dict[str, float]:
         """One task, so any unit will do."""
@@ -77,7 +76,7 @@ class SquadRunner:
     def check(self) -> list[str]:
         """Build the model once, so that one that can't be used ends here; notes about it."""
         model, fresh = self._build_on_cpu(seed=0)
-        max_length(model, self.encoder, self.recipe.max_length)
+        check_max_length(model, self.encoder, self.recipe.max_length)
         for questions in (self.train_questions, self.dev_questions):
             check_stride(questions, self.encoder.tokenizer, self.recipe)
         return [f"begin with fresh numbers, drawn by each run's seed: {', '.join(fresh)}"]
@@ -112,7 +111,6 @@ class SquadRunner:
             "train_examples": len(self.train_questions),
             "train_seconds": round(trained - began, 3),
             "evaluation_seconds": round(time.monotonic() - trained, 3),
-            "threads": torch.get_num_threads(),
         }
 
     def answer(self, model: nn.Module) -> Answers:

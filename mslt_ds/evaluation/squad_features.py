@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mslt_ds.errors import CheckpointError, RecipeError
-from mslt_ds.evaluation.encode import Encoded
+from mslt_ds.evaluation.encode import LabelledEncoded
 from mslt_ds.evaluation.recipe import SquadRecipe
 from mslt_ds.evaluation.squad_data import Question
 
@@ -27,7 +27,7 @@ class Windows:
     offsets: of each window, (first, end) characters of its tokens in the context; None outside of it
     """
 
-    encoded: Encoded
+    encoded: LabelledEncoded
     questions: list[int]
     offsets: list[list[tuple[int, int] | None]]
 
@@ -71,7 +71,7 @@ def make_windows(questions: Sequence[Question], tokenizer: Any, recipe: SquadRec
             ]
         )
         labels.append(_place(questions[question], offsets[-1]))
-    encoded = Encoded(columns, torch.tensor(labels), tokenizer.pad_token_id)
+    encoded = LabelledEncoded(columns, tokenizer.pad_token_id, torch.tensor(labels))
     return Windows(encoded, list(of_question), offsets)
 
 

@@ -91,9 +91,7 @@ def _task_files(
     task = TASKS[name]
     model, _ = runner.train(cell, lambda share, text: progress.step(cell.name, share, 1, text))
     files = {
-        split: _tsv(
-            examples.ids, answers(task, runner.outputs(model, runner.encode(task, examples)))
-        )
+        split: _tsv(examples.ids, answers(task, runner.outputs(model, runner.encode(examples))))
         for split, examples in splits.items()
     }
     folder.mkdir(parents=True, exist_ok=True)

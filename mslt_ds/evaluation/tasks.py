@@ -68,12 +68,10 @@ class Examples:
     """Rows of a split, in its order.
 
     texts: one or two texts of each row
-    labels: class numbers, or scores of a regression; empty for a test split
     ids: the index column of a test split, or the row's number
     """
 
     texts: list[tuple[str, ...]]
-    labels: list[int] | list[float]
     ids: list[str]
 
     def __len__(self) -> int:
@@ -82,6 +80,16 @@ class Examples:
     @property
     def characters(self) -> int:
         return sum(len(text) for texts in self.texts for text in texts)
+
+
+@dataclass(frozen=True)
+class LabelledExamples(Examples):
+    """Rows of a train or dev split.
+
+    labels: class numbers, or scores of a regression
+    """
+
+    labels: list[int] | list[float]
 
 
 def _plain(name: str) -> tuple[tuple[Split, ...], tuple[Split, ...]]:

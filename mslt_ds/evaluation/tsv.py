@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mslt_ds.errors import DataError
-from mslt_ds.evaluation.tasks import Examples, Split, Task
+from mslt_ds.evaluation.tasks import Examples, LabelledExamples, Split, Task
 from mslt_ds.evaluation.text_files import read_text
 
 # "He said ""yes"" twice": opening and closing marks with every inner one doubled, at least one of them.
@@ -31,12 +31,12 @@ class _Row:
     fields: dict[str, str]
 
 
-def read_split(data: Path, task: Task, split: Split) -> Examples:
+def read_split(data: Path, task: Task, split: Split) -> LabelledExamples:
     """A labelled split (train or dev) of a task. DataError names file and line."""
     path = data / task.folder / f"{split.file}.tsv"
     columns = (*task.texts, task.label)
     rows = _read_rows(path, columns, task.columns, task.cut_rows)
-    return Examples(
+    return LabelledExamples(
         texts=[tuple(_text(row, column) for column in task.texts) for row in rows],
         labels=[_label(row, task) for row in rows],
         ids=[str(number) for number in range(len(rows))],
@@ -50,7 +50,6 @@ def read_test(data: Path, task: Task, split: Split, folder: str | None = None) -
     indices = [next(iter(row.fields.values())) for row in rows]
     return Examples(
         texts=[tuple(_text(row, column) for column in task.texts) for row in rows],
-        labels=[],
         ids=indices,
     )
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from mslt_ds.errors import CheckpointError, RecipeError
-from mslt_ds.evaluation.encoder import Encoder, max_length, position_limit
+from mslt_ds.evaluation.encoder import Encoder, check_max_length, position_limit
 from tests.unit.evaluation.conftest import TOKENS, save_model, save_tokenizer
 
 
@@ -90,11 +90,11 @@ def test_other_shapes_than_the_configuration_says(model_folder, tmp_path):
 def test_short_position_embeddings(tmp_path):
     encoder = Encoder.open(save_model(tmp_path, max_position_embeddings=20))
     model, _ = encoder.build(AutoModelForSequenceClassification, 0)
-    assert max_length(model, encoder, 20) == 20
+    check_max_length(model, encoder, 20)
     with pytest.raises(
         RecipeError, match=r"max_length: 128, but .* 20 positions; --set max_length=20"
     ):
-        max_length(model, encoder, 128)
+        check_max_length(model, encoder, 128)
 
 
 def test_padding_takes_positions_of_roberta():

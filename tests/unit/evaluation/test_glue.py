@@ -6,10 +6,12 @@ import json
 import zipfile
 
 import pytest
+import torch
 from sklearn.metrics import f1_score
 from transformers import AlbertConfig, AutoModel, DistilBertConfig, ElectraConfig, RobertaConfig
 
 from mslt_ds.cli import main
+from mslt_ds.distributed import device_name
 from mslt_ds.evaluation.submission import FILES
 from mslt_ds.evaluation.tasks import TASKS
 from tests.unit.evaluation.conftest import TOKENS, save_tokenizer, write_glue
@@ -93,10 +95,19 @@ def test_finished_cells_stay_and_the_grid_can_grow(model_folder, glue_folder, tm
     assert evaluate(model_folder, glue_folder, tmp_path, *arguments) == 0
     assert "1 of 2 runs are finished already" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == before
-    assert (
-        evaluate(model_folder, glue_folder, tmp_path, *arguments, "--set", "epochs_of.RTE=1") == 2
-    )
+    another = ("--set", "epochs_of.RTE=1")
+    assert evaluate(model_folder, glue_folder, tmp_path, *arguments, *another) == 2
     assert "made with another model, recipe or data" in capsys.readouterr().err
+    # What concerns RTE alone leaves the others' cells as they are.
+    assert evaluate(model_folder, glue_folder, tmp_path, "--tasks", "CoLA") == 0
+    assert evaluate(model_folder, glue_folder, tmp_path, "--tasks", "CoLA", *another) == 0
+
+
+def test_a_cell_tells_where_it_was_made(evaluated):
+    results = json.loads((evaluated / "results.json").read_text())
+    name = device_name(torch.device("cpu"))
+    assert results["devices"] == {name: len(TASKS)}
+    assert {(cell["device"], cell["threads"]) for cell in results["cells"]} == {(name, 1)}
 
 
 def test_shards_do_their_part_and_the_last_one_writes(model_folder, glue_folder, tmp_path):

@@ -40,7 +40,7 @@ def test_a_saved_dataset_reads_like_the_official_files(glue_folder, tmp_path, na
     official, saved = (Source(str(d)).read(task, GlueRecipe()) for d in (glue_folder, tmp_path))
     assert saved == official
     for split in task.test:
-        found = hub.read_split(hub.open_saved(tmp_path), task, split)
+        found = hub.read_test(hub.open_saved(tmp_path), task, split)
         assert found == tsv.read_test(glue_folder, task, split)
 
 

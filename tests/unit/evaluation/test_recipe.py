@@ -6,7 +6,7 @@ import pytest
 
 from mslt_ds.data.pool import Shard
 from mslt_ds.errors import RecipeError
-from mslt_ds.evaluation.grid import make_cells, share
+from mslt_ds.evaluation.grid import Cell, make_cells, share
 from mslt_ds.evaluation.recipe import QUICK_GLUE, SQUAD_DEFAULTS, GlueRecipe, SquadRecipe, load
 
 
@@ -66,8 +66,23 @@ def test_mistakes_are_named(override, message):
 
 
 def test_what_scores_depend_on_is_not_the_grids_extent():
-    assert glue("seeds=[9]", "device=cpu").what_scores_depend_on() == glue().what_scores_depend_on()
-    assert glue("epochs=2").what_scores_depend_on() != glue().what_scores_depend_on()
+    def changes(task, *overrides):
+        mine, papers = (r.what_scores_depend_on(task) for r in (glue(*overrides), glue()))
+        return mine != papers
+
+    assert not changes("RTE", "seeds=[9]", "device=cpu", "train_examples=9")
+    assert changes("RTE", "batch_size=16")
+    # Of the epochs, the task's own.
+    assert changes("RTE", "epochs_of.RTE=5")
+    assert not changes("CoLA", "epochs_of.RTE=5")
+    assert changes("CoLA", "epochs=2")
+    assert not changes("RTE", "epochs=2")
+    assert not changes("CoLA", "epochs_of.CoLA=3")
+
+
+def test_cells_of_nearly_equal_rates_have_names_of_their_own():
+    names = [Cell("RTE", rate, 1).name for rate in (2e-5, 2.0000001e-5)]
+    assert names == ["RTE_2e-05_1", "RTE_2.0000001e-05_1"]
 
 
 def test_the_grid_is_dealt_out_whole():

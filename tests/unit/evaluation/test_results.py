@@ -38,6 +38,7 @@ CELLS = [
 
 def results(cells=CELLS, model="a", **changes):
     content = {"model": model, "quick": False, "protocol": "the paper's", "cells": cells}
+    content |= {"devices": {"a CPU": len(cells)}}
     return content | {"tasks": summarize(cells, COLUMNS)} | changes
 
 
@@ -75,6 +76,20 @@ def test_the_table():
     assert "accuracy 74.0" in rows["besides"]
     assert "2e-05 | 2e-05" in rows["best learning rate"]
     assert "| 6 | 6 | 6 |" in rows["runs"]
+
+
+def test_the_table_names_all_devices():
+    assert "Device: a CPU (12 runs)" in table(results())
+    assert "different devices" not in table(results())
+    text = table(results(devices={"a GPU": 8, "a CPU": 4}))
+    assert "Device: a GPU (8 runs), a CPU (4 runs)" in text
+    assert "made on different devices" in text
+
+
+def test_rates_that_are_nearly_equal_stay_apart():
+    cells = [mrpc(rate, 1, 0.8, 0.7) for rate in (5e-5, 5.0000001e-5)]
+    found = summarize(cells, {"MRPC": COLUMNS["MRPC"]})["MRPC"]
+    assert list(found["median_at_each_learning_rate"]) == ["5e-05", "5.0000001e-05"]
 
 
 def test_the_comparison_tells_what_exceeds_the_spread():

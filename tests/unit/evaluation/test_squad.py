@@ -63,7 +63,6 @@ def test_every_answer_is_found_again_in_its_windows(tokenizer, data):
     windows = make_windows([asked], tokenizer, recipe)
     assert max(windows.encoded.lengths) <= 24
     labels = windows.encoded.labels
-    assert labels is not None
     found = 0
     for (start, end), offsets in zip(labels.tolist(), windows.offsets, strict=True):
         if start:
@@ -92,7 +91,6 @@ def test_the_threshold_decides_on_no_answer(tokenizer):
         recipe = SquadRecipe.model_validate({"version": version, **changes})
         windows = make_windows([asked], tokenizer, recipe)
         logits = np.zeros((1, windows.encoded.lengths[0], 2), np.float32)
-        assert windows.encoded.labels is not None
         start, end = windows.encoded.labels[0].tolist()
         logits[0, start, 0], logits[0, end, 1], logits[0, 0, 0] = 3, 3, 8
         answers = find_answers([asked], windows, logits, recipe)
