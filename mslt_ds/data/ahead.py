@@ -2,8 +2,9 @@
 
 Threads are enough, because compiled code holds no interpreter lock. Notable: whoever waits for a
 batch never waits in silence. After a while it's said which data it is and for how long, and after
-ten minutes the run ends, so that a disk that is gone doesn't hold a cluster for days. The threads are
-daemons for that: a ThreadPoolExecutor's would keep the process until the disk is back.
+ten minutes the run ends, so that a disk that is gone doesn't hold a cluster for days. Nor does the
+end wait for it: the threads are daemons, as a ThreadPoolExecutor's would keep the process until the
+disk is back.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Batch = TypeVar("Batch")
 logger = logging.getLogger(__name__)
 
 _BATCHES_AHEAD_PER_WORKER = 2
-SLOW_SECONDS, GONE_SECONDS = 30.0, 600.0
+SLOW_SECONDS, GONE_SECONDS, CLOSE_SECONDS = 30.0, 600.0, 5.0
 _SLOW = (
     "%s: waited %.0f s for the batch of step %d; is the disk slow? A copy on a disk of the "
     "machine's own, or more data.num_workers, may help"
@@ -44,32 +45,22 @@ def work_ahead(
     """make(step) for each of `steps`, in order, up to two steps ahead for each worker.
 
     make_ahead(step): what is needed later than that; called now and then, on a thread of its own
-    num_workers: threads; 0: each batch is made when it's asked for
+    num_workers: threads; 0: one, which makes each batch when it's asked for
     place: the data's, for messages
     device: what the batches are for
 
     DataError where reading fails, or a batch isn't there after GONE_SECONDS.
     """
-    if num_workers == 0:
-        for step in steps:
-            started = time.monotonic()
-            batch = _made(make, step, place)
-            seconds = time.monotonic() - started
-            if seconds > SLOW_SECONDS:
-                logger.warning(_SLOW, place, seconds, step)
-            yield batch
-        return
 
     def start_thread() -> None:
         if device.type == "cuda":  # else pinning memory would set up the first GPU as well
             torch.cuda.set_device(device)
 
-    threads = _Threads(num_workers, "mslt-data", start_thread)
+    threads = _Threads(max(1, num_workers), "mslt-data", start_thread)
     # What is made ahead must not keep a batch waiting.
     ahead_thread = _Threads(1, "mslt-data-ahead", start_thread)
     pending: deque[tuple[int, Future[Batch]]] = deque()
     ahead: Future[None] | None = None
-    gone = False
     try:
         for step in steps:
             if ahead is None or ahead.done():
@@ -81,16 +72,9 @@ def work_ahead(
                 yield _result(*pending.popleft(), place)
         while pending:
             yield _result(*pending.popleft(), place)
-    except _Gone as error:
-        gone = True
-        raise DataError(str(error)) from None
     finally:
-        threads.close(wait=not gone)
-        ahead_thread.close(wait=not gone)
-
-
-class _Gone(Exception):
-    pass
+        threads.close()
+        ahead_thread.close()
 
 
 class _Threads:
@@ -112,14 +96,14 @@ class _Threads:
         self._tasks.put((future, lambda: function(*arguments)))
         return future
 
-    def close(self, *, wait: bool) -> None:
-        """Begin nothing more. wait: for what has begun."""
+    def close(self) -> None:
+        """Begin nothing more; what has begun is waited for, but not for longer than CLOSE_SECONDS."""
         self._closed = True
         for _ in self._threads:
             self._tasks.put(None)
-        if wait:
-            for thread in self._threads:
-                thread.join()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
         self._start()
@@ -152,7 +136,7 @@ def _result(step: int, future: Future[Batch], place: str) -> Batch:
                 return future.result()
         waited += SLOW_SECONDS
         if waited >= GONE_SECONDS:
-            raise _Gone(
+            raise DataError(
                 f"{place}: no batch for step {step} after {waited:.0f} s; the checkpoints are kept. "
                 "See to the disk, or copy the store to one of the machine's own"
             )

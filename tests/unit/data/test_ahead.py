@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -52,18 +53,60 @@ def test_a_slow_disk_is_named_with_the_time_waited(
     assert "step 0" not in caplog.text
 
 
-def test_a_disk_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def back() -> Iterator[threading.Event]:
+    """Set when a disk that is gone is back: at the end, so that no thread is left."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_a_disk_that_is_gone_ends_the_run(
+    num_workers: int, back: threading.Event, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(ahead, "SLOW_SECONDS", 0.05)
     monkeypatch.setattr(ahead, "GONE_SECONDS", 0.15)
-    back = threading.Event()
+    monkeypatch.setattr(ahead, "CLOSE_SECONDS", 0.05)
     made = ahead.work_ahead(
-        lambda step: back.wait(), nothing, range(4), 1, place="/disk", device=CPU
+        lambda step: back.wait(), nothing, range(4), num_workers, place="/disk", device=CPU
     )
-    try:
-        with pytest.raises(DataError, match="/disk: no batch for step 0 after 0 s"):
-            next(made)
-    finally:
-        back.set()
+    with pytest.raises(DataError, match="/disk: no batch for step 0 after 0 s"):
+        next(made)
+
+
+@pytest.mark.parametrize("hangs", ["another batch", "what is made ahead"])
+def test_an_error_ends_the_run_though_another_read_hangs(
+    hangs: str, back: threading.Event, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ahead, "CLOSE_SECONDS", 0.2)
+    hanging = threading.Event()
+
+    def hang(step: int) -> None:
+        hanging.set()
+        back.wait()
+
+    def make(step: int) -> None:
+        if step == 0:
+            hanging.wait()
+            raise OSError(5, "Input/output error")
+        hang(step)
+
+    make_ahead = hang if hangs == "what is made ahead" else nothing
+    made = ahead.work_ahead(make, make_ahead, range(4), 2, place="/disk", device=CPU)
+    started = time.monotonic()
+    with pytest.raises(DataError, match="/disk: can't be read at step 0 .Input/output error"):
+        next(made)
+    assert time.monotonic() - started < 5
+
+
+def test_without_workers_nothing_is_made_that_isnt_asked_for():
+    made: list[int] = []
+    iterator = ahead.work_ahead(made.append, nothing, range(100), 0, place="here", device=CPU)
+    next(iterator)
+    next(iterator)
+    time.sleep(0.1)
+    assert made == [0, 1]
 
 
 def test_a_disk_that_is_gone_holds_no_process():
@@ -71,7 +114,7 @@ def test_a_disk_that_is_gone_holds_no_process():
     program = """if True:
         import threading, torch
         from mslt_ds.data import ahead
-        ahead.SLOW_SECONDS, ahead.GONE_SECONDS = 0.05, 0.1
+        ahead.SLOW_SECONDS, ahead.GONE_SECONDS, ahead.CLOSE_SECONDS = 0.05, 0.1, 0.1
         never = threading.Event().wait
         cpu = torch.device("cpu")
         next(ahead.work_ahead(lambda _: never(), lambda _: never(), range(4), 2, place="/disk", device=cpu))
