@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mslt_ds.data.files import COMPRESSIONS, fingerprint, first_lines, open_input
+from mslt_ds.data.files import COMPRESSIONS, fingerprint, first_lines, open_input, unpacked
 from mslt_ds.errors import DataError
 
 LONGEST_DOCUMENT = 64 << 20  # bytes
@@ -127,7 +127,9 @@ class TextFile:
 
 
 def is_text_file(path: Path) -> bool:
-    return path.suffix == ".txt" or path.suffix in COMPRESSIONS
+    """`.txt`, plain or packed, or packed with no other suffix."""
+    suffix = unpacked(path).suffix
+    return suffix == ".txt" or (suffix == "" and path.suffix in COMPRESSIONS)
 
 
 def documents_of_texts(

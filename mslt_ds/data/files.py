@@ -71,6 +71,11 @@ class _ZstdFile(io.RawIOBase):
         return size
 
 
+def unpacked(path: Path) -> Path:
+    """The path without the suffix of a compression, if it has one."""
+    return path.with_suffix("") if path.suffix in COMPRESSIONS else path
+
+
 @contextmanager
 def open_input(path: Path) -> Iterator[io.BufferedIOBase]:
     """The file's content, decompressed; DataError that names it if it can't be read."""

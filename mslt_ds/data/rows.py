@@ -24,12 +24,12 @@ from mslt_ds.data.corpus import (
     refuse_other_encodings,
 )
 from mslt_ds.data.files import (
-    COMPRESSIONS,
     PROBE_BYTES,
     fingerprint,
     first_lines,
     open_input,
     problems_of,
+    unpacked,
 )
 from mslt_ds.errors import DataError, EnvironmentProblem
 
@@ -208,8 +208,7 @@ class HuggingFaceDataset:
 
 
 def is_json(path: Path) -> bool:
-    packed = path.suffix in COMPRESSIONS
-    return (Path(path.stem) if packed else path).suffix in _JSON
+    return unpacked(path).suffix in _JSON
 
 
 def _check_column(place: object, schema: pyarrow.Schema, field: str) -> None:

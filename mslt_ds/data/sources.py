@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mslt_ds.data.corpus import Source, TextCounts, TextFile, is_text_file
-from mslt_ds.data.files import COMPRESSIONS
+from mslt_ds.data.files import COMPRESSIONS, unpacked
 from mslt_ds.data.merge import copies_by_weight
 from mslt_ds.data.rows import HuggingFaceDataset, JsonLines, ParquetFile, is_json
 from mslt_ds.data.unit import document_hashes
@@ -23,10 +23,11 @@ from mslt_ds.data.wikipedia import WikipediaDump, is_dump
 from mslt_ds.errors import DataError
 
 _MOST_WEIGHT = 1000
-_OPTION = re.compile(r"(.+),(weight|field|split)=([^,]*)", re.DOTALL)
+_OPTIONS = ("weight", "field", "split")
+_OPTION = re.compile(r"(.+),([^,=/]*)=([^,]*)", re.DOTALL)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _KINDS = (
-    "text (.txt), JSON lines (.jsonl, .json), a Wikipedia dump (.xml), each plain or "
+    "text (.txt), JSON lines (.jsonl, .json, .ndjson), a Wikipedia dump (.xml), each plain or "
     f"{', '.join(COMPRESSIONS)}, or Parquet (.parquet)"
 )
 
@@ -75,11 +76,21 @@ def weighted_documents(inputs: Sequence[Input], counts: TextCounts) -> Iterator[
 
 def _parse(given: str) -> Iterator[Input]:
     location, options = given, {}
-    while not Path(location).exists() and (match := _OPTION.fullmatch(location)):
+    # A name of something that is there may look like an option.
+    while not (places := _places(location)) and (match := _OPTION.fullmatch(location)):
         location, name, value = match.groups()
+        if name not in _OPTIONS:
+            raise DataError(
+                f"--input: {given}: no such file, and no option {name!r}; the options are "
+                f"{', '.join(_OPTIONS)}"
+            )
+        if name in options:
+            raise DataError(f"--input: {given}: {name} is given twice")
         options[name] = value
+    if not places and glob.has_magic(location):
+        raise DataError(f"--input: {location}: no file is named so")
     weight = _weight(given, options.pop("weight", "1"))
-    for place in _expand(location):
+    for place in places or [location]:
         yield Input(_source(place, options), weight)
 
 
@@ -96,13 +107,11 @@ def _weight(given: str, text: str) -> float:
     return weight
 
 
-def _expand(location: str) -> list[str]:
-    if Path(location).exists() or not glob.has_magic(location):
+def _places(location: str) -> list[str]:
+    """The file or folder that is named so, or the files that match."""
+    if Path(location).exists():
         return [location]
-    found = sorted(path for path in glob.glob(location, recursive=True) if Path(path).is_file())
-    if not found:
-        raise DataError(f"--input: {location}: no file is named so")
-    return found
+    return sorted(path for path in glob.glob(location, recursive=True) if Path(path).is_file())
 
 
 def _source(location: str, options: dict[str, str]) -> Source:
@@ -117,7 +126,8 @@ def _source(location: str, options: dict[str, str]) -> Source:
         raise DataError(f"--input: {path}: neither a file nor a folder")
     kind = _kind(path)
     if kind is None:
-        raise DataError(f"--input: {path}: suffix {path.suffix!r} is not known; expected {_KINDS}")
+        suffix = path.name.removeprefix(unpacked(path).stem)
+        raise DataError(f"--input: {path}: suffix {suffix!r} is not known; expected {_KINDS}")
     unknown = set(options) - ({"field"} if kind in (JsonLines, ParquetFile) else set())
     if unknown:
         raise DataError(f"--input: {path}: this kind of file has no {' and no '.join(unknown)}")

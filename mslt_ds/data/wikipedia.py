@@ -19,7 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from mslt_ds.data.corpus import TextCounts, documents_of_texts
-from mslt_ds.data.files import COMPRESSIONS, fingerprint, open_input
+from mslt_ds.data.files import fingerprint, open_input, unpacked
 from mslt_ds.errors import DataError, EnvironmentProblem
 
 # enwiki-20261101-pages-articles.xml.bz2, or a piece of it: …-articles1.xml-p1p41242.bz2
@@ -90,8 +90,7 @@ class WikipediaDump:
 
 
 def is_dump(path: Path) -> bool:
-    name = path.stem if path.suffix in COMPRESSIONS else path.name
-    return _DUMP.search(name) is not None
+    return _DUMP.search(unpacked(path).name) is not None
 
 
 def plain_text(wikicode: Any) -> str:

@@ -10,6 +10,7 @@ import pytest
 from mslt_ds.data.corpus import TextCounts, TextFile
 from mslt_ds.data.rows import HuggingFaceDataset, JsonLines, ParquetFile
 from mslt_ds.data.sources import find_inputs, weighted_documents
+from mslt_ds.data.wikipedia import WikipediaDump
 from mslt_ds.errors import DataError
 from tests.unit.data.test_wikipedia import page, write_dump
 
@@ -27,6 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pq.write_table(pa.table({"text": ["Set."]}), tmp_path / "set" / "train.parquet")
     pq.write_table(pa.table({"text": ["Parquet."]}), tmp_path / "rows.parquet")
     (tmp_path / "with,weight=2.txt").write_text("Odd.\n")
+    (tmp_path / "with,wait=2.txt").write_text("Odder.\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path
@@ -50,6 +52,8 @@ def texts(*given: str) -> list[str]:
         (["deep/**/*.txt"], ["A.", "B."]),
         (["with,weight=2.txt"], ["Odd."]),
         (["with,weight=2.txt,weight=3"], ["Odd."]),
+        (["with,wait=2.txt"], ["Odder."]),
+        (["*,wa*=2.txt,weight=3"], ["Odder."]),
         (["rows.*"], ["Row.", "Parquet."]),
         (
             ["set", "deep/**/*.txt,weight=2", "rows.jsonl", "dump.xml.bz2", "rows.parquet"],
@@ -84,6 +88,51 @@ def test_what_the_content_depends_on_is_described(folder: Path):
 
 
 @pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        (".txt", TextFile),
+        (".txt.zst", TextFile),
+        (".xz", TextFile),
+        (".jsonl.gz", JsonLines),
+        (".json.zst", JsonLines),
+        (".ndjson.bz2", JsonLines),
+        (".xml.bz2", WikipediaDump),
+        (".xml-p1p41242.bz2", WikipediaDump),
+        (".parquet", ParquetFile),
+    ],
+)
+def test_kinds_by_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, kind: type):
+    monkeypatch.setattr(kind, "check", lambda self: None)
+    path = tmp_path / f"part-1{suffix}"
+    path.touch()
+    assert find_inputs([path])[0].source == kind(path)
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        "",
+        ".docx",
+        ".csv",
+        ".csv.gz",
+        ".parquet.gz",
+        ".pdf.xz",
+        ".tar.gz",
+        ".gz.xz",
+        ".TXT",
+        ".zip",
+    ],
+)
+def test_other_suffixes_are_named(tmp_path: Path, suffix: str):
+    path = tmp_path / f"part-1{suffix}"
+    path.write_text("Some text.\n")
+    with pytest.raises(
+        DataError, match=f"part-1{suffix}: suffix '{suffix}' is not known; expected text"
+    ):
+        find_inputs([path])
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ("nothing.txt", "nothing.txt: no such file"),
@@ -92,7 +141,6 @@ def test_what_the_content_depends_on_is_described(folder: Path):
         ("some/deep/path", "some/deep/path: no such file"),
         ("*.pdf", r"\*.pdf: no file is named so"),
         ("deep", r"deep: a folder, and no data set in it .*'deep/\*\*/\*.txt'"),
-        ("odd.docx", "odd.docx: suffix '.docx' is not known; expected text"),
         ("/dev/null", "/dev/null: neither a file nor a folder"),
         ("text.txt,weight=0", "text.txt,weight=0: weight '0'; it's how often"),
         ("text.txt,weight=-1", "weight '-1'"),
@@ -101,12 +149,19 @@ def test_what_the_content_depends_on_is_described(folder: Path):
         ("text.txt,weight=much", "weight 'much'"),
         ("text.txt,field=body", "text.txt: this kind of file has no field"),
         ("rows.parquet,split=train", "rows.parquet: this kind of file has no split"),
-        ("text.txt,wait=2", "text.txt,wait=2: no such file"),
+        (
+            "text.txt,wait=2",
+            "text.txt,wait=2: no such file, and no option 'wait'; .* weight, field, s",
+        ),
+        ("text.txt, weight=2", "no option ' weight'; the options are weight, field, split"),
+        ("deep/*.txt,wait=2,weight=2", "no option 'wait'"),
+        ("owner/name,wait=2", "owner/name,wait=2: .* no option 'wait'"),
+        ("text.txt,weight=2,weight=3", "text.txt,weight=2,weight=3: weight is given twice"),
+        ("text.txt,weight", "text.txt,weight: no such file"),
         ("rows.jsonl,field=no", "line 1 has no key 'no'; it has text, body"),
     ],
 )
 def test_inputs_that_cant_be(folder: Path, given: str, message: str):
-    (folder / "odd.docx").touch()
     with pytest.raises(DataError, match=f"--input: .*{message}"):
         find_inputs(["text.txt", given])
 
