@@ -8,6 +8,7 @@ damaged places, which the tokenizer's cleaning removes. No more than one documen
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,14 +69,22 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """One paragraph a line, a blank line between documents."""
+class FileSource:
+    """What all sources that are a file have in common."""
 
     path: Path
 
     @property
     def name(self) -> str:
         return self.path.name
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.path)
+
+
+@dataclass(frozen=True)
+class TextFile(FileSource):
+    """One paragraph a line, a blank line between documents."""
 
     def check(self) -> None:
         lines = first_lines(self.path)
@@ -86,9 +95,6 @@ class TextFile:
                 f"{self.path.stem.removesuffix('.txt')}.jsonl"
                 f"{self.path.suffix if self.path.suffix in COMPRESSIONS else ''}"
             )
-
-    def fingerprint(self) -> str:
-        return fingerprint(self.path)
 
     def documents(
         self, counts: TextCounts, sha256: hashlib._Hash | None = None
@@ -130,6 +136,19 @@ def is_text_file(path: Path) -> bool:
     """`.txt`, plain or packed, or packed with no other suffix."""
     suffix = unpacked(path).suffix
     return suffix == ".txt" or (suffix == "" and path.suffix in COMPRESSIONS)
+
+
+class FileOfTexts(FileSource, ABC):
+    """A file that holds many texts, each of them a document."""
+
+    @abstractmethod
+    def texts(self, counts: TextCounts) -> Iterator[bytes | None]:
+        """The texts in order, in UTF-8, None where there is none; what else is found is counted."""
+
+    def documents(
+        self, counts: TextCounts, sha256: hashlib._Hash | None = None
+    ) -> Iterator[list[str]]:
+        return documents_of_texts(self.path, self.texts(counts), counts, sha256)
 
 
 def documents_of_texts(

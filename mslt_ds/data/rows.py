@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mslt_ds.data.corpus import (
     LONGEST_DOCUMENT,
+    FileOfTexts,
     TextCounts,
     documents_of_texts,
     probe,
@@ -43,15 +44,10 @@ _JSON = (".jsonl", ".json", ".ndjson")
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class JsonLines(FileOfTexts):
     """One JSON object a line, its text under the key `field`; null is a document without text."""
 
-    path: Path
     field: str = DEFAULT_FIELD
-
-    @property
-    def name(self) -> str:
-        return self.path.name
 
     def check(self) -> None:
         lines = first_lines(self.path)
@@ -60,15 +56,7 @@ class JsonLines:
             if line.strip() and len(line) < PROBE_BYTES:
                 self._text(line, number, TextCounts())
 
-    def fingerprint(self) -> str:
-        return fingerprint(self.path)
-
-    def documents(
-        self, counts: TextCounts, sha256: hashlib._Hash | None = None
-    ) -> Iterator[list[str]]:
-        return documents_of_texts(self.path, self._texts(counts), counts, sha256)
-
-    def _texts(self, counts: TextCounts) -> Iterator[bytes | None]:
+    def texts(self, counts: TextCounts) -> Iterator[bytes | None]:
         with open_input(self.path) as file:
             lines = iter(lambda: file.readline(2 * LONGEST_DOCUMENT), b"")
             for number, line in enumerate(lines, 1):
@@ -106,15 +94,10 @@ class JsonLines:
 
 
 @dataclass(frozen=True)
-class ParquetFile:
+class ParquetFile(FileOfTexts):
     """A Parquet file, its text in the column `field`."""
 
-    path: Path
     field: str = DEFAULT_FIELD
-
-    @property
-    def name(self) -> str:
-        return self.path.name
 
     def check(self) -> None:
         parquet = _import("pyarrow.parquet", self.path)
@@ -122,15 +105,7 @@ class ParquetFile:
             schema = parquet.read_schema(self.path)
         _check_column(self.path, schema, self.field)
 
-    def fingerprint(self) -> str:
-        return fingerprint(self.path)
-
-    def documents(
-        self, counts: TextCounts, sha256: hashlib._Hash | None = None
-    ) -> Iterator[list[str]]:
-        return documents_of_texts(self.path, self._texts(), counts, sha256)
-
-    def _texts(self) -> Iterator[bytes | None]:
+    def texts(self, counts: TextCounts) -> Iterator[bytes | None]:
         parquet = _import("pyarrow.parquet", self.path)
         with self._problems(), parquet.ParquetFile(self.path) as file:
             # One row group after the other: all at once, pyarrow reads ahead.

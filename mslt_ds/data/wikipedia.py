@@ -9,7 +9,6 @@ templates, files, formulas and categories. Templates aren't expanded, so a numbe
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import re
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from mslt_ds.data.corpus import TextCounts, documents_of_texts
-from mslt_ds.data.files import fingerprint, open_input, unpacked
+from mslt_ds.data.corpus import FileOfTexts, TextCounts
+from mslt_ds.data.files import open_input, unpacked
 from mslt_ds.errors import DataError, EnvironmentProblem
 
 # enwiki-20261101-pages-articles.xml.bz2, or a piece of it: …-articles1.xml-p1p41242.bz2
@@ -40,14 +39,8 @@ _AFTER_BRACKET = re.compile(r"\([\s,;:]+")
 
 
 @dataclass(frozen=True)
-class WikipediaDump:
+class WikipediaDump(FileOfTexts):
     """Each article is a document; redirects and pages outside the articles' namespace are skipped."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return self.path.name
 
     def check(self) -> None:
         _parser(self.path)
@@ -57,15 +50,7 @@ class WikipediaDump:
                 "pages-articles.xml.bz2"
             )
 
-    def fingerprint(self) -> str:
-        return fingerprint(self.path)
-
-    def documents(
-        self, counts: TextCounts, sha256: hashlib._Hash | None = None
-    ) -> Iterator[list[str]]:
-        return documents_of_texts(self.path, self._texts(counts), counts, sha256)
-
-    def _texts(self, counts: TextCounts) -> Iterator[bytes | None]:
+    def texts(self, counts: TextCounts) -> Iterator[bytes | None]:
         parse = _parser(self.path)
         for wikitext in self._pages():
             if wikitext is None:
