@@ -13,6 +13,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,7 @@ class Run:
             num_steps=num_steps,
             num_workers=data.num_workers,
             device=self.device,
+            say=partial(print, flush=True),
         )
 
     def _end_stage(

@@ -13,6 +13,8 @@ import hashlib
 import mmap
 import os
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,22 @@ _FORMAT = 2
 _FOLDER = "index"
 _DOCUMENTS_PER_BLOCK = 1 << 16
 _EPOCHS_KEPT = 2
+_LONG_SECONDS = 5.0
+Say = Callable[[str], None]
 
 
 def epoch_index(
-    store: TokenStore, continues: np.ndarray, options: InstanceOptions, seed: int, epoch: int
+    store: TokenStore,
+    continues: np.ndarray,
+    options: InstanceOptions,
+    seed: int,
+    epoch: int,
+    say: Say | None = None,
 ) -> np.ndarray:
     """Index entries of all instances of `epoch`, (instances,) uint64, in document order.
 
     continues: (vocab_size,) bool, see words.py
+    say: told, once, that it takes long to make
     """
     groups = store.corpus.groups
     if options.input_format == "nsp" and not (groups != groups[0]).any():
@@ -54,7 +64,7 @@ def epoch_index(
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return _make(folder / name, store, continues, options, seed, epoch)
+            return _make(folder / name, store, continues, options, seed, epoch, say)
         except OSError as error:
             problems.append(f"{folder} ({error.strerror or error})")
     raise DataError(
@@ -85,7 +95,9 @@ def _make(
     options: InstanceOptions,
     seed: int,
     epoch: int,
+    say: Say | None,
 ) -> np.ndarray:
+    started = time.monotonic()
     key = epoch_key(store.digest, seed, epoch)
     start, count = 0, 0
     descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -98,6 +110,15 @@ def _make(
                 )
                 entries.tofile(file)
                 count += len(entries)
+                seconds = time.monotonic() - started
+                if say is not None and seconds > _LONG_SECONDS and last < store.num_documents:
+                    say(
+                        f"{store.path}: making the index of epoch {epoch} from "
+                        f"{store.num_documents:,} documents, about "
+                        f"{seconds * (store.num_documents / last - 1):,.0f} s more; it's kept in "
+                        f"{path.parent}"
+                    )
+                    say = None
             if not count:
                 raise DataError(
                     f"{store.path}: no instance at data.input_format {options.input_format}: every "

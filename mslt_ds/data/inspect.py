@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         input_format=arguments.input_format,
         masking=arguments.masking,
     )
-    sequence = InstanceSequence(store, options, arguments.seed)
+    sequence = InstanceSequence(store, options, arguments.seed, partial(print, file=sys.stderr))
     print("\n".join(describe_instance(sequence, arguments.epoch, arguments.instance)))
     return 0
 

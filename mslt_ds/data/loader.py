@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mslt_ds.data import ahead
 from mslt_ds.data.compiled import key_of
-from mslt_ds.data.epoch_index import epoch_index
+from mslt_ds.data.epoch_index import Say, epoch_index
 from mslt_ds.data.instances import InstanceArrays, InstanceOptions, build, epoch_key, num_masked
 from mslt_ds.data.order import permute
 from mslt_ds.data.store import TokenStore
@@ -71,6 +71,7 @@ def global_batches(
     num_steps: int,
     num_workers: int = 0,
     device: torch.device = _CPU,
+    say: Say | None = None,
 ) -> Iterator[GlobalBatch]:
     """This rank's part of the global batches `start_step` to `start_step + num_steps` (excluded).
 
@@ -80,6 +81,7 @@ def global_batches(
 
     num_workers: threads that work ahead; 0: each batch is built when it's asked for
     device: that the batches are for; their tensors are pinned where it's a CUDA device
+    say: told on rank 0, once for each epoch, that its index takes long to make
     """
     whole = micro_batch_size * world_size
     if global_batch_size < 1 or global_batch_size % whole:
@@ -87,7 +89,9 @@ def global_batches(
             f"train.global_batch_size: {global_batch_size} is not a multiple of "
             f"train.micro_batch_size {micro_batch_size} x {world_size} ranks = {whole}"
         )
-    sequence = InstanceSequence(store, options, seed)
+    sequence = InstanceSequence(store, options, seed, say if rank == 0 else None)
+    # However long this takes: a batch is waited for only so long.
+    sequence.index(sequence.epoch_of(start_step * global_batch_size))
     steps = range(start_step, start_step + num_steps)
 
     def make(step: int) -> GlobalBatch:
@@ -131,10 +135,13 @@ class InstanceSequence:
     epoch of more instances leaves a random few out, one of fewer begins its order once more.
     """
 
-    def __init__(self, store: TokenStore, options: InstanceOptions, seed: int) -> None:
+    def __init__(
+        self, store: TokenStore, options: InstanceOptions, seed: int, say: Say | None = None
+    ) -> None:
         self.store = store
         self.options = options
         self.seed = seed
+        self._say = say
         self._continues = np.zeros(0, np.bool_)
         if options.masking != "token":
             self._continues = continuing_tokens(store)
@@ -182,7 +189,9 @@ class InstanceSequence:
         with self._lock:
             index = self._indices.get(epoch)
             if index is None:
-                index = epoch_index(self.store, self._continues, self.options, self.seed, epoch)
+                index = epoch_index(
+                    self.store, self._continues, self.options, self.seed, epoch, self._say
+                )
                 # Work moves on from epoch to epoch; those it left are unmapped.
                 kept = sorted(self._indices.items())[-_EPOCHS_MAPPED:]
                 self._indices = dict(kept) | {epoch: index}

@@ -41,6 +41,26 @@ def test_blocks_make_the_whole(copy: TokenStore, monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(epoch_index(copy, NO_WORDS, OPTIONS, 1, 0), expected(copy, 0))
 
 
+def test_that_it_takes_long_is_said_once(
+    copy: TokenStore, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[str] = []
+    epoch_index(copy, NO_WORDS, OPTIONS, 1, 0, said.append)
+    assert not said
+    monkeypatch.setattr(module, "_LONG_SECONDS", 0)
+    monkeypatch.setattr(module, "_DOCUMENTS_PER_BLOCK", 7)
+    epoch_index(copy, NO_WORDS, OPTIONS, 1, 0, said.append)
+    assert not said  # it's there
+    epoch_index(copy, NO_WORDS, OPTIONS, 1, 1, said.append)
+    (line,) = said
+    assert f"{copy.path}: making the index of epoch 1 from {copy.num_documents:,} doc" in line
+    assert line.endswith(f" s more; it's kept in {copy.path / 'index'}")
+    shutil.rmtree(copy.path / "index")
+    (copy.path / "index").touch()  # where the folder would be
+    epoch_index(copy, NO_WORDS, OPTIONS, 1, 1, said.append)
+    assert said[1:] and said[1].endswith(f"it's kept in {cache / 'index'}")
+
+
 def test_it_is_kept_and_read_again(copy: TokenStore, monkeypatch: pytest.MonkeyPatch):
     made = epoch_index(copy, NO_WORDS, OPTIONS, 1, 0)
     assert len(list((copy.path / "index").iterdir())) == 1

@@ -153,7 +153,7 @@ def test_the_next_epochs_index_is_made_while_this_ones_is_in_use(
     made: list[int] = []
 
     def record(*arguments: Any) -> np.ndarray:
-        made.append(arguments[-1])
+        made.append(arguments[4])
         return epoch_index(*arguments)
 
     monkeypatch.setattr(loader, "epoch_index", record)
@@ -213,6 +213,37 @@ def test_epochs_mask_anew(store: TokenStore):
         positions = [sequence.build(*part)["masked_positions"] for part in (first, second)]
         same.append(torch.equal(*positions))
     assert len(twice) == 50 and sum(same) < 5
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_index_that_the_first_batch_needs_is_made_before_any_is_waited_for(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch, num_workers: int
+):
+    made: dict[int, threading.Thread] = {}
+
+    def record(*arguments: Any) -> np.ndarray:
+        made[arguments[4]] = threading.current_thread()
+        return epoch_index(*arguments)
+
+    length = InstanceSequence(store, OPTIONS, 1).length
+    monkeypatch.setattr(loader, "epoch_index", record)
+    batches(store, start_step=3 * length // GLOBAL + 1, num_steps=1, num_workers=num_workers)
+    assert made == {0: threading.main_thread(), 3: threading.main_thread()}
+
+
+def test_rank_0_says_that_an_index_takes_long(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ignored = shutil.ignore_patterns("index")
+    path = shutil.copytree(store_path, tmp_path / "copy", ignore=ignored)
+    monkeypatch.setattr("mslt_ds.data.epoch_index._LONG_SECONDS", 0)
+    monkeypatch.setattr("mslt_ds.data.epoch_index._DOCUMENTS_PER_BLOCK", 7)
+    for rank, lines in ((1, 0), (0, 1)):
+        said: list[str] = []
+        batches(
+            TokenStore.open(path), rank=rank, world_size=2, num_steps=1, seed=rank, say=said.append
+        )
+        assert len(said) == lines
 
 
 def test_lengths_share_a_store(store: TokenStore):
