@@ -41,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module_name, summary) in _COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=summary, description=summary)
-        if name == asked:
-            module = importlib.import_module(module_name)
-            module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
-    parsed = parser.parse_args(arguments)
     try:
+        for name, (module_name, summary) in _COMMANDS.items():
+            subparser = subparsers.add_parser(name, help=summary, description=summary)
+            if name == asked:
+                module = importlib.import_module(module_name)
+                module.add_arguments(subparser)
+                subparser.set_defaults(run=module.run)
+        parsed = parser.parse_args(arguments)
         return parsed.run(parsed) or 0
     except MsltError as error:
         sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))

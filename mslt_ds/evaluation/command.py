@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
+
+from mslt_ds.errors import EnvironmentProblem, RecipeError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    if importlib.util.find_spec("torchmetrics") is None:
-        parser.error("the package torchmetrics is missing; pip install 'mslt-ds[eval]'")
-    from mslt_ds.evaluation import glue_command, squad_command
+    try:
+        from mslt_ds.evaluation import glue_command, squad_command
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise EnvironmentProblem(
+            f"the package {package} is missing; pip install 'mslt-ds[eval]'"
+        ) from error
 
     subparsers = parser.add_subparsers(metavar="WHAT", required=True)
     for name, module, summary in (
@@ -37,10 +42,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from mslt_ds.errors import RecipeError
     from mslt_ds.evaluation import job, results
 
     if len(arguments.outputs) < 2:
         raise RecipeError(f"compare: {arguments.outputs[0]} alone; name two output folders or more")
-    print(results.compare([job.read_results(output) for output in arguments.outputs]), end="")
+    found = [job.read_results(output) for output in arguments.outputs]
+    if not results.shared_tasks(found):
+        lines = [
+            f"{output}: {', '.join(one['tasks'])}"
+            for output, one in zip(arguments.outputs, found, strict=True)
+        ]
+        raise RecipeError("\n".join(["compare: no task is in all of them; choose others", *lines]))
+    print(results.compare(found), end="")
     return 0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoModelForSequenceClassification
 
-from mslt_ds.evaluation import hub, tsv
+from mslt_ds.evaluation import hub, text_files, tsv
 from mslt_ds.evaluation.batches import evaluation_batches, sample, training_batches
 from mslt_ds.evaluation.cells import fingerprint
 from mslt_ds.evaluation.encode import Encoded, LabelledEncoded, encode, encode_labelled
@@ -56,17 +56,20 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Source:
-    """Where GLUE is read from: `hub`, a folder of saved datasets, or GLUE's own files."""
+    """Where GLUE is read from: `hub`, a copy of its repository, saved datasets, or GLUE's own files."""
 
     data: str
 
     @property
     def _open(self) -> hub.Open | None:
         if self.data == "hub":
-            return hub.open_hub()
+            return hub.open_repository(hub.DATASET)
         folder = Path(self.data)
-        saved = any(folder.glob(f"*/{hub.SAVED}"))
-        return hub.open_saved(folder) if saved else None
+        if any(folder.glob(f"*/{hub.SAVED}")):
+            return hub.open_saved(folder)
+        if any(folder.glob(f"*/{hub.PARQUET}")):
+            return hub.open_repository(self.data)
+        return None
 
     def read(self, task: Task, recipe: GlueRecipe) -> TaskData:
         """A task's train and dev splits."""
@@ -87,17 +90,19 @@ class Source:
         return TaskData(task, train, {split.name: read_split(split) for split in task.dev})
 
     def read_tests(self, task: Task) -> dict[str, Examples]:
-        """A task's test splits by their file in a submission; with MNLI the diagnostic set."""
-        open_config = self._open
-        if open_config is not None:
-            tests = {s.name: hub.read_test(open_config, task, s) for s in task.test}
-            if task.name == "MNLI":
-                tests[DIAGNOSTIC.name] = hub.read_test(open_config, task, DIAGNOSTIC, "ax")
-            return tests
-        folder = Path(self.data)
-        tests = {split.name: tsv.read_test(folder, task, split) for split in task.test}
+        """A task's test splits by their file in a submission; with MNLI the diagnostic set, if any."""
+        open_config, folder = self._open, Path(self.data)
+
+        def read_test(split: Split, hub_config: str, tsv_folder: str) -> Examples:
+            if open_config is None:
+                return tsv.read_test(folder, task, split, tsv_folder)
+            return hub.read_test(open_config, task, split, hub_config)
+
+        tests = {split.name: read_test(split, task.hub_config, task.folder) for split in task.test}
         if task.name == "MNLI":
-            tests[DIAGNOSTIC.name] = tsv.read_test(folder, task, DIAGNOSTIC, DIAGNOSTIC.file)
+            files = folder / DIAGNOSTIC.file / f"{DIAGNOSTIC.file}.tsv"
+            if self.data == "hub" or (folder / "ax").is_dir() or text_files.find(files):
+                tests[DIAGNOSTIC.name] = read_test(DIAGNOSTIC, "ax", DIAGNOSTIC.file)
         return tests
 
 

@@ -52,17 +52,18 @@ def build(arguments: argparse.Namespace, world: World) -> GlueRunner:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    tests = {}
-    if arguments.predict_test:
-        tests = submission.read_tests(Source(arguments.data), choose(arguments.tasks))
+    if not arguments.predict_test:
+        job.run(arguments, build)
+        return 0
+    tests = submission.read_tests(Source(arguments.data), choose(arguments.tasks))
+    missing = submission.what_is_missing(tests)
+    if missing and job.world().is_main:
+        print(missing)
     results = job.run(arguments, build)
-    if results is not None and arguments.predict_test:
+    if results is not None:
         runner = build(arguments, job.world())
-        missing = submission.predict_tests(runner, results, tests, arguments.output)
+        submission.predict_tests(runner, results, tests, arguments.output)
         print(f"written to {arguments.output / submission.ZIP}")
         if missing:
-            print(
-                f"the server wants {', '.join(f'{name}.tsv' for name in missing)} too: evaluate the "
-                "other tasks into the same folder, all in one command"
-            )
+            print(missing)
     return 0

@@ -1,7 +1,7 @@
-"""GLUE as the hub's script-free dataset, or a saved copy of it on this machine.
+"""GLUE as the hub's script-free dataset, or a copy of it on this machine.
 
 The dataset has a configuration for each task (`cola`, `sst2`, ...), class numbers for labels and -1
-where a test label is hidden.
+where a test label is hidden. Source: its dataset card, which lists configurations, splits and columns.
 """
 
 from __future__ import annotations
@@ -15,22 +15,33 @@ from mslt_ds.evaluation.tasks import Examples, LabelledExamples, Split, Task
 
 DATASET = "nyu-mll/glue"
 SAVED = "dataset_dict.json"
+"""What `save_to_disk` leaves in the folder of a configuration."""
+PARQUET = "*.parquet"
+"""What a configuration is in the hub's repository."""
 
 Open = Callable[[str], Any]
 """A configuration's name to its splits by name."""
 
 
-def open_hub() -> Open:
-    """From the hub, or from the cache that an earlier download left."""
+def open_repository(source: str) -> Open:
+    """From the hub, or the cache that an earlier download left; or from a folder that is a copy of
+    the repository: its card README.md and Parquet files.
+
+    source: `DATASET`, or the folder
+    """
     datasets = _library()
 
     def open_config(name: str) -> Any:
         try:
-            return datasets.load_dataset(DATASET, name)
+            return datasets.load_dataset(source, name)
         except Exception as error:
-            raise DataError(
-                f"--data hub: {DATASET} ({name}) can't be had: {type(error).__name__}: {error}; "
+            remedy = (
                 "check the network, or take GLUE's own files: --data DIR"
+                if source == DATASET
+                else f"the folder has to be a whole copy of the hub's {DATASET}, README.md included"
+            )
+            raise DataError(
+                f"--data: {source} ({name}) can't be had: {type(error).__name__}: {error}; {remedy}"
             ) from error
 
     return open_config
@@ -61,11 +72,10 @@ def read_split(open_config: Open, task: Task, split: Split) -> LabelledExamples:
     return LabelledExamples(texts=texts, labels=labels, ids=[str(n) for n in range(len(texts))])
 
 
-def read_test(open_config: Open, task: Task, split: Split, config: str | None = None) -> Examples:
-    """A test split, without labels. `idx` numbers the rows."""
-    name = config or task.hub_config
-    data = _columns(open_config, name, split, (*task.hub_texts, "idx"))
-    texts = _texts(data, task, f"{name}, {split.hub_split}")
+def read_test(open_config: Open, task: Task, split: Split, config: str) -> Examples:
+    """A test split of a configuration, without labels. `idx` numbers the rows."""
+    data = _columns(open_config, config, split, (*task.hub_texts, "idx"))
+    texts = _texts(data, task, f"{config}, {split.hub_split}")
     return Examples(texts=texts, ids=[str(number) for number in data["idx"]])
 
 

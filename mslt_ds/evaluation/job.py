@@ -18,7 +18,7 @@ from mslt_ds.atomic import replace_text
 from mslt_ds.data.pool import Shard
 from mslt_ds.distributed import World, device_name, world_from_environment
 from mslt_ds.errors import EnvironmentProblem, RecipeError
-from mslt_ds.evaluation import results
+from mslt_ds.evaluation import results, text_files
 from mslt_ds.evaluation.cells import CellFolder
 from mslt_ds.evaluation.grid import Cell, make_cells, share
 from mslt_ds.evaluation.runner import Runner, plan, run_cells, run_in_workers
@@ -62,6 +62,11 @@ def run(arguments: argparse.Namespace, build: Build) -> results.Results | None:
         raise RecipeError(f"--workers: {arguments.workers}; it has to be at least 1")
     shard = Shard.parse(arguments.shard) if arguments.shard else Shard()
     here = world()
+    if arguments.workers > 1 and here.world_size > 1:
+        raise RecipeError(
+            f"--workers: {arguments.workers}, but a launcher has started {here.world_size} processes, "
+            "which share the runs already; leave --workers out, or start the command by itself"
+        )
     runner = build(arguments, here)
     cells = _cells(runner)
     folder = CellFolder(arguments.output, runner.fingerprints())
@@ -92,7 +97,10 @@ def read_results(output: Path) -> results.Results:
         raise RecipeError(
             f"{output}: no {RESULTS} here; it's written when all runs of a grid are finished"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    found = text_files.read_json(path)
+    if not isinstance(found, dict) or "tasks" not in found:
+        raise RecipeError(f"{path}: not the results of an evaluation; name its output folder")
+    return found
 
 
 def _cells(runner: Runner) -> list[Cell]:

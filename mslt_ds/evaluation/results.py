@@ -100,15 +100,22 @@ def table(results: Results) -> str:
     return "\n".join([*_heading(results), "", *markdown(rows), "", *_footer(results)]) + "\n"
 
 
+def shared_tasks(several: Sequence[Results]) -> list[str]:
+    """Tasks that are in all results, in the order of the first."""
+    return [
+        task for task in several[0]["tasks"] if all(task in other["tasks"] for other in several)
+    ]
+
+
 def compare(several: Sequence[Results]) -> str:
-    """Models side by side as Markdown: medians (spreads), then each against the first."""
+    """Models side by side as Markdown: medians (spreads), then each against the first.
+
+    Only tasks that all of them have are in the table; one at least is.
+    """
     first = several[0]
     names = _short_names(several)
-    shared = [
-        (task, name)
-        for task, name, _ in _columns(first)
-        if all(task in other["tasks"] for other in several)
-    ]
+    tasks = shared_tasks(several)
+    shared = [(task, name) for task, name, _ in _columns(first) if task in tasks]
     rows = [["model", *(name for _, name in shared)]]
     rows.append(
         ["metric", *(METRIC_NAMES[_column(first, task, name)["metric"]] for task, name in shared)]
@@ -126,6 +133,9 @@ def compare(several: Sequence[Results]) -> str:
     protocols = {name: results["protocol"] for name, results in zip(names, several, strict=True)}
     if len({str(protocol) for protocol in protocols.values()}) > 1:
         footer += [f"Different recipes: {name}: {text}" for name, text in protocols.items()]
+    for name, results in zip(names, several, strict=True):
+        if others := [task for task in results["tasks"] if task not in tasks]:
+            footer += [f"Not in all of them: {name}: {', '.join(others)}"]
     return "\n".join([*(f"- {line}" for line in lines), "", *markdown(rows), "", *footer]) + "\n"
 
 

@@ -1,9 +1,11 @@
 """Files for GLUE's test server, in one zip of the layout that it takes.
 
-Source: the server's own instructions: one TSV for each test set at the top of the zip, named as
+Source: the server's FAQ, number 1, as nyu-mll/jiant (the toolkit of GLUE's authors) writes it in
+`jiant/scripts/benchmarks/benchmarks.py`: one TSV for each test set at the top of the zip, named as
 below, with the header `index<TAB>prediction`; class names for MNLI, QNLI, RTE and AX, 0 and 1 for the
-others, scores from 0 to 5 for STS-B. It refuses a zip that lacks a file, WNLI's too, so one is made of
-the class 0.
+others, scores from 0 to 5 for STS-B (clipped as in nyu-mll/GLUE-baselines, `src/evaluate.py`). It
+refuses a zip that lacks a file, WNLI's too: that one is made of the majority's class 0, as in Devlin et
+al. 2019, appendix B.1.
 
 The model that predicts is the best run at the chosen learning rate. Cells don't keep their weights: it
 is fine-tuned again by the same seed, which on a CPU gives the same bits.
@@ -27,7 +29,7 @@ from mslt_ds.evaluation.glue import GlueRunner, Source
 from mslt_ds.evaluation.grid import Cell
 from mslt_ds.evaluation.progress import GridProgress
 from mslt_ds.evaluation.results import Results
-from mslt_ds.evaluation.tasks import TASKS, Examples, Task
+from mslt_ds.evaluation.tasks import DIAGNOSTIC, TASKS, Examples, Task
 
 ZIP = "submission.zip"
 FOLDER = "test"
@@ -37,14 +39,15 @@ FILES = (
 )  # fmt: skip
 """Every file that the server wants, without `.tsv`."""
 
+Tests = Mapping[str, Mapping[str, Examples]]
+"""Of each task, its test sets by their file's name."""
 
-def predict_tests(
-    runner: GlueRunner, results: Results, tests: Mapping[str, Mapping[str, Examples]], output: Path
-) -> list[str]:
-    """Predict every test set and write the zip; the files that the server will miss.
 
-    tests: of each task, its test sets by their file's name. A task's predictions are a file each, and
-    made once: several processes that find the grid finished take turns.
+def predict_tests(runner: GlueRunner, results: Results, tests: Tests, output: Path) -> None:
+    """Predict every test set and write the zip.
+
+    A task's predictions are a file each, and made once: several processes that find the grid finished
+    take turns.
     """
     files: dict[str, str] = {
         "WNLI": _tsv([str(row) for row in range(WNLI_ROWS)], ["0"] * WNLI_ROWS)
@@ -55,7 +58,6 @@ def predict_tests(
             for name, splits in tests.items():
                 files |= _task_files(runner, results, name, splits, output / FOLDER, progress)
         write_zip(output / ZIP, files)
-    return [name for name in FILES if name not in files]
 
 
 def best_cell(results: Results, task: str) -> Cell:
@@ -125,6 +127,21 @@ def _tsv(ids: Sequence[str], predictions: Sequence[str]) -> str:
     return "\n".join(["index\tprediction", *rows]) + "\n"
 
 
-def read_tests(source: Source, tasks: Sequence[Task]) -> dict[str, dict[str, Examples]]:
-    """Of each task, its test sets by their file's name. DataError if one isn't there."""
+def read_tests(source: Source, tasks: Sequence[Task]) -> Tests:
+    """The tasks' test sets. DataError if one isn't there; the diagnostic set may be missing."""
     return {task.name: source.read_tests(task) for task in tasks}
+
+
+def what_is_missing(tests: Tests) -> str | None:
+    """A sentence on the files that the server will miss; None if it has all."""
+    there = {name for splits in tests.values() for name in splits} | {"WNLI"}
+    missing = [name for name in FILES if name not in there]
+    if not missing:
+        return None
+    remedies = []
+    if DIAGNOSTIC.name in missing and "MNLI" in tests:
+        remedies.append(f"put {DIAGNOSTIC.file}/{DIAGNOSTIC.file}.tsv beside the tasks for AX")
+    if missing != [DIAGNOSTIC.name] or not remedies:
+        remedies.append("evaluate all tasks into the same folder, in one command")
+    files = ", ".join(f"{name}.tsv" for name in missing)
+    return f"{ZIP}: the server wants {files} too; {', and '.join(remedies)}"

@@ -43,14 +43,13 @@ def read_split(data: Path, task: Task, split: Split) -> LabelledExamples:
     )
 
 
-def read_test(data: Path, task: Task, split: Split, folder: str | None = None) -> Examples:
-    """A test split, without labels. The first column numbers the rows (`index` or `id`)."""
-    path = data / (folder or task.folder) / f"{split.file}.tsv"
+def read_test(data: Path, task: Task, split: Split, folder: str) -> Examples:
+    """A test split in `data/folder`, without labels. Its first column, `index` or `id`, numbers the rows."""
+    path = data / folder / f"{split.file}.tsv"
     rows = _read_rows(path, task.texts, (), 0)
-    indices = [next(iter(row.fields.values())) for row in rows]
     return Examples(
         texts=[tuple(_text(row, column) for column in task.texts) for row in rows],
-        ids=indices,
+        ids=[_index(row) for row in rows],
     )
 
 
@@ -117,6 +116,16 @@ def _text(row: _Row, column: str) -> str:
         raise DataError(
             f"{row.place}: {column} is in quotes with inner quotes doubled: {_short(text)}; GLUE's "
             "files have no quoting, write the file without it"
+        )
+    return text
+
+
+def _index(row: _Row) -> str:
+    column, text = next(iter(row.fields.items()))
+    if not text.isdecimal():
+        raise DataError(
+            f"{row.place}: the first column ({column}) holds {_short(text)}; a test file's numbers its "
+            "rows, and GLUE's server asks for these numbers"
         )
     return text
 

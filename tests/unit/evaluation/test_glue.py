@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -12,7 +15,7 @@ from transformers import AlbertConfig, AutoModel, DistilBertConfig, ElectraConfi
 
 from mslt_ds.cli import main
 from mslt_ds.distributed import device_name
-from mslt_ds.evaluation.submission import FILES
+from mslt_ds.evaluation.submission import FILES, answers
 from mslt_ds.evaluation.tasks import TASKS
 from tests.unit.evaluation.conftest import TOKENS, save_tokenizer, write_glue
 
@@ -139,15 +142,15 @@ def test_the_submission(evaluated):
         assert lines[0] == "index\tprediction"
         rows = [line.split("\t") for line in lines[1:]]
         assert [index for index, _ in rows] == [str(i) for i in range(146 if name == "WNLI" else 8)]
-        answers = {answer for _, answer in rows}
+        told = {answer for _, answer in rows}
         if name == "STS-B":
-            assert all(0 <= float(answer) <= 5 for answer in answers)
+            assert all(0 <= float(answer) <= 5 for answer in told)
         elif name in ("MNLI-m", "MNLI-mm", "AX"):
-            assert answers <= {"entailment", "neutral", "contradiction"}
+            assert told <= {"entailment", "neutral", "contradiction"}
         elif name in ("QNLI", "RTE"):
-            assert answers <= {"entailment", "not_entailment"}
+            assert told <= {"entailment", "not_entailment"}
         else:
-            assert answers <= {"0", "1"}
+            assert told <= {"0", "1"}
 
 
 def test_predictions_are_made_once(model_folder, glue_folder, evaluated, capsys):
@@ -161,7 +164,32 @@ def test_a_part_of_the_tasks_says_what_the_server_misses(
     model_folder, glue_folder, tmp_path, capsys
 ):
     assert evaluate(model_folder, glue_folder, tmp_path, "--tasks", "RTE", "--predict-test") == 0
-    assert "the server wants CoLA.tsv, SST-2.tsv" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if "the server wants CoLA.tsv, SST-2.tsv" in line]
+    assert told == [lines[0], lines[-1]]  # before the work and after it
+
+
+def test_without_the_diagnostic_set_all_but_its_file_is_predicted(
+    model_folder, glue_folder, tmp_path, capsys
+):
+    data = tmp_path / "data"
+    shutil.copytree(glue_folder, data, ignore=shutil.ignore_patterns("diagnostic"))
+    output = tmp_path / "out"
+    assert evaluate(model_folder, data, output, "--tasks", "MNLI", "--predict-test") == 0
+    with zipfile.ZipFile(output / "submission.zip") as archive:
+        assert archive.namelist() == ["MNLI-m.tsv", "MNLI-mm.tsv", "WNLI.tsv"]
+    assert "put diagnostic/diagnostic.tsv beside the tasks for AX" in capsys.readouterr().out
+
+
+def test_the_servers_words():
+    scores = torch.tensor([[-0.2], [3.14159], [5.5]])
+    assert answers(TASKS["STS-B"], scores) == ["0.000", "3.142", "5.000"]
+    logits = torch.eye(3)
+    assert answers(TASKS["MNLI"], logits) == ["entailment", "neutral", "contradiction"]
+    for task in ("QNLI", "RTE"):
+        assert answers(TASKS[task], logits[:2, :2]) == ["entailment", "not_entailment"]
+    for task in ("CoLA", "SST-2", "MRPC", "QQP"):
+        assert answers(TASKS[task], logits[:2, :2]) == ["0", "1"]
 
 
 def test_two_models_side_by_side(model_folder, glue_folder, tmp_path, capsys):
@@ -174,6 +202,56 @@ def test_two_models_side_by_side(model_folder, glue_folder, tmp_path, capsys):
     assert main(["evaluate", "compare", str(tmp_path / "a")]) == 2
     assert main(["evaluate", "compare", str(tmp_path / "a"), str(tmp_path)]) == 2
     assert "no results.json here" in capsys.readouterr().err
+    other = tmp_path / "other.json"
+    other.write_text("[]")
+    assert main(["evaluate", "compare", str(tmp_path / "a"), str(other)]) == 2
+    assert "other.json: not the results of an evaluation" in capsys.readouterr().err
+
+
+def test_models_without_a_task_in_common(model_folder, glue_folder, tmp_path, capsys):
+    for name, tasks in (("a", ("RTE",)), ("b", ("CoLA", "MRPC"))):
+        assert evaluate(model_folder, glue_folder, tmp_path / name, "--tasks", *tasks) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    told = capsys.readouterr()
+    assert "compare: no task is in all of them" in told.err
+    assert f"{tmp_path / 'a'}: RTE\n" in told.err
+    assert (
+        f"{tmp_path / 'b'}: MRPC, CoLA\n" in told.err
+        or f"{tmp_path / 'b'}: CoLA, MRPC\n" in told.err
+    )
+    assert not told.out
+
+
+def test_a_missing_package_is_named():
+    """As where the extra isn't installed: torchmetrics can't be imported."""
+    code = (
+        "import sys; sys.modules['torchmetrics'] = None; from mslt_ds.cli import main; "
+        "sys.exit(main(['evaluate', 'compare', 'a', 'b']))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 3
+    assert found.stderr == (
+        "error: the package torchmetrics is missing; pip install 'mslt-ds[eval]'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "started",
+    [
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1"},
+    ],
+    ids=["torchrun", "srun"],
+)
+def test_workers_under_a_launcher(
+    model_folder, glue_folder, tmp_path, capsys, monkeypatch, started
+):
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    assert evaluate(model_folder, glue_folder, tmp_path, "--workers", "2") == 2
+    assert "--workers: 2, but a launcher has started 2 processes" in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize(

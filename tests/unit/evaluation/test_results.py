@@ -106,6 +106,15 @@ def test_the_comparison_tells_what_exceeds_the_spread():
     assert "Different recipes: B: another" in text
 
 
+def test_tasks_that_are_not_in_all_are_named():
+    only = results()
+    del only["tasks"]["MNLI"]
+    text = compare([results(), only])
+    assert "MNLI-m" not in text
+    assert "Not in all of them: A: MNLI" in text
+    assert "Not in all" not in compare([results(), results()])
+
+
 def test_a_single_run_has_no_spread_to_exceed():
     single = [mrpc(2e-5, 1, 0.90, 0.8), mnli(2e-5, 1, 0.9, 0.9)]
     assert "one run: unknown" in compare([results(), results(single, "b")])

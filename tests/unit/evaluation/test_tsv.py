@@ -45,7 +45,7 @@ def test_every_task_in_the_official_layout(glue_folder, name):
             else:
                 assert label == int(good)
     for split in task.test:
-        test = tsv.read_test(glue_folder, task, split)
+        test = tsv.read_test(glue_folder, task, split, task.folder)
         assert test.ids == [str(i) for i in range(8)]
 
 
@@ -101,6 +101,13 @@ def test_malformed_rows_name_file_and_line(tmp_path, task, text, message):
     write(tmp_path, task, text)
     with pytest.raises(DataError, match=message):
         read(tmp_path, task)
+
+
+def test_a_test_file_without_numbers(tmp_path):
+    write(tmp_path, "SST-2", "sentence\tlabel\nfine\t1\n", "test.tsv")
+    task = TASKS["SST-2"]
+    with pytest.raises(DataError, match=r"test.tsv:2: the first column \(sentence\) holds 'fine'"):
+        tsv.read_test(tmp_path, task, task.test[0], task.folder)
 
 
 def test_a_file_that_is_not_there_or_no_text(tmp_path):
