@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from mslt_ds.data.corpus import (
@@ -167,7 +168,7 @@ class HuggingFaceDataset:
         except Exception as error:  # of any kind: the network's, the hub's, the format's
             raise DataError(
                 f"--input: {self.location}: can't be loaded as a data set "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); a "
+                f"({type(error).__name__}: {shorten(str(error), 1000)}); a "
                 "data set of the hub is named owner/name or owner/name:config and needs the "
                 "network the first time; a folder has to hold Parquet files or what save_to_disk "
                 "wrote"
