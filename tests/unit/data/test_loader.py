@@ -246,11 +246,30 @@ def test_rank_0_says_that_an_index_takes_long(
         assert len(said) == lines
 
 
-def test_lengths_share_a_store(store: TokenStore):
-    (short,) = batches(store, num_steps=1)
-    (long,) = batches(store, num_steps=1, options=InstanceOptions(128, 20))
-    assert long.micro_batches[0].input_ids.shape == (MICRO, 128)
-    assert long.num_masked > short.num_masked
+def test_a_second_phase_at_512_draws_from_the_store_of_the_first(store: TokenStore):
+    tokens = {}
+    for length in (128, 512):
+        options = InstanceOptions(length, 20 * length // 128)
+        whole = batches(store, options=options)
+        for batch in whole:
+            (ids, _, attention, positions, labels, weights, _) = content([batch])
+            assert ids.shape == (GLOBAL, length) and weights.shape == (
+                GLOBAL,
+                options.max_predictions,
+            )
+            lengths, masked = attention.sum(1), weights.sum(1)
+            expected = (lengths.double() * 0.15).round().clamp(1, options.max_predictions)
+            assert (masked == expected).all() and masked.sum() == batch.num_masked
+            # What is hidden lies in the text, and some of it is left as it was.
+            used = weights == 1
+            assert (positions.max(1).values < lengths).all() and (labels[used] > 0).all()
+            assert (ids.gather(1, positions) == labels)[used].any()
+        parts = [batches(store, options=options, rank=r, world_size=2)[3] for r in range(2)]
+        assert_same(content(parts), content([whole[3]]))
+        tokens[length] = torch.cat([content([batch])[2].sum(1) for batch in whole])
+    # One in ten is short, the others fill an instance where a document is long enough.
+    assert (tokens[128] == 128).float().mean() > 0.3
+    assert (tokens[512] > 256).float().mean() > 0.5 and (tokens[512] == 512).any()
 
 
 def test_seeds_differ(store: TokenStore):
