@@ -45,6 +45,13 @@ def epoch_index(
     continues: (vocab_size,) bool, see words.py
     say: told, once, that it takes long to make
     """
+    name = file_name(store, options, seed, epoch)
+    folders = _folders(store)
+    for folder in folders:
+        try:
+            return _map(folder / name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
     groups = store.corpus.groups
     if options.input_format == "nsp" and not (groups != groups[0]).any():
         raise DataError(
@@ -53,13 +60,6 @@ def epoch_index(
             "needed. Separate documents by an empty line and prepare the store again, or choose "
             "another data.input_format"
         )
-    name = file_name(store, options, seed, epoch)
-    folders = _folders(store)
-    for folder in folders:
-        try:
-            return _map(folder / name)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
     problems = []
     for folder in folders:
         try:

@@ -253,10 +253,8 @@ def test_a_second_phase_at_512_draws_from_the_store_of_the_first(store: TokenSto
         whole = batches(store, options=options)
         for batch in whole:
             (ids, _, attention, positions, labels, weights, _) = content([batch])
-            assert ids.shape == (GLOBAL, length) and weights.shape == (
-                GLOBAL,
-                options.max_predictions,
-            )
+            assert ids.shape == (GLOBAL, length)
+            assert weights.shape == (GLOBAL, options.max_predictions)
             lengths, masked = attention.sum(1), weights.sum(1)
             expected = (lengths.double() * 0.15).round().clamp(1, options.max_predictions)
             assert (masked == expected).all() and masked.sum() == batch.num_masked
