@@ -79,8 +79,8 @@ def finish(work: WorkFolder, figures: dict[str, Any], say: Callable[[str], None]
 def refuse_fewer_than_two(documents: int) -> None:
     if documents < 2:
         raise DataError(
-            f"--input: {documents} documents with text, all different; next-sentence prediction "
-            "needs at least 2. Separate documents by a blank line, or rows"
+            f"--input: different documents with text: {documents}; next-sentence prediction needs "
+            "at least 2. Separate documents by a blank line, or give each a row"
         )
 
 

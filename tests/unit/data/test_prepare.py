@@ -233,7 +233,8 @@ def test_text_of_fewer_than_two_documents(tmp_path, store_path, content, capsys)
         output = tmp_path / f"store{len(vocabulary[0])}"
         given = ["--input", tmp_path / "text.txt", "--output", output, "--workers", 1]
         assert run(*given, *vocabulary) == 2
-        assert "documents with text" in capsys.readouterr().err
+        count = 1 if content.strip() else 0
+        assert f"different documents with text: {count};" in capsys.readouterr().err
         assert not (output / MANIFEST).exists()
 
 
