@@ -11,29 +11,23 @@ hardware and versions to `benchmarks/results/`.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
+from benchmarks import record
 from mslt_ds.config import RunConfig, load_config
 from mslt_ds.cost import ASSUMED_VOCAB_SIZE
-from mslt_ds.distributed import device_name
 from mslt_ds.errors import MsltError
 from mslt_ds.model import bert
 from mslt_ds.model.init import fresh_weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan import build_plan
 
-RESULTS = Path(__file__).parent / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -135,24 +129,18 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{'step':32} {'seconds':>9} {'speed':>6}")
     for name, value in seconds.items():
         print(f"{name:32} {value:9.3f} {seconds['full'] / value:6.2f}")
-    result: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["python", "-m", "benchmarks", *(arguments or sys.argv[1:])],
+    figures = {
         "recipe": options.config,
         "micro_batch_size": options.batch,
         "seq_length": config.data.seq_length,
         "precision": config.train.precision,
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
         "seconds": seconds,
         "speed_against_full": {name: seconds["full"] / value for name, value in seconds.items()},
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"step_time_{datetime.now(UTC):%Y%m%d_%H%M%S}_{device.type}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {path}")
+    record.write(
+        f"step_time_{device.type}", ["benchmarks", *(arguments or sys.argv[1:])], figures,
+        device=device, packages=("torch", "transformers"),
+    )  # fmt: skip
     return 0
 
 

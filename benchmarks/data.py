@@ -23,20 +23,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import instances
-from benchmarks.__main__ import RESULTS
+from benchmarks import instances, record
 from benchmarks.instances import Measurement, medians
 from mslt_ds.data import tokenizer
 from mslt_ds.data.corpus import TextCounts, TextFile
 from mslt_ds.data.finish import FIGURES
 from mslt_ds.data.prepare import prepare
 from mslt_ds.data.store import TokenStore
-from mslt_ds.distributed import device_name
 
 LIBRARY_BATCH = 4096  # paragraphs
 
@@ -126,30 +122,14 @@ def _write(
     speeds: dict[str, float],
     ratios: dict[str, float],
 ) -> None:
-    import torch
-
-    now = datetime.now(UTC)
-    result = {
-        "date": now.isoformat(timespec="seconds"),
-        "command": [
-            "python", "-m", "benchmarks.data", "--input", options.input.name, "--vocab-size",
-            str(options.vocab_size), "--workers", str(options.workers), "--write",
-            *(["--store", options.store.name] if options.store else []),
-        ],
-        "device": device_name(torch.device("cpu")),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average": os.getloadavg()[0],
-        "versions": {
-            name: version(name) for name in ("numba", "tokenizers", "sentencex", "transformers")
-        },
-        "tokens": store.num_tokens,
-        "speeds": speeds,
-        "ratios": ratios,
-    }  # fmt: skip
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"data_{now:%Y%m%d_%H%M%S}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {path}")
+    command = [
+        "benchmarks.data", "--input", options.input.name, "--vocab-size", str(options.vocab_size),
+        "--workers", str(options.workers), "--write",
+        *(["--store", options.store.name] if options.store else []),
+    ]  # fmt: skip
+    figures = {"tokens": store.num_tokens, "speeds": speeds, "ratios": ratios}
+    packages = ("numba", "tokenizers", "sentencex", "transformers")
+    record.write("data", command, figures, packages=packages)
 
 
 if __name__ == "__main__":

@@ -4,28 +4,27 @@
 
 Both ways take the same examples, batch size, model and arithmetic; the other way is what `run_glue.py`
 does by default (`--pad_to_max_length`, `--max_seq_length 128`): batches in random order, every one
-padded to 128. Steps are spread over all lengths; seconds a step are compared. `--scores` fine-tunes both
-ways to the end by several seeds, which shows whether results are equal.
+padded to 128. Steps are spread over all lengths; seconds a step are compared. `--scores SEEDS` fine-tunes
+both ways to the end by so many seeds, and compares the means of the metric that counts for the task: a
+difference that isn't larger than its standard error (Welch's, of unequal variances) is none that these
+runs could show.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import math
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from scipy import stats
 
-from mslt_ds.distributed import World, device_name
+from benchmarks import record
+from mslt_ds.distributed import World
 from mslt_ds.evaluation.batches import training_batches
 from mslt_ds.evaluation.encode import Encoded
 from mslt_ds.evaluation.encoder import Encoder
@@ -33,10 +32,9 @@ from mslt_ds.evaluation.finetune import Batch, Settings, fine_tune
 from mslt_ds.evaluation.glue import GlueRunner, Source, loss_for
 from mslt_ds.evaluation.metrics import scores
 from mslt_ds.evaluation.recipe import GlueRecipe
-from mslt_ds.evaluation.runner import device_for
+from mslt_ds.evaluation.runner import device_for, mean_step_seconds
 from mslt_ds.evaluation.tasks import TASKS
 
-RESULTS = Path(__file__).parent / "results"
 PADDED = 128
 WAYS = ("buckets", "padded to 128")
 
@@ -64,18 +62,9 @@ def step_seconds(runner: GlueRunner, task: str, way: str, steps: int) -> float:
     rows = batches(train, runner.recipe, way, 1, 0)
     rows.sort(key=lambda batch: max(train.lengths[row] for row in batch))
     middles = [(2 * index + 1) * len(rows) // (2 * steps) for index in range(steps)]
-    marks: list[float] = []
-
-    def timed() -> Iterator[Batch]:
-        for middle in [middles[-1], *middles]:
-            marks.append(time.perf_counter())
-            yield tensors(train, rows[middle], way)
-        marks.append(time.perf_counter())
-
+    taken = [tensors(train, rows[middle], way) for middle in middles]
     model = runner.build(TASKS[task], 1)
-    settings = Settings.of(runner.recipe, 0.0, 1, steps + 1)
-    fine_tune(model, timed(), loss_for(TASKS[task]), settings)
-    return (marks[-1] - marks[1]) / steps
+    return mean_step_seconds(model, taken, loss_for(TASKS[task]), runner.recipe)
 
 
 def final_scores(
@@ -97,6 +86,59 @@ def final_scores(
     return scores(TASKS[task], runner.outputs(model, split), split.labels)
 
 
+def compare(scores_of: dict[str, list[float]]) -> dict[str, Any]:
+    """Two ways' scores, a seed each: means, spreads, and their difference by Welch's t-test.
+
+    Each way needs two scores at least. Spread: largest minus smallest.
+    """
+    (first, ours), (second, theirs) = scores_of.items()
+    difference = statistics.fmean(ours) - statistics.fmean(theirs)
+    shares = [statistics.variance(values) / len(values) for values in (ours, theirs)]
+    error = math.sqrt(sum(shares))
+    # Without any variance there's no distribution to ask.
+    freedom = p_value = None
+    if error:
+        parts = zip(shares, (ours, theirs), strict=True)
+        freedom = error**4 / sum(share**2 / (len(values) - 1) for share, values in parts)
+        p_value = 2 * float(stats.t.sf(abs(difference) / error, freedom))
+    return {
+        "ways": {
+            way: {
+                "mean": statistics.fmean(values),
+                "spread": max(values) - min(values),
+                "standard_deviation": statistics.stdev(values),
+                "seeds": len(values),
+            }
+            for way, values in scores_of.items()
+        },
+        "difference": {
+            "of": f"{first} - {second}",
+            "mean": difference,
+            "standard_error": error,
+            "degrees_of_freedom": freedom,
+            "p_value": p_value,
+            "exceeds_standard_error": abs(difference) > error,
+        },
+    }
+
+
+def lines_of(comparison: dict[str, Any]) -> Iterator[str]:
+    """A comparison for a terminal, in percent."""
+    for way, found in comparison["ways"].items():
+        yield (
+            f"{way:16} {comparison['metric']}: mean {100 * found['mean']:.2f}, "
+            f"spread {100 * found['spread']:.2f}, standard deviation "
+            f"{100 * found['standard_deviation']:.2f} ({found['seeds']} seeds)"
+        )
+    found = comparison["difference"]
+    exceeds = "exceeds" if found["exceeds_standard_error"] else "doesn't exceed"
+    p_value = "" if found["p_value"] is None else f"; p = {found['p_value']:.2f}"
+    yield (
+        f"{found['of']}: {100 * found['mean']:+.2f}, which {exceeds} its standard error "
+        f"{100 * found['standard_error']:.2f}{p_value}"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation")
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
@@ -105,12 +147,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=6, help="steps of a measurement")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each way")
     parser.add_argument(
-        "--scores", type=int, default=0, metavar="SEEDS", help="train both ways too"
-    )
+        "--scores", type=int, default=0, metavar="SEEDS",
+        help="also train both ways by this many seeds, 2 or more, and compare the scores",
+    )  # fmt: skip
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--train-examples", type=int)
     parser.add_argument("--write", action="store_true", help="a dated JSON in benchmarks/results")
     options = parser.parse_args(arguments)
+    if options.scores < 0 or options.scores == 1:
+        parser.error(f"--scores: {options.scores}; a difference's error takes 2 seeds or more")
 
     recipe = GlueRecipe(train_examples=options.train_examples)
     device = device_for("auto", World(0, 1, 0), recipe.precision)
@@ -133,40 +178,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         for way in WAYS
     }
-    for way, values in found.items():
-        for value in values:
-            print(f"{way:16} {value}")
+    comparison = None
+    if options.scores:
+        metric = task.metrics[0]
+        comparison = {"metric": metric} | compare(
+            {way: [scores_of[metric] for scores_of in found[way]] for way in WAYS}
+        )
+        for line in lines_of(comparison):
+            print(line)
     if options.write:
-        _write(options, device, seconds, measured, ratio, found)
+        figures = {
+            "task": task.name,
+            "seconds_a_step": seconds,
+            "measurements": measured,
+            "times_as_fast": ratio,
+            "scores": found,
+            "comparison": comparison,
+        }
+        record.write(
+            f"evaluation_{task.name}", ["benchmarks.evaluation", *(arguments or sys.argv[1:])],
+            figures, device=device, packages=("torch", "transformers", "torchmetrics"),
+        )  # fmt: skip
     return 0
-
-
-def _write(
-    options: argparse.Namespace,
-    device: torch.device,
-    seconds: dict[str, float],
-    measured: dict[str, list[float]],
-    ratio: float,
-    found: dict[str, Any],
-) -> None:
-    now = datetime.now(UTC)
-    result = {
-        "date": now.isoformat(timespec="seconds"),
-        "command": ["python", "-m", "benchmarks.evaluation", *sys.argv[1:]],
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "task": options.task,
-        "seconds_a_step": seconds,
-        "measurements": measured,
-        "times_as_fast": ratio,
-        "scores": found,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"evaluation_{options.task}_{now:%Y%m%d_%H%M%S}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {path}")
 
 
 if __name__ == "__main__":

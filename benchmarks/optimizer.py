@@ -2,7 +2,7 @@
 
     python -m benchmarks.optimizer [--model base large] [--device cpu|cuda] [--repeats N] [--write]
     python -m benchmarks.optimizer --alternatives [--write]
-    deepspeed --num_gpus 2 benchmarks/optimizer.py --zero 1 [--write]
+    deepspeed --num_gpus 2 --module benchmarks.optimizer --zero 1 [--write]
 
 LAMB by each backend that runs here against torch's AdamW, measured in turns, so that a machine that
 slows down slows all of them down. On a GPU also LAMB captured in a CUDA graph, and DeepSpeed's and
@@ -19,12 +19,10 @@ import ctypes
 import gc
 import importlib.util
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +31,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from benchmarks import record
 from mslt_ds.errors import MsltError
 from mslt_ds.optim import Lamb, LambOptions, lamb
 from mslt_ds.optim.backends import build_lamb
 
-RESULTS = Path(__file__).parent / "results"
 SIZES = {"base": (12, 768), "large": (24, 1024)}
 LAMB_STREAMS = 10
 
@@ -291,30 +289,16 @@ def main() -> int:
         gc.collect()
     if chosen.local_rank:
         return 0
-    result = {
-        "command": " ".join(["benchmarks/optimizer.py", *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name() if chosen.device == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "load_average": psutil.getloadavg()[0],
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "models": result,
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
+    print(json.dumps(result, indent=1))
     if chosen.write:
-        RESULTS.mkdir(exist_ok=True)
-        kind = f"zero{chosen.zero}" if chosen.zero else chosen.device
-        kind += "-alternatives" * chosen.alternatives
-        name = f"{result['time'][:10]}-optimizer-{'-'.join(chosen.model)}-{kind}.json"
-        (RESULTS / name).write_text(text + "\n")
+        kind = [f"zero{chosen.zero}"] if chosen.zero else [chosen.device]
+        kind += ["alternatives"] * chosen.alternatives
+        record.write(
+            "_".join(["optimizer", *chosen.model, *kind]),
+            ["benchmarks.optimizer", *sys.argv[1:]], {"models": result},
+            device=torch.device(chosen.device),
+        )  # fmt: skip
     return 0
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.__main__ import RESULTS
+from benchmarks import record
 from mslt_ds.data.corpus import TextCounts
 from mslt_ds.data.finish import FIGURES
 from mslt_ds.data.merge import SourceUnits, merge
@@ -150,11 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(merge_documents(documents, Path(folder)))
         print(rows[-1], flush=True)
     if options.write:
-        now = datetime.now(UTC)
-        path = RESULTS / f"prepare_memory_{now:%Y%m%d_%H%M%S}.json"
-        result = {"date": now.isoformat(timespec="seconds"), "workers": options.workers}
-        path.write_text(json.dumps(result | {"peaks_in_megabytes": rows}, indent=1) + "\n")
-        print(f"written to {path}")
+        command = ["benchmarks.prepare_memory", *(arguments or sys.argv[1:])]
+        figures = {"workers": options.workers, "peaks_in_megabytes": rows}
+        record.write("prepare_memory", command, figures, packages=("numpy", "tokenizers"))
     return 0
 
 

@@ -210,13 +210,15 @@ def plan(runner: Runner, cells: Sequence[Cell], folder: CellFolder) -> Iterator[
     for task in dict.fromkeys(cell.task for cell in cells):
         of_task = [cell for cell in cells if cell.task == task]
         finished = sum(folder.find(cell) is not None for cell in of_task)
-        seconds = _step_seconds(runner, of_task[0])
+        model, batches, loss_of = runner.sample_steps(of_task[0], _PLANNED_STEPS)
+        seconds = mean_step_seconds(model, batches, loss_of, runner.recipe)
         yield PlannedTask(task, len(of_task), finished, runner.steps(task), seconds)
 
 
-def _step_seconds(runner: Runner, cell: Cell) -> float:
-    """The mean of steps over all lengths, after one to warm up."""
-    model, batches, loss_of = runner.sample_steps(cell, _PLANNED_STEPS)
+def mean_step_seconds(
+    model: nn.Module, batches: Sequence[Batch], loss_of: Loss, recipe: FineTuning
+) -> float:
+    """The mean over `batches` of a step's time, after one to warm up. Weights stay as they are."""
     marks: list[float] = []
 
     def timed() -> Iterator[Batch]:
@@ -227,7 +229,7 @@ def _step_seconds(runner: Runner, cell: Cell) -> float:
         _synchronize(model)
         marks.append(time.perf_counter())
 
-    settings = Settings.of(runner.recipe, 0.0, cell.seed, len(batches) + 1)
+    settings = Settings.of(recipe, learning_rate=0.0, seed=0, total_steps=len(batches) + 1)
     fine_tune(model, timed(), loss_of, settings)
     seconds = [end - start for start, end in itertools.pairwise(marks)]
     return statistics.fmean(seconds[1:])

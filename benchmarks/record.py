@@ -1,0 +1,53 @@
+"""What a benchmark leaves in `results/`: a dated JSON of its figures beside command, hardware and versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mslt_ds.distributed import device_name
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(
+    name: str,
+    command: Sequence[str],
+    figures: Mapping[str, Any],
+    *,
+    device: torch.device | None = None,
+    packages: Sequence[str] = ("torch",),
+    folder: Path = RESULTS,
+) -> Path:
+    """Write `folder/NAME_DATE.json` and print its path.
+
+    command: the module and its arguments; device: what the figures were measured on (default: the
+    processor); packages: whose versions they depend on
+    """
+    now = datetime.now(UTC)
+    content = {
+        "date": now.isoformat(timespec="seconds"),
+        "command": ["python", "-m", *command],
+        "device": device_name(device or torch.device("cpu")),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+        **figures,
+    }
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}_{now:%Y%m%d_%H%M%S}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written to {path}")
+    return path
