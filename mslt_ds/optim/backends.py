@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,10 @@ def _require(backend: str, needed: dict[str, tuple[Any, Any]]) -> None:
 
 
 def choose(name: str, tensors: Sequence[Tensor]) -> str:
-    """ "auto" made concrete for these tensors; raises where the wanted backend can't run them."""
+    """ "auto" made concrete for these tensors; raises where the wanted backend can't run them.
+
+    With TRITON_INTERPRET=1 in the environment "triton" runs on a CPU too, in Triton's interpreter.
+    """
     device = tensors[0].device.type
     compiled = {"cpu": "numba", "cuda": "triton"}.get(device)
     # The compiled loops walk memory in fp32; anything else is torch's to get right.
@@ -180,7 +184,8 @@ def choose(name: str, tensors: Sequence[Tensor]) -> str:
         raise EnvironmentProblem(
             f"optimizer backend {name!r}: choose auto, torch, numba (CPU) or triton (GPU)"
         )
-    if name != compiled:
+    interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if name != compiled and not interpreted:
         raise EnvironmentProblem(f"optimizer backend {name}: it can't run on {device}; use auto")
     if not plain:
         raise EnvironmentProblem(f"optimizer backend {name}: it needs contiguous fp32; use auto")

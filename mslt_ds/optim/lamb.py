@@ -185,7 +185,7 @@ class Lamb(torch.optim.Optimizer):
             update_decay=decay if self.options.decay == "update" else 0.0,
             gradient_decay=decay if self.options.decay == "gradient" else 0.0,
         )
-        backend = self._backend(masters)
+        backend = self._backend(tensors)
         squares = backend.moments(pieces, tensors, coefficients)
         if layout is not None and layout.sharded:
             squares = _sum_over_ranks(squares, layout)
@@ -203,11 +203,17 @@ class Lamb(torch.optim.Optimizer):
         """
         device = masters[0].device
         for master in masters:
+            if master.device != device:
+                raise EnvironmentProblem(
+                    f"Lamb got parameters on {device} and on {master.device} in one group; "
+                    "give those of each device a group of their own"
+                )
             if not master.is_floating_point() or master.dtype in (torch.float16, torch.bfloat16):
                 raise EnvironmentProblem(
                     f"Lamb got a parameter of type {master.dtype}; it updates fp32 tensors. "
                     "Let DeepSpeed's bf16 or fp16 mode keep the masters"
                 )
+        for master in masters:
             state = self.state[master]
             if "exp_avg" not in state:
                 state["exp_avg"] = torch.zeros_like(master)
@@ -215,7 +221,8 @@ class Lamb(torch.optim.Optimizer):
                 state["step"] = 0
             if device.type == "cpu":
                 state["step"] = int(state["step"]) + 1
-            elif not isinstance(state["step"], Tensor):
+            elif not (isinstance(state["step"], Tensor) and state["step"].device == device):
+                # New, or loaded from a checkpoint that was mapped to the CPU.
                 state["step"] = torch.tensor(float(state["step"]), device=device)
         steps = [self.state[master]["step"] for master in masters]
         if device.type == "cpu":
@@ -229,6 +236,7 @@ class Lamb(torch.optim.Optimizer):
             gradient = master.grad
             if gradient is None or gradient.is_sparse:
                 raise EnvironmentProblem("Lamb needs dense gradients; this one is sparse")
+            gradient = gradient.to(master.dtype)
             gradients.append(gradient.contiguous() if master.is_contiguous() else gradient)
         return GroupTensors(
             tuple(masters),
@@ -237,11 +245,12 @@ class Lamb(torch.optim.Optimizer):
             tuple(self.state[master]["exp_avg_sq"] for master in masters),
         )
 
-    def _backend(self, masters: list[Tensor]) -> Any:
+    def _backend(self, tensors: GroupTensors) -> Any:
         """The backend for these tensors, made when it is first needed."""
         from mslt_ds.optim.backends import choose, make
 
-        name = choose(self.backend_name, masters)
+        held = (tensors.weights, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs)
+        name = choose(self.backend_name, [tensor for stream in held for tensor in stream])
         if name not in self._backends:
             self._backends[name] = make(name)
         return self._backends[name]

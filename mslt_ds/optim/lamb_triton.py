@@ -2,31 +2,42 @@
 
 Notable: the block table of the CPU path (addresses, length, parameter) lives on the device, so one
 grid covers tensors of any number and size, whole parameters and slices of a ZeRO partition alike.
-The table is sent again only when an address has changed; a step in between reads nothing from the
-host, waits for nothing and can be captured in a CUDA graph (with static gradients, and `lr` a
-tensor if it is to change). Norms are reproducible: each program writes its block's sums to a place
+The table is made and sent again only when an address has changed; a step in between reads nothing
+from the host, waits for nothing and can be captured in a CUDA graph (with static gradients, and `lr`
+a tensor if it is to change). Norms are reproducible: each program writes its block's sums to a place
 of its own, no atomics. Streams: 6 in the first pass, 4 in the second, 40 bytes for each element.
 """
 
 # A Triton kernel is no Python function to a type checker.
 # pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
-# Triton comes with a CUDA torch only.
+# Triton is for Linux only.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from mslt_ds.errors import EnvironmentProblem
 from mslt_ds.optim.pieces import Coefficients, GroupTensors, Pieces
 
 BLOCK = 1 << 14
 """Elements of one program: 5 streams of 64 KiB."""
 TILE = 1 << 11
-"""Elements that a program works on at a time."""
+"""Elements that a program works on at a time: 16 for each thread, 256 bytes of loads in flight."""
+
+
+@triton.jit
+def _stream(row, column: tl.constexpr, VECTOR: tl.constexpr):
+    """The address in a row's column, as a pointer to fp32."""
+    pointer = tl.load(row + column).to(tl.pointer_type(tl.float32))
+    return tl.multiple_of(pointer, 4 * VECTOR)
 
 
 @triton.jit
@@ -42,15 +53,15 @@ def _moments(
     eps,
     decay,
     gradient_decay,
-    BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    VECTOR: tl.constexpr,  # elements: divides every numel, and every address in units of 4 bytes
 ):
     row = table + tl.program_id(0).to(tl.int64) * 7
-    weight = tl.load(row).to(tl.pointer_type(tl.float32))
-    gradient = tl.load(row + 1).to(tl.pointer_type(tl.float32))
-    exp_avg = tl.load(row + 2).to(tl.pointer_type(tl.float32))
-    exp_avg_sq = tl.load(row + 3).to(tl.pointer_type(tl.float32))
-    numel = tl.load(row + 4)
+    weight = _stream(row, 0, VECTOR)
+    gradient = _stream(row, 1, VECTOR)
+    exp_avg = _stream(row, 2, VECTOR)
+    exp_avg_sq = _stream(row, 3, VECTOR)
+    numel = tl.multiple_of(tl.load(row + 4).to(tl.int32), VECTOR)
     parameter = tl.load(row + 5)
     place = squares + tl.load(row + 6) * 2
     first = tl.load(first_factors + parameter)
@@ -58,7 +69,7 @@ def _moments(
     scale = tl.load(gradient_scale)
     w_sum = tl.zeros((TILE,), dtype=tl.float32)
     u_sum = tl.zeros((TILE,), dtype=tl.float32)
-    for start in range(0, BLOCK, TILE):
+    for start in range(0, numel, TILE):
         index = start + tl.arange(0, TILE)
         inside = index < numel
         w = tl.load(weight + index, mask=inside, other=0.0)
@@ -85,19 +96,19 @@ def _apply(
     rates,  # fp32 (parameters,): learning rate x trust ratio
     eps,
     decay,
-    BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     row = table + tl.program_id(0).to(tl.int64) * 7
-    weight = tl.load(row).to(tl.pointer_type(tl.float32))
-    exp_avg = tl.load(row + 2).to(tl.pointer_type(tl.float32))
-    exp_avg_sq = tl.load(row + 3).to(tl.pointer_type(tl.float32))
-    numel = tl.load(row + 4)
+    weight = _stream(row, 0, VECTOR)
+    exp_avg = _stream(row, 2, VECTOR)
+    exp_avg_sq = _stream(row, 3, VECTOR)
+    numel = tl.multiple_of(tl.load(row + 4).to(tl.int32), VECTOR)
     parameter = tl.load(row + 5)
     first = tl.load(first_factors + parameter)
     second = tl.load(second_factors + parameter)
     rate = tl.load(rates + parameter)
-    for start in range(0, BLOCK, TILE):
+    for start in range(0, numel, TILE):
         index = start + tl.arange(0, TILE)
         inside = index < numel
         w = tl.load(weight + index, mask=inside, other=0.0)
@@ -107,37 +118,54 @@ def _apply(
         tl.store(weight + index, w - rate * u, mask=inside)
 
 
+class _Blocks(NamedTuple):
+    """A block table as it was sent."""
+
+    made_of: np.ndarray
+    """int64: the addresses and pieces that it stands for."""
+    table: Tensor
+    """int64 (blocks, 7), on the device: the columns are described at `_moments`."""
+    width: int
+    """The most blocks that a parameter has: places in `squares` for each."""
+    vector: int
+    """Elements that one instruction may move: 4, 2 or 1."""
+
+
 class TritonBackend:
     """`moments`, then `apply`, for one group of fp32 tensors on a GPU at a time."""
 
     name = "triton"
 
     def __init__(self) -> None:
-        # By the group's first weight: the table as it was sent, and on the device.
-        self._tables: dict[int, tuple[np.ndarray, Tensor]] = {}
+        # By a group's first weight, and forgotten with it.
+        self._sent: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._captured: list[Tensor] = []
+        self._blocks: _Blocks
 
     def moments(self, pieces: Pieces, tensors: GroupTensors, coefficients: Coefficients) -> Tensor:
         """Advance the moments; float64 (num_parameters, 2): squared norms of weight and update."""
         c = coefficients
-        table, width = self._table(pieces, tensors)
+        self._blocks = self._blocks_of(pieces, tensors)
+        table, width = self._blocks.table, self._blocks.width
         squares = torch.zeros(pieces.num_parameters, width, 2, device=table.device)
         scale = torch.ones_like(c.first[:1]) if c.gradient_scale is None else c.gradient_scale
         if len(table):
-            _moments[(len(table),)](
-                table,
-                c.first,
-                c.second,
-                scale.to(table.device, torch.float32),
-                squares,
-                1.0 - c.beta1,
-                c.beta2,
-                1.0 - c.beta2,
-                c.eps,
-                c.update_decay,
-                c.gradient_decay,
-                BLOCK=BLOCK,
-                TILE=TILE,
-            )
+            with torch.cuda.device_of(table):
+                _moments[(len(table),)](
+                    table,
+                    c.first,
+                    c.second,
+                    scale.to(table.device, torch.float32),
+                    squares,
+                    1.0 - c.beta1,
+                    c.beta2,
+                    1.0 - c.beta2,
+                    c.eps,
+                    c.update_decay,
+                    c.gradient_decay,
+                    TILE=TILE,
+                    VECTOR=self._blocks.vector,
+                )
         return squares.sum(dim=1, dtype=torch.float64)
 
     def apply(
@@ -145,22 +173,65 @@ class TritonBackend:
     ) -> None:
         """weight -= rate * update; rates: fp32 (num_parameters,), learning rate x trust ratio."""
         c = coefficients
-        table, _ = self._table(pieces, tensors)
+        table = self._blocks.table
         if len(table):
-            _apply[(len(table),)](
-                table, c.first, c.second, rates, c.eps, c.update_decay, BLOCK=BLOCK, TILE=TILE
-            )
+            with torch.cuda.device_of(table):
+                _apply[(len(table),)](
+                    table,
+                    c.first,
+                    c.second,
+                    rates,
+                    c.eps,
+                    c.update_decay,
+                    TILE=TILE,
+                    VECTOR=self._blocks.vector,
+                )
 
-    def _table(self, pieces: Pieces, tensors: GroupTensors) -> tuple[Tensor, int]:
-        """The block table on the device, and the most blocks that a parameter has."""
+    def _blocks_of(self, pieces: Pieces, tensors: GroupTensors) -> _Blocks:
+        """The table that was sent for these pieces and addresses, else a new one.
+
+        A table is checked by all that it was made of, so an address that was freed and given to
+        another tensor can't bring back an old one.
+        """
+        held = (tensors.weights, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs)
+        addresses = np.array([t.data_ptr() for stream in held for t in stream], dtype=np.int64)
+        made_of = np.concatenate(
+            [addresses, pieces.parameter, pieces.tensor, pieces.start, pieces.numel]
+        )
         first = tensors.weights[0]
-        width = -(-int(pieces.numel.max(initial=1)) // BLOCK)
-        blocks = pieces.block_table(tensors, BLOCK)
-        starts = np.searchsorted(blocks[:, 5], blocks[:, 5])  # parameters come in order
-        place = blocks[:, 5] * width + np.arange(len(blocks)) - starts
-        table = np.concatenate([blocks, place[:, None]], axis=1)
-        sent = self._tables.get(id(first))
-        if sent is None or not np.array_equal(sent[0], table):
-            sent = (table, torch.from_numpy(table).to(first.device))
-            self._tables[id(first)] = sent
-        return sent[1], width
+        capturing = first.is_cuda and torch.cuda.is_current_stream_capturing()
+        blocks = self._sent.get(first)
+        if blocks is None or not np.array_equal(blocks.made_of, made_of):
+            if capturing:
+                raise EnvironmentProblem(
+                    "Lamb: a step is being captured in a CUDA graph, but tensors aren't where the "
+                    "last step had them; make a step before with these gradients, and keep them "
+                    "(zero_grad(set_to_none=False))"
+                )
+            blocks = self._sent[first] = _send(pieces, tensors, made_of)
+        if capturing:  # its replays read the table even when later steps have others
+            self._captured.append(blocks.table)
+        return blocks
+
+
+def _send(pieces: Pieces, tensors: GroupTensors, made_of: np.ndarray) -> _Blocks:
+    """Make the block table and send it to the device, without waiting for it."""
+    width = -(-int(pieces.numel.max(initial=1)) // BLOCK)
+    blocks = pieces.block_table(tensors, BLOCK)
+    starts = np.searchsorted(blocks[:, 5], blocks[:, 5])  # parameters come in order
+    place = blocks[:, 5] * width + np.arange(len(blocks)) - starts
+    table = torch.from_numpy(np.concatenate([blocks, place[:, None]], axis=1))
+    device = tensors.weights[0].device
+    if device.type == "cuda":
+        table = table.pin_memory()
+    return _Blocks(made_of, table.to(device, non_blocking=True), width, _vector(blocks))
+
+
+def _vector(blocks: np.ndarray) -> int:
+    """Elements, 4 at most, that divide the lengths and alignments of all blocks.
+
+    Whole parameters of a Transformer give 4 (loads of 16 bytes). Slices of a ZeRO partition may be
+    only 2 or 1, if the world's size isn't a power of two or a group has a small odd parameter.
+    """
+    alignments = np.append(blocks[:, :4].ravel() // 4, blocks[:, 4])
+    return next(n for n in (4, 2, 1) if not (alignments % n).any())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def build(**changes: Any) -> torch.optim.Optimizer:
     return build_lamb(groups, **settings)
 
 
-def test_auto_takes_the_compiled_path_where_it_can() -> None:
+def test_auto_takes_the_compiled_path_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     whole = torch.ones(4, 4)
     assert choose("auto", [whole]) == "numba"
     assert choose("auto", [whole, whole.double()]) == "torch"
@@ -40,6 +42,16 @@ def test_auto_takes_the_compiled_path_where_it_can() -> None:
         choose("triton", [whole])
     with pytest.raises(EnvironmentProblem, match="choose auto, torch, numba"):
         choose("cuda", [whole])
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs triton")
+def test_triton_on_a_cpu_is_for_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.ones(4, 4)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose("triton", [whole]) == "triton"
+    assert choose("auto", [whole]) == "numba"
+    with pytest.raises(EnvironmentProblem, match="contiguous fp32"):
+        choose("triton", [whole.double()])
 
 
 def test_our_own() -> None:

@@ -17,6 +17,7 @@ from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.lamb import BackendName
 from mslt_ds.optim.lamb_reference import lamb_reference_step, lamb_step
 from mslt_ds.optim.pieces import squared_norms
+from tests.unit.optim.backends_here import BACKENDS, fewer
 
 SHAPES = {"a": (7, 11), "b": (1,), "c": (70_001,), "d": (3, 5, 2), "e": (13,)}
 DECAY = {"a": 0.1, "b": 0.0, "c": 0.02, "d": 0.1, "e": 0.0}
@@ -30,7 +31,6 @@ OPTIONS = {
     "clip": LambOptions(gradient_normalization="clip", max_grad_norm=2.0),
     "unit": LambOptions(gradient_normalization="unit", adapt="all"),
 }
-BACKENDS: list[BackendName] = ["torch", "numba"]
 
 
 def start(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -77,13 +77,14 @@ def test_equals_the_reference(label: str, backend: BackendName) -> None:
     options = OPTIONS[label]
     parameters = {n: torch.nn.Parameter(w) for n, w in start().items()}
     optimizer = Lamb(groups_of(parameters), lr=0.01, options=options, backend=backend, **SETTINGS)
-    for step in range(30):
+    steps = fewer(30)
+    for step in range(steps):
         for name, gradient in gradients(
             step, {n: p.detach() for n, p in parameters.items()}
         ).items():
             parameters[name].grad = gradient
         optimizer.step()
-    expected = reference(options, 30, lr=0.01)
+    expected = reference(options, steps, lr=0.01)
     for name, parameter in parameters.items():
         torch.testing.assert_close(parameter.detach(), expected[name].float(), rtol=2e-6, atol=2e-6)
 
@@ -158,7 +159,7 @@ def _seed(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@settings(max_examples=30)
+@settings(max_examples=fewer(30))
 @given(
     shapes=st.lists(
         st.lists(st.integers(1, 9), min_size=0, max_size=3).map(tuple), min_size=1, max_size=5
@@ -181,8 +182,9 @@ def test_backends_agree(shapes: list[tuple[int, ...]], without: set[int], decay:
         for index, parameter in enumerate(parameters):
             assert lamb.state[parameter]["step"] == (2 if index in without else 3)
         results.append([p.detach() for p in parameters])
-    for left, right in zip(*results, strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
+    for first, *others in zip(*results, strict=True):
+        for other in others:
+            torch.testing.assert_close(first, other, rtol=1e-6, atol=1e-6)
 
 
 def test_state_dict_goes_on() -> None:
@@ -230,7 +232,52 @@ def test_wrapped_by_hand() -> None:
     assert (master == 1.0).all()
 
 
-def test_refusals() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_eps_of_zero(backend: BackendName) -> None:
+    """Each parameter has a full tile and one that isn't, whose padding must not become 0 / 0."""
+    parameter = torch.nn.Parameter(torch.ones(3_000))
+    lamb = Lamb([parameter], lr=0.1, weight_decay=0.0, eps=0.0, backend=backend)
+    parameter.grad = torch.full((3_000,), -2.0)
+    lamb.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((3_000,), 1.1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_another_type(backend: BackendName) -> None:
+    """fp32 parameters may have bf16 gradients (`grad_dtype`)."""
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        parameter = torch.nn.Parameter(torch.ones(1_001))
+        parameter.grad_dtype = dtype
+        parameter.grad = torch.full((1_001,), 0.5, dtype=dtype)
+        Lamb([parameter], backend=backend).step()
+        results.append(parameter.detach())
+    assert torch.equal(*results)
+
+
+def test_moments_of_another_layout() -> None:
+    """A state dict brings the strides of the parameters that it was made with."""
+    gradient = torch.randn(5, 7, generator=_seed(0))
+    column_major = torch.nn.Parameter(torch.ones(7, 5).t())
+    row_major = torch.nn.Parameter(torch.ones(5, 7))
+    lamb, other = Lamb([column_major], lr=0.1), Lamb([row_major], lr=0.1)
+    column_major.grad = row_major.grad = gradient
+    lamb.step()
+    row_major.data.copy_(column_major.detach())
+    other.load_state_dict(copy.deepcopy(lamb.state_dict()))
+    assert not other.state[row_major]["exp_avg"].is_contiguous()
+    lamb.step()
+    other.step()
+    torch.testing.assert_close(row_major, column_major)
+
+
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    elsewhere = [torch.nn.Parameter(torch.ones(3, device=d)) for d in ("cpu", "meta")]
+    for parameter in elsewhere:
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(EnvironmentProblem, match="on cpu and on meta in one group"):
+        Lamb(elsewhere).step()
     half = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     half.grad = torch.ones_like(half)
     with pytest.raises(EnvironmentProblem, match="bfloat16"):

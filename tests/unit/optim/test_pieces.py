@@ -26,6 +26,7 @@ from mslt_ds.optim.lamb_reference import (
 from mslt_ds.optim.layout import GroupLayout, Slice, partition_slices
 from mslt_ds.optim.layout_zero3 import shard_slices
 from mslt_ds.optim.pieces import Coefficients, GroupTensors, Pieces
+from tests.unit.optim.backends_here import BACKENDS, fewer
 
 LR, BETAS, EPS, DECAY, STEPS = 0.01, (0.9, 0.99), 1e-6, 0.1, 3
 PRIMES = [1, 2, 3, 5, 7, 11, 13, 17, 31, 97, 211]
@@ -108,7 +109,7 @@ def check(ranks: list[Rank], weights: list[Tensor], kind: str) -> None:
 numels_drawn = st.lists(
     st.one_of(st.sampled_from(PRIMES), st.integers(1, 300)), min_size=1, max_size=8
 )
-kinds = pytest.mark.parametrize("kind", ["torch", "numba"])
+kinds = pytest.mark.parametrize("kind", BACKENDS)
 
 
 def drawn(numels: list[int]) -> list[Tensor]:
@@ -117,7 +118,7 @@ def drawn(numels: list[int]) -> list[Tensor]:
 
 
 @kinds
-@settings(max_examples=40)
+@settings(max_examples=fewer(40))
 @given(
     numels=numels_drawn,
     world_size=st.integers(1, 5),
@@ -145,7 +146,7 @@ def test_flat_partitions(
 
 
 @kinds
-@settings(max_examples=40)
+@settings(max_examples=fewer(40))
 @given(numels=numels_drawn, world_size=st.integers(1, 5))
 def test_shards(kind: str, numels: list[int], world_size: int) -> None:
     """ZeRO 3: every parameter cut by itself, the last shards padded or empty."""
