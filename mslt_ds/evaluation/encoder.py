@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,13 @@ def check_max_length(model: nn.Module, encoder: Encoder, asked: int) -> None:
             f"max_length: {asked}, but {encoder.path} has embeddings for {limit} positions; "
             f"--set max_length={limit} cuts longer texts there"
         )
+
+
+def fresh_note(fresh: Sequence[str]) -> str:
+    """What to say of the parameters that begin fresh."""
+    if not fresh:
+        return "nothing begins fresh: the folder has a head of its own, which every run begins with"
+    return f"begin with fresh numbers, drawn by each run's seed: {', '.join(fresh)}"
 
 
 def position_limit(model: nn.Module) -> int | None:

@@ -22,7 +22,7 @@ from mslt_ds.evaluation import hub, text_files, tsv
 from mslt_ds.evaluation.batches import evaluation_batches, sample, training_batches
 from mslt_ds.evaluation.cells import fingerprint
 from mslt_ds.evaluation.encode import Encoded, LabelledEncoded, encode, encode_labelled
-from mslt_ds.evaluation.encoder import Encoder, check_max_length
+from mslt_ds.evaluation.encoder import Encoder, check_max_length, fresh_note
 from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune, predict
 from mslt_ds.evaluation.grid import Cell
 from mslt_ds.evaluation.metrics import scores
@@ -153,11 +153,15 @@ class GlueRunner:
         }
 
     def check(self) -> list[str]:
-        """Build the model once, so that one that can't be used ends here; notes about it."""
-        task = next(iter(self.data.values())).task
-        model, fresh = self._build_on_cpu(task, seed=0)
-        check_max_length(model, self.encoder, self.recipe.max_length)
-        return [f"begin with fresh numbers, drawn by each run's seed: {', '.join(fresh)}"]
+        """Build the model, so that one that can't be used ends here; notes about it."""
+        # One of each number of labels: a folder may bring a head that fits some tasks only.
+        tasks = {len(data.task.labels): data.task for data in self.data.values()}
+        notes = []
+        for task in tasks.values():
+            model, fresh = self._build_on_cpu(task, seed=0)
+            check_max_length(model, self.encoder, self.recipe.max_length)
+            notes.append(fresh_note(fresh))
+        return list(dict.fromkeys(notes))
 
     def build(self, task: Task, seed: int) -> nn.Module:
         """The model with a head for the task, on the device."""

@@ -21,7 +21,7 @@ from mslt_ds.errors import EnvironmentProblem, RecipeError
 from mslt_ds.evaluation import results, text_files
 from mslt_ds.evaluation.cells import CellFolder
 from mslt_ds.evaluation.grid import Cell, make_cells, share
-from mslt_ds.evaluation.runner import Runner, plan, run_cells, run_in_workers
+from mslt_ds.evaluation.runner import Runner, device_for, plan, run_cells, run_in_workers
 from mslt_ds.telemetry.pace import duration
 
 RESULTS = "results.json"
@@ -72,15 +72,19 @@ def run(arguments: argparse.Namespace, build: Build) -> results.Results | None:
     folder = CellFolder(arguments.output, runner.fingerprints())
     # Before any work: a file of another model anywhere in the grid.
     finished = sum(folder.find(cell) is not None for cell in cells)
-    print(f"{len(cells)} runs, {finished} finished; recipe: {runner.recipe.protocol()}", flush=True)
+    notes = [f"{len(cells)} runs, {finished} finished; recipe: {runner.recipe.protocol()}"]
+    notes += runner.check()
+    if here.is_main:
+        print("\n".join(notes), flush=True)
     if arguments.dry_run:
         _print_plan(runner, share(cells, shard), folder)
         return None
-    for note in runner.check():
-        if here.is_main:
-            print(note, flush=True)
     _begin(arguments.output, runner)
     if arguments.workers > 1:
+        last = arguments.workers - 1
+        device_for(
+            runner.recipe.device, World(last, arguments.workers, last), runner.recipe.precision
+        )
         run_in_workers(
             _worker, (arguments, build), arguments.workers, cells, folder, arguments.output / "logs"
         )

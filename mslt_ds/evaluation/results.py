@@ -125,7 +125,10 @@ def compare(several: Sequence[Results]) -> str:
     for name, results in zip(names[1:], several[1:], strict=True):
         rows.append([f"{name} - {names[0]}", *(_difference(first, results, at) for at in shared)])
         rows.append(["exceeds the spread", *(_exceeds(first, results, at) for at in shared)])
-    lines = [f"{name}: {results['model']}" for name, results in zip(names, several, strict=True)]
+    lines = [
+        f"{name}: {results['model']}{' (quick grid)' if results['quick'] else ''}"
+        for name, results in zip(names, several, strict=True)
+    ]
     footer = [
         "Medians (spreads: largest minus smallest score of the seeds), in percent. A difference "
         "exceeds the spread if it's larger than both models' spreads."

@@ -19,7 +19,7 @@ from mslt_ds.atomic import replace_text
 from mslt_ds.evaluation import squad_score
 from mslt_ds.evaluation.batches import evaluation_batches, training_batches
 from mslt_ds.evaluation.cells import fingerprint
-from mslt_ds.evaluation.encoder import Encoder, check_max_length
+from mslt_ds.evaluation.encoder import Encoder, check_max_length, fresh_note
 from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune, predict
 from mslt_ds.evaluation.grid import Cell
 from mslt_ds.evaluation.recipe import SquadRecipe
@@ -79,7 +79,7 @@ class SquadRunner:
         check_max_length(model, self.encoder, self.recipe.max_length)
         for questions in (self.train_questions, self.dev_questions):
             check_stride(questions, self.encoder.tokenizer, self.recipe)
-        return [f"begin with fresh numbers, drawn by each run's seed: {', '.join(fresh)}"]
+        return [fresh_note(fresh)]
 
     def run(self, cell: Cell, on_step: OnStep) -> dict[str, Any]:
         """Fine-tune, answer, score: what the cell's file holds."""

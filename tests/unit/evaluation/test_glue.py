@@ -11,7 +11,14 @@ import zipfile
 import pytest
 import torch
 from sklearn.metrics import f1_score
-from transformers import AlbertConfig, AutoModel, DistilBertConfig, ElectraConfig, RobertaConfig
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    ElectraConfig,
+    RobertaConfig,
+)
 
 from mslt_ds.cli import main
 from mslt_ds.distributed import device_name
@@ -279,6 +286,19 @@ def test_any_encoder(config, glue_folder, tmp_path, capsys):
     )
 
 
+def test_a_head_of_its_own_has_to_fit_all_tasks(model_folder, glue_folder, tmp_path, capsys):
+    folder = tmp_path / "model"
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder, num_labels=2)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    assert evaluate(folder, glue_folder, tmp_path / "o", "--tasks", "CoLA", "--dry-run") == 0
+    assert "the folder has a head of its own" in capsys.readouterr().out
+    assert (
+        evaluate(folder, glue_folder, tmp_path / "o", "--tasks", "CoLA", "MNLI", "--dry-run") == 2
+    )
+    assert "can't be loaded as AutoModelForSequenceClassification" in capsys.readouterr().err
+
+
 def test_mistakes_end_before_any_work(model_folder, glue_folder, tmp_path, capsys):
     def fails(*more):
         assert evaluate(model_folder, glue_folder, tmp_path / "o", *more) in (2, 3)
@@ -286,6 +306,7 @@ def test_mistakes_end_before_any_work(model_folder, glue_folder, tmp_path, capsy
         return capsys.readouterr().err
 
     assert "max_length: 128, but" in fails("--set", "max_length=128")
+    assert "max_length: 128, but" in fails("--set", "max_length=128", "--dry-run")
     assert "--tasks: WNLI" in fails("--tasks", "WNLI")
     assert "--shard: '3/2'" in fails("--shard", "3/2")
     assert "--workers: 0" in fails("--workers", "0")

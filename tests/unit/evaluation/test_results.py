@@ -115,6 +115,11 @@ def test_tasks_that_are_not_in_all_are_named():
     assert "Not in all" not in compare([results(), results()])
 
 
+def test_the_comparison_names_quick_grids():
+    lines = compare([results(), results(model="b", quick=True)]).splitlines()
+    assert lines[:2] == ["- A: a", "- B: b (quick grid)"]
+
+
 def test_a_single_run_has_no_spread_to_exceed():
     single = [mrpc(2e-5, 1, 0.90, 0.8), mnli(2e-5, 1, 0.9, 0.9)]
     assert "one run: unknown" in compare([results(), results(single, "b")])
