@@ -9,6 +9,7 @@ disk is back.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -84,6 +85,9 @@ class _Threads:
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._start = start
         self._closed = False
+        # Of an iterator that nobody closes: a thread that is at work when the interpreter is taken
+        # down can abort the process.
+        atexit.register(self.close)
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
             for number in range(count)
@@ -98,7 +102,10 @@ class _Threads:
 
     def close(self) -> None:
         """Begin nothing more; what has begun is waited for, but not for longer than CLOSE_SECONDS."""
+        if self._closed:
+            return
         self._closed = True
+        atexit.unregister(self.close)
         for _ in self._threads:
             self._tasks.put(None)
         deadline = time.monotonic() + CLOSE_SECONDS

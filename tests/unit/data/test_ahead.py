@@ -126,6 +126,22 @@ def test_a_disk_that_is_gone_holds_no_process():
     assert ended.returncode == 1
 
 
+def test_an_iterator_that_is_left_open_ends_with_the_process():
+    program = """if True:
+        import torch
+        from mslt_ds.data import ahead
+        cpu = torch.device("cpu")
+        def make(step):
+            return torch.ones(1000, 1000).sum()
+        open_until_the_end = ahead.work_ahead(make, make, range(10**6), 2, place="here", device=cpu)
+        next(open_until_the_end)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_a_timeout_of_the_batchs_own_is_an_error_like_any_other(monkeypatch: pytest.MonkeyPatch):
     def make(step: int) -> int:
         raise TimeoutError(110, "Connection timed out")
