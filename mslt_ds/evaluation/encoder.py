@@ -89,7 +89,7 @@ class Encoder:
             with _quiet():
                 model, info = auto_class.from_pretrained(
                     self.path, output_loading_info=True, local_files_only=True,
-                    dtype=torch.float32, **config,
+                    dtype=torch.float32, ignore_mismatched_sizes=True, **config,
                 )  # fmt: skip
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -99,10 +99,15 @@ class Encoder:
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         prefix = model.base_model_prefix
         self._check_complete(model, prefix, missing, unexpected)
-        if info["mismatched_keys"]:
+        others = [
+            f"{name} ({' x '.join(map(str, held))}, not {' x '.join(map(str, asked))})"
+            for name, held, asked in sorted(info["mismatched_keys"])
+        ]
+        if others:
             raise CheckpointError(
-                f"--model: {self.path}: the shape of {_some([str(k) for k in info['mismatched_keys']])} "
-                "is not that of config.json; they are of two different models"
+                f"--model: {self.path}: weights of another shape: {_some(others)}. If it's the head "
+                "that was trained for another task, save the encoder without it; else config.json "
+                "is another model's"
             )
         return model, missing
 

@@ -106,6 +106,6 @@ def _read_by_id(path: Path, kind: Any, what: str) -> dict[str, Any]:
             f"{path}: expected an object of question ids, found {type(content).__name__}"
         )
     for id_, value in content.items():
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or value != value:  # NaN, which JSON readers let pass
             raise DataError(f"{path}: question {id_}: {value!r}; it has to be {what}")
     return content

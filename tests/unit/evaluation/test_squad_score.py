@@ -147,5 +147,7 @@ def test_the_commands_errors(files, tmp_path, capsys):
     bad.write_text('{"a": 1}')
     options = ("--version", "2.0", "--score", predictions, dev)
     assert "no number for 1 questions, such as b" in fails(*options, "--na-probs", str(bad))
+    bad.write_text('{"a": NaN}')
+    assert "question a: nan; it has to be a number" in fails(*options, "--na-probs", str(bad))
     assert "--model, --train, --dev, --output: missing" in fails("--version", "1.1")
     assert 'no list "data"' in fails("--version", "2.0", "--score", predictions, predictions)
