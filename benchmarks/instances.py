@@ -188,13 +188,13 @@ def waited(store: TokenStore, num_workers: int, num_steps: int = 40) -> Measurem
 
     def measure() -> float:
         iterator = batches(store, num_workers=num_workers, num_steps=num_steps)
-        batch = next(iterator)
+        held = [next(iterator)]
         seconds = 0.0
         for _ in range(num_steps - 1):
             time.sleep(step_seconds)
-            del batch
+            held.clear()
             start = time.perf_counter()
-            batch = next(iterator)
+            held.append(next(iterator))
             seconds += time.perf_counter() - start
         return seconds / (seconds + (num_steps - 1) * step_seconds)
 
