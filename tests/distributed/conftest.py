@@ -86,13 +86,15 @@ def _free_shared_memory(port: int) -> None:
         buffer.unlink(missing_ok=True)
 
 
-def launcher(folder: Path) -> Launch:
+def launcher(folder: Path, extensions: Path) -> Launch:
     """`launch(script, num_procs, *arguments, timeout=..., env=..., launcher=..., check=True)`.
 
     Runs `script` (a path) in num_procs gloo processes of one thread each, on a free port.
     launcher: "deepspeed" (default), "torchrun", or "environment" (RANK, WORLD_SIZE and the like
     set by hand, as srun does). With `check` (default) a failure fails the test and shows the
     output. Nothing that was started outlives the call.
+
+    extensions: where operators are compiled
     """
 
     def run(
@@ -113,6 +115,7 @@ def launcher(folder: Path) -> Launch:
         environment.update(
             DS_ACCELERATOR="cpu",
             OMP_NUM_THREADS="1",
+            TORCH_EXTENSIONS_DIR=str(extensions),
             PYTHONPATH=os.pathsep.join(
                 filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
             ),
@@ -153,13 +156,23 @@ def launcher(folder: Path) -> Launch:
     return run
 
 
+@pytest.fixture(scope="session")
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this run of the tests compiles operators.
+
+    In the user's own folder, a process that was killed while it compiled leaves a lock that every
+    later one waits for, for ever.
+    """
+    return tmp_path_factory.mktemp("extensions")
+
+
 @pytest.fixture
-def launch(tmp_path: Path) -> Launch:
+def launch(tmp_path: Path, extensions: Path) -> Launch:
     """See `launcher`."""
-    return launcher(tmp_path)
+    return launcher(tmp_path, extensions)
 
 
 @pytest.fixture(scope="module")
-def module_launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+def module_launch(tmp_path_factory: pytest.TempPathFactory, extensions: Path) -> Launch:
     """`launch` for a module's fixtures."""
-    return launcher(tmp_path_factory.mktemp("launched"))
+    return launcher(tmp_path_factory.mktemp("launched"), extensions)
