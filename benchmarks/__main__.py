@@ -23,7 +23,7 @@ from benchmarks import record
 from mslt_ds.config import RunConfig, load_config
 from mslt_ds.cost import ASSUMED_VOCAB_SIZE
 from mslt_ds.errors import MsltError
-from mslt_ds.model import bert
+from mslt_ds.model.family import FAMILIES
 from mslt_ds.model.init import fresh_weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan import build_plan
@@ -57,7 +57,7 @@ def step_of(
 ) -> Callable[[], None]:
     """One forward and backward pass of a stage with this cut."""
     vocab_size = config.model.vocab_size or ASSUMED_VOCAB_SIZE
-    hf_config = bert.hf_config(config.model, depth, vocab_size)
+    hf_config = FAMILIES[config.model.family].hf_config(config.model, depth, vocab_size)
     dtype = DTYPES[config.train.precision]
     model = StageModel.build(
         hf_config,

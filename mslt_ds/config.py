@@ -47,9 +47,9 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The final model, in Hugging Face's BertConfig names."""
+    """The final model, in the names of Hugging Face's BertConfig and AlbertConfig."""
 
-    family: Literal["bert"] = "bert"
+    family: Literal["bert", "albert"] = "bert"
     vocab_size: Positive | None = None  # None: the tokenizer of the token store decides
     num_hidden_layers: Positive = 12
     hidden_size: Positive = 768
@@ -62,6 +62,27 @@ class ModelConfig(Section):
     type_vocab_size: Annotated[Whole, Field(ge=2)] = 2
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
+    embedding_size: Positive | None = None  # albert only; None: 128
+    num_hidden_groups: Positive | None = None  # albert only: groups that share; None: 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _albert_defaults(cls, value: Any) -> Any:
+        """What Hugging Face's AlbertConfig has where the recipe is silent."""
+        if not isinstance(value, Mapping) or value.get("family") != "albert":
+            return value
+        given = {key: setting for key, setting in value.items() if setting is not None}
+        return {"embedding_size": 128, "num_hidden_groups": 1} | given
+
+    @property
+    def num_blocks(self) -> int:
+        """Sets of layer parameters: one for each layer or, in ALBERT, for each group of layers."""
+        return self.num_hidden_groups or self.num_hidden_layers
+
+    @property
+    def layers_per_block(self) -> int:
+        """Consecutive layers that share one set of parameters."""
+        return max(1, self.num_hidden_layers // self.num_blocks)
 
 
 class StageConfig(Section):

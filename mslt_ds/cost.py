@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 ASSUMED_VOCAB_SIZE = 30_522  # BERT's; for a plan made before there is a tokenizer
 
 
-def layer_parameters(model: ModelConfig) -> int:
-    """Elements of one transformer layer."""
+def block_parameters(model: ModelConfig) -> int:
+    """Elements of one transformer layer or, in ALBERT, of a group of layers that share them."""
     hidden, intermediate = model.hidden_size, model.intermediate_size
     attention = 4 * _dense(hidden, hidden) + _layer_norm(hidden)
     feed_forward = _dense(hidden, intermediate) + _dense(intermediate, hidden) + _layer_norm(hidden)
@@ -28,16 +28,21 @@ def layer_parameters(model: ModelConfig) -> int:
 
 
 def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Elements of the word (and so of the MLM decoder's), position and segment embeddings."""
+    """Elements of the word (and so of the MLM decoder's), position and segment embeddings, and of
+    ALBERT's mapping from their size to the hidden size."""
     rows = vocab_size + model.max_position_embeddings + model.type_vocab_size
-    return rows * model.hidden_size + _layer_norm(model.hidden_size)
+    size = model.embedding_size
+    if size is None:
+        return rows * model.hidden_size + _layer_norm(model.hidden_size)
+    return rows * size + _layer_norm(size) + _dense(size, model.hidden_size)
 
 
 def head_parameters(config: RunConfig, vocab_size: int) -> int:
     """Elements of what trains in every stage: MLM transform and decoder bias; pooler and head for
     sentence pairs, where the instances are pairs."""
     hidden = config.model.hidden_size
-    masked_lm = _dense(hidden, hidden) + _layer_norm(hidden) + vocab_size
+    size = config.model.embedding_size or hidden
+    masked_lm = _dense(hidden, size) + _layer_norm(size) + vocab_size
     if config.data.sentence_objective is None:
         return masked_lm
     return masked_lm + _dense(hidden, hidden) + _dense(hidden, 2)
@@ -47,7 +52,7 @@ def total_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
     """Elements of the whole model at the stage's depth."""
     return (
         embedding_parameters(config.model, vocab_size)
-        + stage.depth * layer_parameters(config.model)
+        + _blocks(config, stage.depth) * block_parameters(config.model)
         + head_parameters(config, vocab_size)
     )
 
@@ -55,7 +60,7 @@ def total_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
 def trainable_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
     """Elements of the stage's trainable suffix."""
     embeddings = embedding_parameters(config.model, vocab_size) if stage.train_embeddings else 0
-    layers = stage.trainable_layers * layer_parameters(config.model)
+    layers = _blocks(config, stage.trainable_layers) * block_parameters(config.model)
     return embeddings + layers + head_parameters(config, vocab_size)
 
 
@@ -133,6 +138,10 @@ def describe_stage(
         "learning_rate_factor": stage.learning_rate_factor,
         "warmup_steps": stage.warmup_steps,
     }
+
+
+def _blocks(config: RunConfig, layers: int) -> int:
+    return layers // config.model.layers_per_block
 
 
 def _dense(inputs: int, outputs: int) -> int:

@@ -32,13 +32,14 @@ from torch import Tensor
 from mslt_ds import ds_config
 from mslt_ds.config import OptimizerConfig
 from mslt_ds.growth import Weights
+from mslt_ds.model.init import NORM_WEIGHTS
 from mslt_ds.model.staged import StageModel
 from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.backends import build_lamb
 from mslt_ds.optim.partition import EngineState, OptimizerState
 from mslt_ds.traffic import TrafficMeter
 
-_NOT_DECAYED = ("bias", "LayerNorm.weight")
+_NOT_DECAYED = ("bias", *NORM_WEIGHTS)
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 

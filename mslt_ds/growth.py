@@ -16,6 +16,8 @@ the deeper model the layer that it comes from, and that list is all there is to 
                                     2018, "Multi-level Residual Networks from Dynamical Systems
                                     View"
     random       0 1 2 - - -        new layers fresh
+
+Where layers share their parameters (ALBERT), what is said of layers holds of groups of them.
 """
 
 from __future__ import annotations
@@ -27,8 +29,6 @@ from torch import Tensor
 
 Weights = dict[str, Tensor]
 """A model's weights of record: Hugging Face names, fp32 on the CPU, tied aliases left out."""
-
-BERT_LAYERS = "bert.encoder.layer."
 
 
 def sources(depth_from: int, depth_to: int, operator: str) -> list[int | None]:
@@ -59,7 +59,7 @@ def grow(
     operator: str,
     *,
     fresh: Callable[[str, tuple[int, ...]], Tensor],
-    layer_prefix: str = BERT_LAYERS,
+    layer_prefix: str,
 ) -> Weights:
     """`weights` of `depth_from` layers as weights of `depth_to` layers.
 
@@ -88,7 +88,7 @@ def grow_optimizer_state(
     operator: str,
     *,
     copy: bool,
-    layer_prefix: str = BERT_LAYERS,
+    layer_prefix: str,
 ) -> dict[str, Any]:
     """Optimizer state by parameter name, as it belongs to the grown model.
 

@@ -167,15 +167,22 @@ def _draft(config: RunConfig, depth: int, trainable_layers: int, steps: int) -> 
     )
 
 
+def _blocks(config: RunConfig) -> tuple[str, int]:
+    """What stages can be made of: layers, or groups of layers that share. The key and its number."""
+    key = "num_hidden_layers" if config.model.num_hidden_groups is None else "num_hidden_groups"
+    return f"model.{key}", config.model.num_blocks
+
+
 def _mslt(config: RunConfig, problems: list[str]) -> list[_Draft]:
     plan, layers = config.plan, config.model.num_hidden_layers
+    key, blocks = _blocks(config)
     num_stages = plan.num_stages
     if num_stages is None:
-        problems.append(f"plan.num_stages: missing; choose {_choices(_divisors(layers))}")
-    elif layers % num_stages:
+        problems.append(f"plan.num_stages: missing; choose {choices(divisors(blocks))}")
+    elif blocks % num_stages:
         problems.append(
-            f"plan.num_stages: {num_stages} does not divide model.num_hidden_layers {layers}; "
-            f"choose {_choices(_divisors(layers))}"
+            f"plan.num_stages: {num_stages} does not divide {key} {blocks}; "
+            f"choose {choices(divisors(blocks))}"
         )
     if plan.init in WHOLE_MODEL_OPERATORS and num_stages != 1:
         problems.append(
@@ -222,9 +229,10 @@ def _stacking(config: RunConfig, problems: list[str]) -> list[_Draft]:
             f"with {plan.num_stages} shares"
         )
     unit = 2 ** (len(shares) - 1)
-    if layers % unit:
+    key, blocks = _blocks(config)
+    if blocks % unit:
         problems.append(
-            f"model.num_hidden_layers: {layers} is not a multiple of {unit}; plan.method stacking "
+            f"{key}: {blocks} is not a multiple of {unit}; plan.method stacking "
             f"with {len(shares)} stages doubles the depth {len(shares) - 1} times"
         )
     budget = _budget(plan, problems)
@@ -275,6 +283,7 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
             f"plan.total_steps: {plan.total_steps}, but the steps of plan.stages sum "
             f"to {steps}; leave it out"
         )
+    each = config.model.layers_per_block
     drafts: list[_Draft] = []
     for i, stage in enumerate(plan.stages):
         key = f"plan.stages.{i}"
@@ -288,6 +297,13 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
             problems.append(
                 f"{key}.trainable_layers: {trainable} is above the stage's depth {stage.depth}"
             )
+        problems += [
+            f"{key}.{name}: {value} cuts a group of layers that share their parameters; "
+            f"choose a multiple of {each} (model.num_hidden_layers {layers} in "
+            f"model.num_hidden_groups {config.model.num_blocks})"
+            for name, value in (("depth", stage.depth), ("trainable_layers", trainable))
+            if value % each
+        ]
         if before is not None and stage.depth < before:
             problems.append(
                 f"{key}.depth: {stage.depth} is below the {before} of the stage "
@@ -422,10 +438,10 @@ def _length_problems(drafts: Sequence[_Draft], config: RunConfig) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def _choices(values: Sequence[int]) -> str:
+def choices(values: Sequence[int]) -> str:
     texts = [str(value) for value in values]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from mslt_ds import ds_config
 from mslt_ds.errors import RecipeError
-from mslt_ds.plan import Plan, Stage
+from mslt_ds.plan import Plan, Stage, choices, divisors
 
 if TYPE_CHECKING:
-    from mslt_ds.config import RunConfig
+    from mslt_ds.config import ModelConfig, RunConfig
 
 
 def recipe_problems(config: RunConfig) -> list[str]:
@@ -27,6 +27,7 @@ def recipe_problems(config: RunConfig) -> list[str]:
             f"model.hidden_size: {model.hidden_size} is not a multiple of "
             f"model.num_attention_heads {model.num_attention_heads}"
         )
+    problems += _family_problems(model)
     if plan.stages is not None and plan.method != "custom":
         problems.append(
             f"plan.stages: given, but plan.method {plan.method} makes its own stages; "
@@ -88,6 +89,23 @@ def recipe_problems(config: RunConfig) -> list[str]:
             f"gradient_normalization clip reads it, not {lamb.gradient_normalization}"
         )
     return problems
+
+
+def _family_problems(model: ModelConfig) -> list[str]:
+    if model.family != "albert":
+        return [
+            f"model.{key}: {value}, but only model.family albert reads it, not {model.family}; "
+            "leave it out"
+            for key in ("embedding_size", "num_hidden_groups")
+            if (value := getattr(model, key)) is not None
+        ]
+    if model.num_hidden_layers % model.num_blocks:
+        return [
+            f"model.num_hidden_groups: {model.num_blocks} does not divide "
+            f"model.num_hidden_layers {model.num_hidden_layers}; "
+            f"choose {choices(divisors(model.num_hidden_layers))}"
+        ]
+    return []
 
 
 def plan_problems(config: RunConfig, plan: Plan) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import BertConfig
+from transformers import PretrainedConfig
 
 from mslt_ds import checkpoint, cost, ds_config
 from mslt_ds.atomic import replace_text
@@ -33,7 +33,7 @@ from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.errors import RecipeError
 from mslt_ds.growth import Weights, grow, grow_optimizer_state
 from mslt_ds.loop import LoopSettings, StageTrace, evaluate_losses, train_steps
-from mslt_ds.model import bert
+from mslt_ds.model.family import FAMILIES, Family
 from mslt_ds.model.init import fresh_parameter, fresh_weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.optim.schedule import learning_rate
@@ -109,8 +109,12 @@ class Run:
     def _vocab_size(self) -> int:
         return self.config.model.vocab_size or self.store.vocab_size
 
-    def _hf_config(self, depth: int) -> BertConfig:
-        return bert.hf_config(
+    @property
+    def _family(self) -> Family:
+        return FAMILIES[self.config.model.family]
+
+    def _hf_config(self, depth: int) -> PretrainedConfig:
+        return self._family.hf_config(
             self.config.model,
             depth,
             self._vocab_size,
@@ -207,14 +211,26 @@ class Run:
         if stage.index == 1:
             return state
         weights, optimizer_state = state.weights, state.optimizer_state
-        depths = self.plan.stages[stage.index - 2].depth, stage.depth
+        each = self.config.model.layers_per_block
+        blocks = self.plan.stages[stage.index - 2].depth // each, stage.depth // each
+        layer_prefix = self._family.BLOCKS
         policy = self.config.optimizer.state
         if policy == "reset":
             optimizer_state = {}
         if stage.init != "keep":
-            weights = grow(weights, *depths, stage.init, fresh=self._fresh_parameter)
+            weights = grow(
+                weights,
+                *blocks,
+                stage.init,
+                fresh=self._fresh_parameter,
+                layer_prefix=layer_prefix,
+            )
             optimizer_state = grow_optimizer_state(
-                optimizer_state, *depths, stage.init, copy=policy == "copy"
+                optimizer_state,
+                *blocks,
+                stage.init,
+                copy=policy == "copy",
+                layer_prefix=layer_prefix,
             )
         return replace(state, weights=weights, optimizer_state=optimizer_state)
 

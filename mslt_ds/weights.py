@@ -3,7 +3,7 @@
 Notable:
 
 * The file holds the fp32 masters, one tensor per parameter. Tied parameters are stored once, under
-  the name of the embeddings and of `cls.predictions.bias`; Hugging Face ties the decoder to them
+  the name of the embeddings and of the MLM head's bias; Hugging Face ties the decoder to them
   when it loads the folder and reports no key as missing.
 * The folder is written whole or not at all (`atomic.py`), so a stage boundary that exists can be
   trusted after a kill.
@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 from mslt_ds.atomic import replace_folder
 from mslt_ds.errors import CheckpointError, DataError
 from mslt_ds.growth import Weights
-from mslt_ds.model import bert
+from mslt_ds.model.family import FAMILIES
 
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = (
@@ -71,7 +71,8 @@ def load_weights(folder: Path) -> Weights:
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged ({error}); take another stage's folder") from error
     weights = {name: tensor.float() for name, tensor in tensors.items()}
-    for alias, owner in bert.TIED.items():
+    tied = {alias: owner for family in FAMILIES.values() for alias, owner in family.TIED.items()}
+    for alias, owner in tied.items():
         # Other programs store tied parameters twice. Untied ones are another model.
         tensor = weights.pop(alias, None)
         if tensor is not None and not torch.equal(tensor, weights[owner]):

@@ -29,6 +29,7 @@ _TOKENIZER = (
     "vocab.txt", "vocab.json", "merges.txt",
 )  # fmt: skip
 _POOLERS = ("pooler",)
+_LAYERS = (".layer.", ".albert_layer_groups.")
 _NAMES_SHOWN = 3
 
 
@@ -124,11 +125,12 @@ class Encoder:
                 f"{_some(inside)}; config.json says {layers} layers: set num_hidden_layers to what "
                 "the folder holds, or take a complete one"
             )
-        left_over = [name for name in unexpected if ".layer." in name]
+        left_over = [name for name in unexpected if any(part in name for part in _LAYERS)]
         if left_over:
             raise CheckpointError(
                 f"--model: {self.path}: config.json says {layers} layers, and the folder holds more, "
-                f"such as {_some(left_over)}; set num_hidden_layers to what it holds"
+                f"such as {_some(left_over)}; set num_hidden_layers (and an ALBERT's "
+                "num_hidden_groups) to what it holds"
             )
 
 

@@ -2,8 +2,8 @@
 
 Nothing of BERT is written anew. The modules are those of `transformers.models.bert`, put under the
 same attribute path that they have in `BertForPreTraining`, so that a parameter's name here *is* its
-name in a Hugging Face checkpoint and no translation table exists. What `staged.py` needs of a model
-family is the functions below; another family is another file with the same functions.
+name in a Hugging Face checkpoint and no translation table exists. What the rest of the program needs
+of a model family is `family.Family`; this module is one, albert.py another.
 
 Two exact savings are taken here:
 
@@ -15,10 +15,6 @@ Two exact savings are taken here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
@@ -30,19 +26,17 @@ from transformers.models.bert.modeling_bert import (
     BertPreTrainingHeads,
 )
 
+from mslt_ds.model import parts
+from mslt_ds.model.parts import ModelSettings
+
 TIED_WEIGHT = "bert.embeddings.word_embeddings.weight"
-"""The word embeddings, which are also the matrix of the MLM decoder."""
 TIED = {
     "cls.predictions.decoder.weight": TIED_WEIGHT,
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
-"""Second names under which Hugging Face's model shows tied parameters -> their own names."""
+BLOCKS = "bert.encoder.layer."
 
-
-class ModelSettings(Protocol):
-    """What a recipe's `model` section offers: Hugging Face's names."""
-
-    def model_dump(self) -> dict[str, Any]: ...
+_ALBERT_ONLY = ("embedding_size", "num_hidden_groups")
 
 
 def hf_config(
@@ -54,7 +48,8 @@ def hf_config(
         for masked tokens alone (`BertForMaskedLM`)
     """
     settings = model.model_dump()
-    settings.pop("family", None)
+    for name in ("family", *_ALBERT_ONLY):
+        settings.pop(name, None)
     settings |= {"num_hidden_layers": depth, "vocab_size": vocab_size}
     architecture = BertForPreTraining if sentence_head else BertForMaskedLM
     config = BertConfig(**settings, architectures=[architecture.__name__])
@@ -68,18 +63,15 @@ def has_sentence_head(config: BertConfig) -> bool:
 
 def parameter_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter of the configuration's model, tied aliases left out."""
-    with torch.device("meta"):
-        model = (BertForPreTraining if has_sentence_head(config) else BertForMaskedLM)(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    architecture = BertForPreTraining if has_sentence_head(config) else BertForMaskedLM
+    return parts.parameter_shapes(lambda: architecture(config))
 
 
-def add_encoder(
-    root: nn.Module, config: BertConfig, layers: Iterable[int], *, embeddings: bool
-) -> None:
+def add_encoder(root: nn.Module, config: BertConfig, layers: range, *, embeddings: bool) -> None:
     """Put the encoder's `layers` (and the embeddings) into `root`; their weights are not set."""
     if embeddings:
-        _add(root, "bert.embeddings", lambda: BertEmbeddings(config))
-    _add(
+        parts.place(root, "bert.embeddings", lambda: BertEmbeddings(config))
+    parts.place(
         root,
         "bert.encoder.layer",
         lambda: nn.ModuleDict({str(index): BertLayer(config, layer_idx=index) for index in layers}),
@@ -98,28 +90,11 @@ def add_heads(root: nn.Module, config: BertConfig) -> None:
         return made
 
     if has_sentence_head(config):
-        _add(root, "bert.pooler", lambda: BertPooler(config))
-    _add(root, "cls", heads)
+        parts.place(root, "bert.pooler", lambda: BertPooler(config))
+    parts.place(root, "cls", heads)
 
 
-def _add(root: nn.Module, path: str, build: Callable[[], nn.Module]) -> None:
-    """Build a module without initialising it and put it at its dotted path under `root`."""
-    with torch.device("meta"):
-        module = build()
-    module = module.to_empty(device="cpu")
-    if isinstance(module, BertEmbeddings):  # its index buffers are no weights: nobody loads them
-        positions = torch.arange(module.position_ids.shape[-1])
-        module.position_ids.copy_(positions.expand(1, -1))
-        module.token_type_ids.zero_()
-    *parents, leaf = path.split(".")
-    for name in parents:
-        if not hasattr(root, name):
-            root.add_module(name, nn.Module())
-        root = root.get_submodule(name)
-    root.add_module(leaf, module)
-
-
-def layers_of(root: nn.Module) -> list[BertLayer]:
+def layers_of(root: nn.Module, config: BertConfig) -> list[nn.Module]:
     """The encoder layers that `root` holds, from the bottom up."""
     return list(root.get_submodule("bert.encoder.layer").values())  # type: ignore[operator]
 
@@ -129,16 +104,7 @@ def embed(root: nn.Module, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
     return root.get_submodule("bert.embeddings")(input_ids=input_ids, token_type_ids=token_type_ids)
 
 
-def attention_bias(attention_mask: Tensor) -> Tensor:
-    """attention_mask: (batch, seq_length) bool -> (batch, 1, 1, seq_length), True where attended.
-
-    Built here and not by Hugging Face's mask utilities, which ask the device whether any token is
-    padded at all: a host synchronisation in each step.
-    """
-    return attention_mask[:, None, None, :]
-
-
-def run_layer(layer: BertLayer, hidden_states: Tensor, bias: Tensor) -> Tensor:
+def run_layer(layer: nn.Module, hidden_states: Tensor, bias: Tensor) -> Tensor:
     """hidden_states: (batch, seq_length, hidden) -> the same shape."""
     return layer(hidden_states, bias)
 
@@ -152,29 +118,10 @@ def run_layer_at(
     -> (batch, chosen, hidden)
     """
     attention = layer.attention.self
-    chosen = gather_positions(hidden_states, positions)
-
-    def split_heads(
-        states: Tensor,
-    ) -> Tensor:  # (batch, length, hidden) -> (batch, heads, length, d)
-        return states.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
-
-    context = F.scaled_dot_product_attention(
-        split_heads(attention.query(chosen)),
-        split_heads(attention.key(hidden_states)),
-        split_heads(attention.value(hidden_states)),
-        attn_mask=bias,
-        dropout_p=attention.dropout.p if layer.training else 0.0,
-        scale=attention.scaling,
-    )
-    attended = layer.attention.output(context.transpose(1, 2).flatten(-2), chosen)
-    return layer.feed_forward_chunk(attended)
-
-
-def gather_positions(hidden_states: Tensor, positions: Tensor) -> Tensor:
-    """hidden_states: (batch, seq_length, hidden), positions: (batch, n) -> (batch, n, hidden)."""
-    index = positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1])
-    return hidden_states.gather(1, index)
+    chosen = parts.gather_positions(hidden_states, positions)
+    dropout = attention.dropout.p if layer.training else 0.0
+    context = parts.attend_at(attention, hidden_states, chosen, bias, dropout)
+    return layer.feed_forward_chunk(layer.attention.output(context, chosen))
 
 
 def mlm_logits(root: nn.Module, hidden_states: Tensor, decoder_weight: Tensor | None) -> Tensor:
@@ -188,7 +135,7 @@ def mlm_logits(root: nn.Module, hidden_states: Tensor, decoder_weight: Tensor | 
     return F.linear(head.transform(hidden_states), decoder_weight, head.bias)  # type: ignore[operator, arg-type]
 
 
-def nsp_logits(root: nn.Module, cls_states: Tensor) -> Tensor:
+def sentence_logits(root: nn.Module, cls_states: Tensor) -> Tensor:
     """cls_states: (batch, 1, hidden), the top layer at [CLS] -> (batch, 2)."""
     pooled = root.get_submodule("bert.pooler")(cls_states)
     return root.get_submodule("cls.seq_relationship")(pooled)

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig
+from transformers import PretrainedConfig
 
 from mslt_ds.growth import Weights
-from mslt_ds.model import bert
+from mslt_ds.model import parts
+from mslt_ds.model.family import family_of
 
 
 class FrozenPrefix(nn.Module):
@@ -31,9 +32,10 @@ class FrozenPrefix(nn.Module):
     dropout: whether the prefix is run in training mode (`train.frozen_dropout`).
     """
 
-    def __init__(self, config: BertConfig, num_layers: int, *, dropout: bool) -> None:
+    def __init__(self, config: PretrainedConfig, num_layers: int, *, dropout: bool) -> None:
         super().__init__()
-        bert.add_encoder(self, config, range(num_layers), embeddings=True)
+        self._config, self._family = config, family_of(config)
+        self._family.add_encoder(self, config, range(num_layers), embeddings=True)
         self.requires_grad_(False)
         self.dropout = dropout
         super().train(dropout)
@@ -54,27 +56,28 @@ class FrozenPrefix(nn.Module):
     @torch.no_grad()
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """All (batch, seq_length) -> hidden_states: (batch, seq_length, hidden)."""
-        hidden_states = bert.embed(self, input_ids, token_type_ids)
-        bias = bert.attention_bias(attention_mask)
-        for layer in bert.layers_of(self):
-            hidden_states = bert.run_layer(layer, hidden_states, bias)
+        hidden_states = self._family.embed(self, input_ids, token_type_ids)
+        bias = parts.attention_bias(attention_mask)
+        for layer in self._family.layers_of(self, self._config):
+            hidden_states = self._family.run_layer(layer, hidden_states, bias)
         return hidden_states
 
     @property
     def decoder_weight(self) -> Tensor:
-        """(vocab, hidden): the frozen embeddings, as the suffix's MLM decoder takes them."""
-        return self.get_parameter(bert.TIED_WEIGHT).detach()
+        """(vocab, embedding size): the frozen embeddings, as the suffix's MLM decoder takes them."""
+        return self.get_parameter(self._family.TIED_WEIGHT).detach()
 
 
 class TrainableSuffix(nn.Module):
     """The layers above the cut, pooler and heads; the embeddings too where nothing is frozen."""
 
-    def __init__(self, config: BertConfig, frozen_layers: int) -> None:
+    def __init__(self, config: PretrainedConfig, frozen_layers: int) -> None:
         super().__init__()
+        self._config, self._family = config, family_of(config)
         layers = range(frozen_layers, config.num_hidden_layers)
-        bert.add_encoder(self, config, layers, embeddings=frozen_layers == 0)
-        bert.add_heads(self, config)
-        self._has_sentence_head = bert.has_sentence_head(config)
+        self._family.add_encoder(self, config, layers, embeddings=frozen_layers == 0)
+        self._family.add_heads(self, config)
+        self._has_sentence_head = self._family.has_sentence_head(config)
 
     def forward(
         self,
@@ -89,10 +92,10 @@ class TrainableSuffix(nn.Module):
             `masked_positions`, `masked_labels`, `masked_weights` (batch, max_predictions);
             `next_sentence_labels` (batch,)
         hidden_states: (batch, seq_length, hidden) out of the prefix, None where there is none
-        decoder_weight: (vocab, hidden), None where the suffix holds the embeddings
+        decoder_weight: (vocab, embedding size), None where the suffix holds the embeddings
         """
         masked, cls = self.top_states(inputs, hidden_states)
-        logits = bert.mlm_logits(self, masked, decoder_weight)  # (batch, n, vocab)
+        logits = self._family.mlm_logits(self, masked, decoder_weight)  # (batch, n, vocab)
         per_position = F.cross_entropy(
             logits.flatten(0, 1).float(), inputs["masked_labels"].flatten(), reduction="none"
         )
@@ -100,7 +103,9 @@ class TrainableSuffix(nn.Module):
         if not self._has_sentence_head:
             return mlm_sum, mlm_sum.new_zeros(())
         sentence_sum = F.cross_entropy(
-            bert.nsp_logits(self, cls).float(), inputs["next_sentence_labels"], reduction="sum"
+            self._family.sentence_logits(self, cls).float(),
+            inputs["next_sentence_labels"],
+            reduction="sum",
         )
         return mlm_sum, sentence_sum
 
@@ -112,14 +117,14 @@ class TrainableSuffix(nn.Module):
         -> (batch, max_predictions, hidden), (batch, 1, hidden)
         """
         if hidden_states is None:
-            hidden_states = bert.embed(self, inputs["input_ids"], inputs["token_type_ids"])
-        bias = bert.attention_bias(inputs["attention_mask"])
-        *lower, top = bert.layers_of(self)
+            hidden_states = self._family.embed(self, inputs["input_ids"], inputs["token_type_ids"])
+        bias = parts.attention_bias(inputs["attention_mask"])
+        *lower, top = self._family.layers_of(self, self._config)
         for layer in lower:
-            hidden_states = bert.run_layer(layer, hidden_states, bias)
+            hidden_states = self._family.run_layer(layer, hidden_states, bias)
         # [CLS] is position 0; it goes first so that both heads read one gathered tensor.
         positions = F.pad(inputs["masked_positions"], (1, 0))
-        chosen = bert.run_layer_at(top, hidden_states, bias, positions)
+        chosen = self._family.run_layer_at(top, hidden_states, bias, positions)
         return chosen[:, 1:], chosen[:, :1]
 
 
@@ -133,7 +138,7 @@ class StageModel:
     @classmethod
     def build(
         cls,
-        config: BertConfig,
+        config: PretrainedConfig,
         frozen_layers: int,
         weights: Weights,
         *,

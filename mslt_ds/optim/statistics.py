@@ -7,20 +7,22 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 
-_LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|blocks?)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(layers?|h|blocks?|albert_layer_groups)\.(\d+)\.")
+_HEADS = ("cls", "predictions", "sop_classifier")  # of BERT and of ALBERT
 
 
 def layer_of(name: str) -> str:
     """`bert.encoder.layer.3.output.dense.weight` -> `layer_3`; others go by their module's name.
 
     Outside the layers the first part that isn't the model's own name decides: `embeddings`,
-    `pooler`, `cls`.
+    `pooler`, `cls`. The groups of an ALBERT, which share their parameters: `group_3`.
     """
     match = _LAYER.search(name)
     if match:
-        return f"layer_{int(match.group(1))}"
+        kind = "group" if match.group(1) == "albert_layer_groups" else "layer"
+        return f"{kind}_{int(match.group(2))}"
     parts = name.split(".")
-    return parts[1] if len(parts) > 2 and parts[0] != "cls" else parts[0]
+    return parts[1] if len(parts) > 2 and parts[0] not in _HEADS else parts[0]
 
 
 def by_layer(ratios: Iterable[tuple[str, float]]) -> dict[str, dict[str, float]]:
@@ -40,5 +42,5 @@ def by_layer(ratios: Iterable[tuple[str, float]]) -> dict[str, dict[str, float]]
 
 def _in_order(item: tuple[str, list[float]]) -> tuple[bool, int, str]:
     layer, _ = item
-    number = layer.removeprefix("layer_")
+    number = layer.removeprefix("layer_").removeprefix("group_")
     return (True, int(number), "") if number.isdigit() else (False, 0, layer)

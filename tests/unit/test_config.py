@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from transformers import AlbertConfig
 
 from mslt_ds.config import load_config, parse_config
 from mslt_ds.data.store import MANIFEST
@@ -63,6 +64,18 @@ def test_defaults_and_conversions():
     assert str(config.run_dir) == "runs/run"
 
 
+def test_alberts_defaults_are_hugging_faces_and_are_shown():
+    model = parse_config(
+        recipe(model={"family": "albert", "embedding_size": None}, plan__num_stages=1)
+    ).model
+    assert (model.embedding_size, model.num_hidden_groups) == (128, 1)
+    assert (AlbertConfig().embedding_size, AlbertConfig().num_hidden_groups) == (128, 1)
+    assert (model.num_blocks, model.layers_per_block) == (1, 12)
+    bert = parse_config(recipe()).model
+    assert (bert.embedding_size, bert.num_hidden_groups) == (None, None)
+    assert (bert.num_blocks, bert.layers_per_block) == (12, 1)
+
+
 def test_lambs_options_are_the_optimizers_own():
     lamb = parse_config(recipe()).optimizer.lamb
     assert LambOptions(**lamb.model_dump(exclude={"backend"})) == LambOptions()
@@ -102,6 +115,17 @@ def test_frozen():
         ({"name": "a/b"}, ["name:", "a/b"]),
         ({"name": None}, ["name: null", "text"]),
         ({"model__hidden_size": 770}, ["model.hidden_size: 770", "num_attention_heads 12"]),
+        (
+            {"model__num_hidden_groups": 4},
+            ["num_hidden_groups: 4", "albert", "bert", "leave it out"],
+        ),
+        ({"model__embedding_size": 128}, ["model.embedding_size: 128", "albert"]),
+        (
+            {"model": {"family": "albert", "num_hidden_groups": 5}, "plan__num_stages": 1},
+            ["model.num_hidden_groups: 5", "num_hidden_layers 12", "1, 2, 3, 4, 6 or 12"],
+        ),
+        ({"model": {"family": "albert"}}, ["plan.num_stages: 4", "model.num_hidden_groups 1"]),
+        ({"model__family": "roberta"}, ["model.family:", "bert or albert"]),
         ({"schedule__warmup_steps": 1001}, ["schedule.warmup_steps: 1001", "1000 steps"]),
         ({"schedule": {"warmup_steps": 201, "restart": True}}, ["warmup_steps: 201", "200 steps"]),
         ({"schedule__name": "wsd"}, ["schedule.decay_steps: missing"]),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from transformers import BertForMaskedLM, BertForPreTraining
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining
 
 from mslt_ds import cost
 from mslt_ds.config import RunConfig, parse_config
-from mslt_ds.model import bert
+from mslt_ds.model.family import FAMILIES
 from mslt_ds.model.init import fresh_weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan import build_plan
@@ -38,12 +40,17 @@ def config_of(plan: dict | None = None, **values) -> RunConfig:
     )
 
 
+MODEL = config_of().model.model_dump()
+ALBERT = MODEL | {"family": "albert", "embedding_size": 10, "num_hidden_groups": 2}
+
+
+@pytest.mark.parametrize("model", [MODEL, ALBERT], ids=["bert", "albert"])
 @pytest.mark.parametrize("input_format", ["nsp", "sop", "full_sentences"])
-def test_equal_to_the_stage_models(input_format):
-    config = config_of(data={"path": "store", "input_format": input_format})
+def test_equal_to_the_stage_models(input_format, model):
+    config = config_of(data={"path": "store", "input_format": input_format}, model=model)
     sentence_head = input_format != "full_sentences"
     for stage in build_plan(config).stages:
-        hf_config = bert.hf_config(
+        hf_config = FAMILIES[config.model.family].hf_config(
             config.model, stage.depth, VOCAB_SIZE, sentence_head=sentence_head
         )
         model = StageModel.build(
@@ -56,7 +63,8 @@ def test_equal_to_the_stage_models(input_format):
         )
         trainable = sum(p.numel() for p in model.suffix.parameters() if p.requires_grad)
         assert cost.trainable_parameters(config, stage, VOCAB_SIZE) == trainable
-        whole_model = (BertForPreTraining if sentence_head else BertForMaskedLM)(hf_config)
+        auto_class = AutoModelForPreTraining if sentence_head else AutoModelForMaskedLM
+        whole_model = auto_class.from_config(hf_config)
         whole = sum(p.numel() for p in whole_model.parameters())
         assert cost.total_parameters(config, stage, VOCAB_SIZE) == whole
 
@@ -65,6 +73,24 @@ def test_bert_base_has_the_known_size():
     config = config_of(plan={"method": "full", "total_steps": 1}, model=None)
     (stage,) = build_plan(config).stages
     assert cost.total_parameters(config, stage, cost.ASSUMED_VOCAB_SIZE) == 110_106_428
+
+
+def test_albert_base_has_the_known_size():
+    """Lan et al. 2020, table 1: 12M, layers and embeddings of 128 shared by all 12 layers; and one
+    set of layer parameters more for each further group."""
+    sizes = {"family": "albert", "vocab_size": 30_000}
+    totals = []
+    for groups in (1, 4):
+        config = config_of(
+            plan={"method": "full", "total_steps": 1}, model=sizes | {"num_hidden_groups": groups}
+        )
+        (stage,) = build_plan(config).stages
+        totals.append(cost.total_parameters(config, stage, 30_000))
+        hf_config = FAMILIES["albert"].hf_config(config.model, 12, 30_000)
+        shapes = FAMILIES["albert"].parameter_shapes(hf_config).values()
+        assert totals[-1] == sum(math.prod(shape) for shape in shapes)
+    assert round(totals[0] / 1e6) == 12
+    assert totals[1] - totals[0] == 3 * cost.block_parameters(config.model) == 3 * 7_087_872
 
 
 def test_description():

@@ -11,11 +11,13 @@ from mslt_ds.errors import RecipeError
 from mslt_ds.plan import Plan, build_plan
 
 
-def config_of(layers: int = 12, train: dict | None = None, **plan) -> RunConfig:
+def config_of(
+    layers: int = 12, train: dict | None = None, model: dict | None = None, **plan
+) -> RunConfig:
     return parse_config(
         {
             "name": "run",
-            "model": {"num_hidden_layers": layers},
+            "model": {"num_hidden_layers": layers} | (model or {}),
             "plan": plan,
             "data": {"path": "store"},
             "train": {"global_batch_size": 64, "micro_batch_size": 16} | (train or {}),
@@ -43,6 +45,51 @@ def test_mslt_is_the_papers():
     assert column(plan, "init") == ["fresh", "copy_top", "copy_top", "copy_top", "keep"]
     assert column(plan, "steps") == [200_000] * 5
     assert column(plan, "start_step") == [0, 200_000, 400_000, 600_000, 800_000]
+
+
+def albert(groups: int) -> dict:
+    return {"family": "albert", "num_hidden_groups": groups}
+
+
+def test_albert_is_staged_by_whole_groups():
+    """The same stages as a BERT's, as long as none cuts a group."""
+    bert = plan_of(method="mslt", num_stages=2, total_steps=100, joint_share=0.2)
+    for groups in (2, 4, 6, 12):
+        config = config_of(
+            model=albert(groups), method="mslt", num_stages=2, total_steps=100, joint_share=0.2
+        )
+        assert build_plan(config) == bert
+    stacking = config_of(model=albert(4), method="stacking", total_steps=400)
+    assert column(build_plan(stacking), "depth") == [3, 6, 12]
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ({"method": "mslt", "num_stages": 4, "total_steps": 9}, ["plan.num_stages: 4", "1 or 3"]),
+        ({"method": "mslt", "total_steps": 9}, ["plan.num_stages: missing", "1 or 3"]),
+        ({"method": "stacking", "total_steps": 9}, ["model.num_hidden_groups: 3", "multiple of 4"]),
+        (
+            {"method": "custom", "stages": [{"depth": 6, "steps": 1}, {"depth": 12, "steps": 1}]},
+            ["plan.stages.0.depth: 6", "multiple of 4"],
+        ),
+        (
+            {
+                "method": "custom",
+                "stages": [
+                    {"depth": 8, "steps": 1},
+                    {"depth": 12, "steps": 1, "trainable_layers": 6},
+                ],
+            },
+            ["plan.stages.1.trainable_layers: 6", "multiple of 4", "num_hidden_groups 3"],
+        ),
+    ],
+)
+def test_stages_that_would_cut_a_group_are_refused(plan, words):
+    with pytest.raises(RecipeError) as error:
+        config_of(model=albert(3), **plan)
+    text = str(error.value)
+    assert all(word in text for word in words), text
 
 
 def test_stacking_is_gongs():

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AlbertConfig,
+    AlbertForPreTraining,
     AutoModelForSequenceClassification,
     BertConfig,
     BertModel,
@@ -79,6 +81,23 @@ def test_fewer_or_more_layers_than_the_configuration_says(model_folder, tmp_path
     flatter = change_config(model_folder, tmp_path / "flatter", num_hidden_layers=1)
     with pytest.raises(CheckpointError, match=r"says 1 layers, and the folder holds more"):
         build(flatter)
+
+
+def test_an_albert_is_fine_tuned_and_its_groups_are_counted(tmp_path):
+    config = AlbertConfig(
+        vocab_size=len(TOKENS), embedding_size=8, hidden_size=16, num_hidden_layers=4,
+        num_hidden_groups=2, num_attention_heads=2, intermediate_size=32,
+    )  # fmt: skip
+    AlbertForPreTraining(config).save_pretrained(tmp_path / "albert")
+    save_tokenizer(tmp_path / "albert")
+    _, fresh = build(tmp_path / "albert", num_labels=2)
+    assert fresh == ["classifier.bias", "classifier.weight"]
+    flatter = change_config(tmp_path / "albert", tmp_path / "flatter", num_hidden_groups=1)
+    with pytest.raises(CheckpointError, match=r"holds more, such as .*num_hidden_groups"):
+        build(flatter)
+    deeper = change_config(tmp_path / "albert", tmp_path / "deeper", num_hidden_groups=4)
+    with pytest.raises(CheckpointError, match=r"weights of the encoder are missing"):
+        build(deeper)
 
 
 def test_other_shapes_than_the_configuration_says(model_folder, tmp_path):

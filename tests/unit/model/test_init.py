@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from transformers import BertConfig, BertForPreTraining
+from transformers import AlbertConfig, AutoModelForPreTraining, BertConfig, PretrainedConfig
 
-from mslt_ds.model import bert
+from mslt_ds.model.family import family_of
 from mslt_ds.model.init import fresh_weights
 
 
@@ -33,10 +34,25 @@ def test_seed_and_name_both_matter():
     assert not torch.equal(weights[name.format(0)], other[name.format(0)])
 
 
-def test_names_shapes_and_distributions_are_hugging_faces():
+def albert_config() -> AlbertConfig:
+    return AlbertConfig(
+        vocab_size=500,
+        embedding_size=32,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_hidden_groups=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        initializer_range=0.05,
+        architectures=["AlbertForPreTraining"],
+    )
+
+
+@pytest.mark.parametrize("config", [config_of(2), albert_config()], ids=["bert", "albert"])
+def test_names_shapes_and_distributions_are_hugging_faces(config: PretrainedConfig):
     torch.manual_seed(0)
-    model = BertForPreTraining(config_of(2))
-    weights = fresh_weights(config_of(2), seed=3)
+    model = AutoModelForPreTraining.from_config(config)
+    weights = fresh_weights(config, seed=3)
     reference = dict(model.named_parameters())
     assert weights.keys() == reference.keys()
     for name, tensor in weights.items():
@@ -47,5 +63,6 @@ def test_names_shapes_and_distributions_are_hugging_faces():
             # the smallest matrix, (2, 64), has a standard error of 0.05 / sqrt(256)
             assert abs(float(tensor.std()) - 0.05) < 0.012, name
             assert abs(float(tensor.mean())) < 0.015, name
-    assert not weights[bert.TIED_WEIGHT][0].any()
-    assert not reference[bert.TIED_WEIGHT][0].any()
+    tied = family_of(config).TIED_WEIGHT
+    assert not weights[tied][0].any()
+    assert not reference[tied][0].any()

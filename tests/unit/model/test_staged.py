@@ -1,4 +1,7 @@
-"""The split model is Hugging Face's model: same losses, same gradients, at every cut."""
+"""The split model is Hugging Face's model: same losses, same gradients, at every cut.
+
+Both families: a BERT of 4 layers, and an ALBERT of 4 layers in 2 groups.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,48 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+from transformers import (
+    AlbertConfig,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    BertConfig,
+    PretrainedConfig,
+)
 
 from mslt_ds.growth import Weights
-from mslt_ds.model import bert
+from mslt_ds.model.family import family_of
 from mslt_ds.model.init import fresh_weights
 from mslt_ds.model.staged import StageModel
 
 DEPTH, VOCAB, BATCH, SEQ_LENGTH, PREDICTIONS = 4, 97, 3, 24, 5
 
 
-def small_config(dropout: float = 0.0) -> BertConfig:
-    config = BertConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=DEPTH,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=32,
-        initializer_range=0.2,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
+FAMILIES = ["bert", "albert"]
+CUTS = [("bert", 0), ("bert", 1), ("bert", 2), ("bert", 3), ("albert", 0), ("albert", 2)]
+
+
+def small_config(family: str, dropout: float = 0.0) -> PretrainedConfig:
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 32,
+        "initializer_range": 0.2,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
+    config = (
+        BertConfig(**sizes, architectures=["BertForPreTraining"])
+        if family == "bert"
+        else AlbertConfig(
+            **sizes,
+            embedding_size=20,
+            num_hidden_groups=2,
+            hidden_act="gelu_new",
+            architectures=["AlbertForPreTraining"],
+        )
     )
     config._attn_implementation = "sdpa"
     return config
@@ -54,9 +78,9 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
-def hugging_face_losses(weights: Weights, inputs: dict[str, torch.Tensor]):
+def hugging_face_losses(family: str, weights: Weights, inputs: dict[str, torch.Tensor]):
     """The reference, from logits at all positions: summed MLM loss, summed NSP loss, gradients."""
-    model = BertForPreTraining(small_config()).eval()
+    model = AutoModelForPreTraining.from_config(small_config(family)).eval()
     model.load_state_dict(weights, strict=False)
     model.tie_weights()
     output = model(
@@ -72,7 +96,9 @@ def hugging_face_losses(weights: Weights, inputs: dict[str, torch.Tensor]):
         output.prediction_logits.flatten(0, 1), labels.flatten(), reduction="sum"
     )
     nsp_sum = F.cross_entropy(
-        output.seq_relationship_logits, inputs["next_sentence_labels"], reduction="sum"
+        output.seq_relationship_logits if family == "bert" else output.sop_logits,
+        inputs["next_sentence_labels"],
+        reduction="sum",
     )
     (mlm_sum / 13 + nsp_sum / BATCH).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -88,9 +114,11 @@ def stage_losses(model: StageModel, inputs: dict[str, torch.Tensor]):
     return model.suffix(inputs, hidden_states, model.prefix.decoder_weight)
 
 
-def build(weights: Weights, frozen_layers: int, *, dropout: float = 0.0, frozen_dropout=False):
+def build(
+    family: str, weights: Weights, frozen_layers: int, *, dropout: float = 0.0, frozen_dropout=False
+):
     return StageModel.build(
-        small_config(dropout),
+        small_config(family, dropout),
         frozen_layers,
         weights,
         frozen_dropout=frozen_dropout,
@@ -100,11 +128,12 @@ def build(weights: Weights, frozen_layers: int, *, dropout: float = 0.0, frozen_
 
 
 @settings(max_examples=12)
-@given(frozen_layers=st.integers(0, DEPTH - 1), seed=st.integers(0, 1000))
-def test_losses_and_gradients_equal_hugging_faces_at_every_cut(frozen_layers, seed):
-    weights, inputs = fresh_weights(small_config(), seed=seed), batch(seed)
-    mlm_reference, nsp_reference, gradients = hugging_face_losses(weights, inputs)
-    model = build(weights, frozen_layers)
+@given(cut=st.sampled_from(CUTS), seed=st.integers(0, 1000))
+def test_losses_and_gradients_equal_hugging_faces_at_every_cut(cut, seed):
+    family, frozen_layers = cut
+    weights, inputs = fresh_weights(small_config(family), seed=seed), batch(seed)
+    mlm_reference, nsp_reference, gradients = hugging_face_losses(family, weights, inputs)
+    model = build(family, weights, frozen_layers)
     mlm_sum, nsp_sum = stage_losses(model, inputs)
     torch.testing.assert_close(mlm_sum, mlm_reference, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(nsp_sum, nsp_reference, rtol=1e-6, atol=1e-6)
@@ -115,13 +144,14 @@ def test_losses_and_gradients_equal_hugging_faces_at_every_cut(frozen_layers, se
         )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("frozen_layers", [0, 2])
-def test_without_a_sentence_head_it_is_hugging_faces_masked_lm(frozen_layers):
-    config = small_config()
-    config.architectures = ["BertForMaskedLM"]
+def test_without_a_sentence_head_it_is_hugging_faces_masked_lm(family, frozen_layers):
+    config = small_config(family)
+    config.architectures = ["BertForMaskedLM" if family == "bert" else "AlbertForMaskedLM"]
     weights, inputs = fresh_weights(config, seed=2), batch(2)
-    assert not any(name.startswith(("bert.pooler", "cls.seq")) for name in weights)
-    reference = BertForMaskedLM(config).eval()
+    assert not any("pooler" in name or "seq" in name or "sop" in name for name in weights)
+    reference = AutoModelForMaskedLM.from_config(config).eval()
     reference.load_state_dict(weights, strict=False)
     reference.tie_weights()
     logits = reference(**{
@@ -146,10 +176,11 @@ def test_without_a_sentence_head_it_is_hugging_faces_masked_lm(frozen_layers):
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("frozen_layers", range(DEPTH))
-def test_prefix_and_suffix_hold_each_parameter_once(frozen_layers):
-    weights = fresh_weights(small_config(), seed=1)
-    model = build(weights, frozen_layers)
+@pytest.mark.parametrize(("family", "frozen_layers"), CUTS)
+def test_prefix_and_suffix_hold_each_parameter_once(family, frozen_layers):
+    config = small_config(family)
+    weights = fresh_weights(config, seed=1)
+    model = build(family, weights, frozen_layers)
     below = dict(model.prefix.named_parameters()) if model.prefix else {}
     above = dict(model.suffix.named_parameters())
     assert not below.keys() & above.keys()
@@ -158,22 +189,24 @@ def test_prefix_and_suffix_hold_each_parameter_once(frozen_layers):
         assert torch.equal(parameter, weights[name]), name
     assert not any(p.requires_grad for p in below.values())
     assert all(p.requires_grad for p in above.values())
-    assert (bert.TIED_WEIGHT in above) == (frozen_layers == 0)
+    assert (family_of(config).TIED_WEIGHT in above) == (frozen_layers == 0)
 
 
-def test_no_gradient_reaches_the_prefix_or_the_decoder_matrix():
-    model = build(fresh_weights(small_config(), seed=1), 2)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_gradient_reaches_the_prefix_or_the_decoder_matrix(family):
+    model = build(family, fresh_weights(small_config(family), seed=1), 2)
     assert model.prefix is not None
     sum(stage_losses(model, batch())).backward()  # type: ignore[union-attr]
     assert all(p.grad is None for p in model.prefix.parameters())
     assert not model.prefix.decoder_weight.requires_grad
 
 
-def test_frozen_dropout_is_the_recipes_choice():
-    weights, inputs = fresh_weights(small_config(), seed=1), batch()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_dropout_is_the_recipes_choice(family):
+    weights, inputs = fresh_weights(small_config(family), seed=1), batch()
     arguments = inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
-    off = build(weights, 2, dropout=0.5).prefix
-    on = build(weights, 2, dropout=0.5, frozen_dropout=True).prefix
+    off = build(family, weights, 2, dropout=0.5).prefix
+    on = build(family, weights, 2, dropout=0.5, frozen_dropout=True).prefix
     assert off is not None and on is not None
     off.train()  # what a caller says makes no difference
     on.eval()
@@ -181,8 +214,12 @@ def test_frozen_dropout_is_the_recipes_choice():
     assert not torch.equal(on(*arguments), on(*arguments))
 
 
-def test_dropout_of_the_suffix_follows_the_generator():
-    model, inputs = build(fresh_weights(small_config(), seed=1), 1, dropout=0.3), batch()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_of_the_suffix_follows_the_generator(family):
+    model, inputs = (
+        build(family, fresh_weights(small_config(family), seed=1), 2, dropout=0.3),
+        batch(),
+    )
     torch.manual_seed(5)
     first = stage_losses(model, inputs)
     torch.manual_seed(5)
@@ -190,8 +227,11 @@ def test_dropout_of_the_suffix_follows_the_generator():
     assert not torch.equal(stage_losses(model, inputs)[0], first[0])
 
 
-def test_evaluation_has_no_dropout_wherever_the_recipe_puts_it():
-    model = build(fresh_weights(small_config(), seed=1), 2, dropout=0.5, frozen_dropout=True)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evaluation_has_no_dropout_wherever_the_recipe_puts_it(family):
+    model = build(
+        family, fresh_weights(small_config(family), seed=1), 2, dropout=0.5, frozen_dropout=True
+    )
     inputs = batch()
     with model.without_dropout():
         first, second = stage_losses(model, inputs), stage_losses(model, inputs)

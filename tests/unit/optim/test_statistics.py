@@ -11,7 +11,9 @@ from mslt_ds.optim.statistics import by_layer, layer_of
     ("name", "layer"),
     [
         ("bert.encoder.layer.11.output.dense.weight", "layer_11"),
-        ("albert.encoder.albert_layer_groups.0.albert_layers.0.ffn.weight", "encoder"),
+        ("albert.encoder.albert_layer_groups.0.albert_layers.0.ffn.weight", "group_0"),
+        ("predictions.LayerNorm.weight", "predictions"),
+        ("sop_classifier.classifier.weight", "sop_classifier"),
         ("bert.embeddings.word_embeddings.weight", "embeddings"),
         ("bert.pooler.dense.weight", "pooler"),
         ("cls.predictions.transform.dense.weight", "cls"),
