@@ -68,11 +68,14 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _albert_defaults(cls, value: Any) -> Any:
-        """What Hugging Face's AlbertConfig has where the recipe is silent."""
+        """The keys that a BERT hasn't, as Hugging Face's AlbertConfig has them."""
         if not isinstance(value, Mapping) or value.get("family") != "albert":
             return value
-        given = {key: setting for key, setting in value.items() if setting is not None}
-        return {"embedding_size": 128, "num_hidden_groups": 1} | given
+        filled = dict(value)
+        for key, default in (("embedding_size", 128), ("num_hidden_groups", 1)):
+            if filled.get(key) is None:
+                filled[key] = default
+        return filled
 
     @property
     def num_blocks(self) -> int:
@@ -82,7 +85,7 @@ class ModelConfig(Section):
     @property
     def layers_per_block(self) -> int:
         """Consecutive layers that share one set of parameters."""
-        return max(1, self.num_hidden_layers // self.num_blocks)
+        return self.num_hidden_layers // self.num_blocks
 
 
 class StageConfig(Section):

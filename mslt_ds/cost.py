@@ -52,7 +52,7 @@ def total_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
     """Elements of the whole model at the stage's depth."""
     return (
         embedding_parameters(config.model, vocab_size)
-        + _blocks(config, stage.depth) * block_parameters(config.model)
+        + stage.depth // config.model.layers_per_block * block_parameters(config.model)
         + head_parameters(config, vocab_size)
     )
 
@@ -60,7 +60,8 @@ def total_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
 def trainable_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
     """Elements of the stage's trainable suffix."""
     embeddings = embedding_parameters(config.model, vocab_size) if stage.train_embeddings else 0
-    layers = _blocks(config, stage.trainable_layers) * block_parameters(config.model)
+    blocks = stage.trainable_layers // config.model.layers_per_block
+    layers = blocks * block_parameters(config.model)
     return embeddings + layers + head_parameters(config, vocab_size)
 
 
@@ -138,10 +139,6 @@ def describe_stage(
         "learning_rate_factor": stage.learning_rate_factor,
         "warmup_steps": stage.warmup_steps,
     }
-
-
-def _blocks(config: RunConfig, layers: int) -> int:
-    return layers // config.model.layers_per_block
 
 
 def _dense(inputs: int, outputs: int) -> int:

@@ -32,14 +32,12 @@ from torch import Tensor
 from mslt_ds import ds_config
 from mslt_ds.config import OptimizerConfig
 from mslt_ds.growth import Weights
-from mslt_ds.model.init import NORM_WEIGHTS
 from mslt_ds.model.staged import StageModel
 from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.backends import build_lamb
 from mslt_ds.optim.partition import EngineState, OptimizerState
 from mslt_ds.traffic import TrafficMeter
 
-_NOT_DECAYED = ("bias", *NORM_WEIGHTS)
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -61,11 +59,12 @@ def parameter_groups(
     """Optimizer groups, one for each (training age, decayed or not), youngest first.
 
     ages: name -> optimizer steps that the parameter's state has seen; absent means 0.
-    Biases and LayerNorm weights are not decayed (Devlin et al. 2018, appendix A.2).
+    Biases and LayerNorm weights, which are all that is one-dimensional, are not decayed (Devlin et
+    al. 2018, appendix A.2).
     """
     groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in parameters.items():
-        groups[ages.get(name, 0), name.endswith(_NOT_DECAYED)].append(parameter)
+        groups[ages.get(name, 0), parameter.ndim < 2].append(parameter)
     return [
         {"params": members, "weight_decay": 0.0 if not_decayed else weight_decay}
         for (_, not_decayed), members in sorted(groups.items(), key=lambda item: item[0])

@@ -108,6 +108,13 @@ class _Draft:
 
 def build_plan(config: RunConfig) -> Plan:
     """The plan that a recipe asks for. RecipeError, one line for each problem, if it has none."""
+    model = config.model
+    if model.num_hidden_layers % model.num_blocks:
+        raise RecipeError(
+            f"model.num_hidden_groups: {model.num_blocks} does not divide "
+            f"model.num_hidden_layers {model.num_hidden_layers}; "
+            f"choose {_choices(_divisors(model.num_hidden_layers))}"
+        )
     problems: list[str] = []
     drafts = _METHODS[config.plan.method](config, problems)
     if not problems and config.plan.long_sequence is not None:
@@ -167,22 +174,31 @@ def _draft(config: RunConfig, depth: int, trainable_layers: int, steps: int) -> 
     )
 
 
-def _blocks(config: RunConfig) -> tuple[str, int]:
-    """What stages can be made of: layers, or groups of layers that share. The key and its number."""
-    key = "num_hidden_layers" if config.model.num_hidden_groups is None else "num_hidden_groups"
-    return f"model.{key}", config.model.num_blocks
+def _block_key(config: RunConfig) -> str:
+    """The key that says how many blocks there are to make stages of."""
+    if config.model.num_hidden_groups is None:
+        return "model.num_hidden_layers"
+    return "model.num_hidden_groups"
+
+
+def _more_groups(config: RunConfig, num_stages: int) -> str:
+    """The numbers of groups that `num_stages` stages would go with; "" where nothing is shared."""
+    if config.model.num_hidden_groups is None:
+        return ""
+    groups = [g for g in _divisors(config.model.num_hidden_layers) if g % num_stages == 0]
+    return f", or model.num_hidden_groups {_choices(groups)}" if groups else ""
 
 
 def _mslt(config: RunConfig, problems: list[str]) -> list[_Draft]:
     plan, layers = config.plan, config.model.num_hidden_layers
-    key, blocks = _blocks(config)
+    blocks = config.model.num_blocks
     num_stages = plan.num_stages
     if num_stages is None:
-        problems.append(f"plan.num_stages: missing; choose {choices(divisors(blocks))}")
+        problems.append(f"plan.num_stages: missing; choose {_choices(_divisors(blocks))}")
     elif blocks % num_stages:
         problems.append(
-            f"plan.num_stages: {num_stages} does not divide {key} {blocks}; "
-            f"choose {choices(divisors(blocks))}"
+            f"plan.num_stages: {num_stages} does not divide {_block_key(config)} {blocks}; "
+            f"choose {_choices(_divisors(blocks))}{_more_groups(config, num_stages)}"
         )
     if plan.init in WHOLE_MODEL_OPERATORS and num_stages != 1:
         problems.append(
@@ -229,10 +245,10 @@ def _stacking(config: RunConfig, problems: list[str]) -> list[_Draft]:
             f"with {plan.num_stages} shares"
         )
     unit = 2 ** (len(shares) - 1)
-    key, blocks = _blocks(config)
+    blocks = config.model.num_blocks
     if blocks % unit:
         problems.append(
-            f"{key}: {blocks} is not a multiple of {unit}; plan.method stacking "
+            f"{_block_key(config)}: {blocks} is not a multiple of {unit}; plan.method stacking "
             f"with {len(shares)} stages doubles the depth {len(shares) - 1} times"
         )
     budget = _budget(plan, problems)
@@ -438,10 +454,10 @@ def _length_problems(drafts: Sequence[_Draft], config: RunConfig) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def divisors(number: int) -> list[int]:
+def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def choices(values: Sequence[int]) -> str:
+def _choices(values: Sequence[int]) -> str:
     texts = [str(value) for value in values]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mslt_ds import ds_config
 from mslt_ds.errors import RecipeError
-from mslt_ds.plan import Plan, Stage, choices, divisors
+from mslt_ds.plan import Plan, Stage
 
 if TYPE_CHECKING:
     from mslt_ds.config import ModelConfig, RunConfig
@@ -92,20 +92,14 @@ def recipe_problems(config: RunConfig) -> list[str]:
 
 
 def _family_problems(model: ModelConfig) -> list[str]:
-    if model.family != "albert":
-        return [
-            f"model.{key}: {value}, but only model.family albert reads it, not {model.family}; "
-            "leave it out"
-            for key in ("embedding_size", "num_hidden_groups")
-            if (value := getattr(model, key)) is not None
-        ]
-    if model.num_hidden_layers % model.num_blocks:
-        return [
-            f"model.num_hidden_groups: {model.num_blocks} does not divide "
-            f"model.num_hidden_layers {model.num_hidden_layers}; "
-            f"choose {choices(divisors(model.num_hidden_layers))}"
-        ]
-    return []
+    if model.family == "albert":
+        return []
+    return [
+        f"model.{key}: {value}, but only model.family albert reads it, not {model.family}; "
+        "leave it out"
+        for key in ("embedding_size", "num_hidden_groups")
+        if (value := getattr(model, key)) is not None
+    ]
 
 
 def plan_problems(config: RunConfig, plan: Plan) -> list[str]:

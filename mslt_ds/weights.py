@@ -12,6 +12,7 @@ Notable:
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -88,3 +89,9 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
         raise DataError(f"{source}: no tokenizer here; expected tokenizer.json or vocab.txt")
     for name in present:
         shutil.copyfile(source / name, target / name)
+    # Without a class, AutoTokenizer goes by the model: an ALBERT's would be SentencePiece's.
+    path = target / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "tokenizer_class" not in settings:
+        settings = {"tokenizer_class": "BertTokenizer"} | settings
+        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -119,18 +119,19 @@ class Encoder:
             name for name in missing if name.startswith(f"{prefix}.") and not _in_pooler(name)
         ]
         layers = self.config.num_hidden_layers if hasattr(self.config, "num_hidden_layers") else "?"
+        shared = hasattr(self.config, "num_hidden_groups")  # as an ALBERT's layers
+        keys = "num_hidden_layers and num_hidden_groups" if shared else "num_hidden_layers"
         if inside:
             raise CheckpointError(
                 f"--model: {self.path}: {len(inside)} weights of the encoder are missing, such as "
-                f"{_some(inside)}; config.json says {layers} layers: set num_hidden_layers to what "
+                f"{_some(inside)}; config.json says {layers} layers: set {keys} to what "
                 "the folder holds, or take a complete one"
             )
         left_over = [name for name in unexpected if any(part in name for part in _LAYERS)]
         if left_over:
             raise CheckpointError(
                 f"--model: {self.path}: config.json says {layers} layers, and the folder holds more, "
-                f"such as {_some(left_over)}; set num_hidden_layers (and an ALBERT's "
-                "num_hidden_groups) to what it holds"
+                f"such as {_some(left_over)}; set {keys} to what it holds"
             )
 
 

@@ -59,23 +59,15 @@ def hf_config(
     return config
 
 
-def has_sentence_head(config: AlbertConfig) -> bool:
-    return config.architectures != [AlbertForMaskedLM.__name__]
-
-
-def parameter_shapes(config: AlbertConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter of the configuration's model, tied aliases left out."""
-    architecture = AlbertForPreTraining if has_sentence_head(config) else AlbertForMaskedLM
-    return parts.parameter_shapes(lambda: architecture(config))
-
-
 def add_encoder(root: nn.Module, config: AlbertConfig, layers: range, *, embeddings: bool) -> None:
     """Put the groups of `layers` (and the embeddings with their mapping to the hidden size) into
-    `root`; their weights are not set. `layers` are whole groups."""
+    `root`; their weights are not set. ValueError unless `layers` are whole groups."""
+    each = _layers_per_group(config)
+    if layers.start % each or layers.stop % each:
+        raise ValueError(f"layers {layers.start} to {layers.stop - 1} cut a group of {each} layers")
     if embeddings:
         parts.place(root, "albert.embeddings", lambda: AlbertEmbeddings(config))
         parts.place(root, _MAPPING, lambda: nn.Linear(config.embedding_size, config.hidden_size))
-    each = _layers_per_group(config)
     groups = range(layers.start // each, layers.stop // each)
     parts.place(
         root,
@@ -95,7 +87,7 @@ def add_heads(root: nn.Module, config: AlbertConfig) -> None:
         return made
 
     parts.place(root, "predictions", masked_lm)
-    if has_sentence_head(config):
+    if parts.has_sentence_head(config):
         parts.place(
             root, "albert.pooler", lambda: nn.Linear(config.hidden_size, config.hidden_size)
         )
@@ -117,15 +109,10 @@ def embed(root: nn.Module, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
     )
 
 
-def run_layer(layer: nn.Module, hidden_states: Tensor, bias: Tensor) -> Tensor:
-    """hidden_states: (batch, seq_length, hidden) -> the same shape."""
-    return layer(hidden_states, bias)
-
-
 def run_layer_at(
     layer: AlbertLayer, hidden_states: Tensor, bias: Tensor, positions: Tensor
 ) -> Tensor:
-    """The layer's output at `positions` only: equal to `run_layer(...)` gathered there.
+    """The layer's output at `positions` only: equal to `parts.run_layer(...)` gathered there.
 
     hidden_states: (batch, seq_length, hidden); positions: (batch, chosen) int64
     -> (batch, chosen, hidden)

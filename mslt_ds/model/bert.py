@@ -36,8 +36,6 @@ TIED = {
 }
 BLOCKS = "bert.encoder.layer."
 
-_ALBERT_ONLY = ("embedding_size", "num_hidden_groups")
-
 
 def hf_config(
     model: ModelSettings, depth: int, vocab_size: int, *, sentence_head: bool = True
@@ -47,24 +45,13 @@ def hf_config(
     sentence_head: whether it has a pooler and a head for two segments (`BertForPreTraining`) or is
         for masked tokens alone (`BertForMaskedLM`)
     """
-    settings = model.model_dump()
-    for name in ("family", *_ALBERT_ONLY):
-        settings.pop(name, None)
+    settings = {key: value for key, value in model.model_dump().items() if value is not None}
+    settings.pop("family", None)
     settings |= {"num_hidden_layers": depth, "vocab_size": vocab_size}
     architecture = BertForPreTraining if sentence_head else BertForMaskedLM
     config = BertConfig(**settings, architectures=[architecture.__name__])
     config._attn_implementation = "sdpa"
     return config
-
-
-def has_sentence_head(config: BertConfig) -> bool:
-    return config.architectures != [BertForMaskedLM.__name__]
-
-
-def parameter_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter of the configuration's model, tied aliases left out."""
-    architecture = BertForPreTraining if has_sentence_head(config) else BertForMaskedLM
-    return parts.parameter_shapes(lambda: architecture(config))
 
 
 def add_encoder(root: nn.Module, config: BertConfig, layers: range, *, embeddings: bool) -> None:
@@ -83,13 +70,15 @@ def add_heads(root: nn.Module, config: BertConfig) -> None:
     decoder's matrix is not among them."""
 
     def heads() -> nn.Module:
-        made = (BertPreTrainingHeads if has_sentence_head(config) else BertOnlyMLMHead)(config)
+        made = (BertPreTrainingHeads if parts.has_sentence_head(config) else BertOnlyMLMHead)(
+            config
+        )
         # Tied: the matrix is the embeddings', the bias is `predictions.bias`. Without the module,
         # no engine can take them for parameters of their own.
         del made.predictions.decoder
         return made
 
-    if has_sentence_head(config):
+    if parts.has_sentence_head(config):
         parts.place(root, "bert.pooler", lambda: BertPooler(config))
     parts.place(root, "cls", heads)
 
@@ -104,15 +93,10 @@ def embed(root: nn.Module, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
     return root.get_submodule("bert.embeddings")(input_ids=input_ids, token_type_ids=token_type_ids)
 
 
-def run_layer(layer: nn.Module, hidden_states: Tensor, bias: Tensor) -> Tensor:
-    """hidden_states: (batch, seq_length, hidden) -> the same shape."""
-    return layer(hidden_states, bias)
-
-
 def run_layer_at(
     layer: BertLayer, hidden_states: Tensor, bias: Tensor, positions: Tensor
 ) -> Tensor:
-    """The layer's output at `positions` only: equal to `run_layer(...)` gathered there.
+    """The layer's output at `positions` only: equal to `parts.run_layer(...)` gathered there.
 
     hidden_states: (batch, seq_length, hidden); positions: (batch, chosen) int64
     -> (batch, chosen, hidden)

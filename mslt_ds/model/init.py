@@ -4,8 +4,8 @@ All methods and all depths therefore begin with the same numbers: layer 3 of a 6
 layer 3 of a 24-layer model are bitwise equal when both are fresh. A comparison of methods (and
 figure 3 of the progressive-stacking-2.0 paper) is fair only then.
 
-The distributions are BERT's and ALBERT's as Hugging Face draws them: N(0, initializer_range) for matrices, with
-the padding row zero; LayerNorm 1 and 0; biases 0.
+The distributions are BERT's and ALBERT's as Hugging Face draws them: N(0, initializer_range) for
+matrices, with the padding row zero; LayerNorm 1 and 0; biases 0.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from mslt_ds.growth import Weights
-from mslt_ds.model.family import FAMILIES, family_of
+from mslt_ds.model import parts
+from mslt_ds.model.family import FAMILIES
 
-NORM_WEIGHTS = ("LayerNorm.weight", "layer_norm.weight")
+_NORM_WEIGHTS = ("LayerNorm.weight", "layer_norm.weight")
 _WORD_EMBEDDINGS = {family.TIED_WEIGHT for family in FAMILIES.values()}
 
 
@@ -27,7 +28,7 @@ def fresh_parameter(
     name: str, shape: tuple[int, ...], *, seed: int, initializer_range: float
 ) -> Tensor:
     """The fp32 tensor of `shape` that (seed, name) stands for."""
-    if name.endswith(NORM_WEIGHTS):
+    if name.endswith(_NORM_WEIGHTS):
         return torch.ones(shape)
     if name.endswith("bias"):
         return torch.zeros(shape)
@@ -43,5 +44,5 @@ def fresh_weights(config: PretrainedConfig, *, seed: int) -> Weights:
     """Weights of a whole fresh model of `config.num_hidden_layers` layers."""
     return {
         name: fresh_parameter(name, shape, seed=seed, initializer_range=config.initializer_range)
-        for name, shape in family_of(config).parameter_shapes(config).items()
+        for name, shape in parts.parameter_shapes(config).items()
     }

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PretrainedConfig
 
 
 class ModelSettings(Protocol):
@@ -45,10 +46,16 @@ def place(root: nn.Module, path: str, build: Callable[[], nn.Module]) -> None:
     root.add_module(leaf, module)
 
 
-def parameter_shapes(build: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter of the module, tied aliases left out."""
+def has_sentence_head(config: PretrainedConfig) -> bool:
+    """Whether the model has a pooler and a head for two segments, or is for masked tokens alone."""
+    return not any(name.endswith("ForMaskedLM") for name in config.architectures or ())
+
+
+def parameter_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter of the configuration's model, tied aliases left out."""
+    auto_class = AutoModelForPreTraining if has_sentence_head(config) else AutoModelForMaskedLM
     with torch.device("meta"):
-        model = build()
+        model = auto_class.from_config(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
@@ -59,6 +66,11 @@ def attention_bias(attention_mask: Tensor) -> Tensor:
     padded at all: a host synchronisation in each step.
     """
     return attention_mask[:, None, None, :]
+
+
+def run_layer(layer: nn.Module, hidden_states: Tensor, bias: Tensor) -> Tensor:
+    """hidden_states: (batch, seq_length, hidden); bias as of `attention_bias` -> the same shape."""
+    return layer(hidden_states, bias)
 
 
 def attend_at(

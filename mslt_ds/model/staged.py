@@ -59,7 +59,7 @@ class FrozenPrefix(nn.Module):
         hidden_states = self._family.embed(self, input_ids, token_type_ids)
         bias = parts.attention_bias(attention_mask)
         for layer in self._family.layers_of(self, self._config):
-            hidden_states = self._family.run_layer(layer, hidden_states, bias)
+            hidden_states = parts.run_layer(layer, hidden_states, bias)
         return hidden_states
 
     @property
@@ -77,7 +77,7 @@ class TrainableSuffix(nn.Module):
         layers = range(frozen_layers, config.num_hidden_layers)
         self._family.add_encoder(self, config, layers, embeddings=frozen_layers == 0)
         self._family.add_heads(self, config)
-        self._has_sentence_head = self._family.has_sentence_head(config)
+        self._has_sentence_head = parts.has_sentence_head(config)
 
     def forward(
         self,
@@ -121,7 +121,7 @@ class TrainableSuffix(nn.Module):
         bias = parts.attention_bias(inputs["attention_mask"])
         *lower, top = self._family.layers_of(self, self._config)
         for layer in lower:
-            hidden_states = self._family.run_layer(layer, hidden_states, bias)
+            hidden_states = parts.run_layer(layer, hidden_states, bias)
         # [CLS] is position 0; it goes first so that both heads read one gathered tensor.
         positions = F.pad(inputs["masked_positions"], (1, 0))
         chosen = self._family.run_layer_at(top, hidden_states, bias, positions)

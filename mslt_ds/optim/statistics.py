@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 _LAYER = re.compile(r"(?:^|\.)(layers?|h|blocks?|albert_layer_groups)\.(\d+)\.")
+_MAPPING = "embedding_hidden_mapping_in"  # of ALBERT: trains with the embeddings
 _HEADS = ("cls", "predictions", "sop_classifier")  # of BERT and of ALBERT
 
 
@@ -21,6 +22,8 @@ def layer_of(name: str) -> str:
     if match:
         kind = "group" if match.group(1) == "albert_layer_groups" else "layer"
         return f"{kind}_{int(match.group(2))}"
+    if _MAPPING in name:
+        return "embeddings"
     parts = name.split(".")
     return parts[1] if len(parts) > 2 and parts[0] not in _HEADS else parts[0]
 

@@ -4,6 +4,7 @@ copied and trained as one."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from transformers import AlbertForPreTraining, AutoModelForPreTraining, AutoTokenizer
 
 from mslt_ds.evaluation.encoder import Encoder
+from mslt_ds.model.init import fresh_parameter
 from tests.distributed.recipes import (
     SCRIPTS,
     metrics_of,
@@ -30,22 +32,32 @@ ZERO_STAGES = (0, 1, 2)
 
 @pytest.fixture(scope="module")
 def runs(module_launch, store, tmp_path_factory) -> Path:
-    """4 layers in 2 groups, two stages and a joint one, at each ZeRO stage, on two ranks."""
+    """4 layers in 2 groups, two stages and a joint one, on two ranks: at each ZeRO stage, with a new
+    group that is fresh, and a run that goes on from the middle of stage 2."""
     folder = tmp_path_factory.mktemp("runs")
-    recipes = []
-    for zero in ZERO_STAGES:
+
+    def albert(name: str, zero: int, **changes) -> dict:
         config = folder / f"zero{zero}.json"
         config.write_text(json.dumps({"zero_optimization": {"stage": zero}}))
-        recipes.append(
-            recipe(
-                store, folder, f"zero-{zero}",
-                model={"family": "albert", "embedding_size": 16, "num_hidden_groups": 2},
-                data={"input_format": "sop", "masking": "ngram"},
-                optimizer={"name": "lamb"},
-                deepspeed={"config": str(config)},
-            )
+        return recipe(
+            store, folder, name,
+            model={"family": "albert", "embedding_size": 16, "num_hidden_groups": 2},
+            data={"input_format": "sop", "masking": "ngram"},
+            optimizer={"name": "lamb", "state": "copy"},
+            checkpoint={"every_steps": 7, "keep": 9},
+            deepspeed={"config": str(config)},
+            **changes,
         )  # fmt: skip
-    module_launch(SCRIPTS / "run_recipes.py", 2, write_recipes(folder / "recipes.json", recipes))
+
+    def train(recipes: list[dict]) -> None:
+        path = write_recipes(folder / "recipes.json", recipes)
+        module_launch(SCRIPTS / "run_recipes.py", 2, path)
+
+    fresh = albert("random", 0, plan={"init": "random"})
+    train([*(albert(f"zero-{zero}", zero) for zero in ZERO_STAGES), fresh])
+    step = "checkpoints/step_0000000007"
+    shutil.copytree(folder / "zero-1" / step, folder / "resumed" / step)
+    train([albert("resumed", 1)])
     return folder
 
 
@@ -82,6 +94,25 @@ def test_the_new_group_is_a_copy_of_the_top_one(runs: Path, zero: int):
     assert set(before) < set(start)
     for name, tensor in start.items():
         assert torch.equal(tensor, before[name.replace(f"{GROUPS}1.", f"{GROUPS}0.")]), name
+
+
+def test_a_random_group_is_fresh_and_the_others_stay(runs: Path):
+    before = weights_at(runs / "random", "stages/1/end")
+    start = weights_at(runs / "random", "stages/2/start")
+    for name, tensor in start.items():
+        if group_of(name) != 1:
+            assert torch.equal(tensor, before[name]), name
+        else:
+            fresh = fresh_parameter(name, tuple(tensor.shape), seed=7, initializer_range=0.02)
+            assert torch.equal(tensor, fresh), name
+
+
+def test_a_run_that_goes_on_ends_in_the_same_bits(runs: Path):
+    assert [line["step"] for line in metrics_of(runs / "resumed")] == list(range(7, 14))
+    whole, resumed = (weights_at(runs / name, "model") for name in ("zero-1", "resumed"))
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
 
 
 @pytest.mark.parametrize("zero", ZERO_STAGES)

@@ -64,7 +64,7 @@ def test_defaults_and_conversions():
     assert str(config.run_dir) == "runs/run"
 
 
-def test_alberts_defaults_are_hugging_faces_and_are_shown():
+def test_the_keys_of_albert_alone_have_hugging_faces_defaults():
     model = parse_config(
         recipe(model={"family": "albert", "embedding_size": None}, plan__num_stages=1)
     ).model
@@ -121,10 +121,22 @@ def test_frozen():
         ),
         ({"model__embedding_size": 128}, ["model.embedding_size: 128", "albert"]),
         (
-            {"model": {"family": "albert", "num_hidden_groups": 5}, "plan__num_stages": 1},
+            {"model": {"family": "albert", "num_hidden_groups": 5}},
             ["model.num_hidden_groups: 5", "num_hidden_layers 12", "1, 2, 3, 4, 6 or 12"],
         ),
-        ({"model": {"family": "albert"}}, ["plan.num_stages: 4", "model.num_hidden_groups 1"]),
+        (
+            {"model": {"family": "albert", "num_hidden_groups": 24}},
+            ["model.num_hidden_groups: 24", "num_hidden_layers 12"],
+        ),
+        (
+            {"model": {"family": "albert"}},
+            [
+                "plan.num_stages: 4",
+                "model.num_hidden_groups 1;",
+                "or model.num_hidden_groups 4 or 12",
+            ],
+        ),
+        ({"model": {"family": "albert", "hidden_size": None}}, ["model.hidden_size: null"]),
         ({"model__family": "roberta"}, ["model.family:", "bert or albert"]),
         ({"schedule__warmup_steps": 1001}, ["schedule.warmup_steps: 1001", "1000 steps"]),
         ({"schedule": {"warmup_steps": 201, "restart": True}}, ["warmup_steps: 201", "200 steps"]),

@@ -66,6 +66,18 @@ def test_twins_differ_in_the_method_alone(size, method):
     assert twin.model_copy(update=same) == config.model_copy(update=same)
 
 
+def test_albert_is_trained_as_bert_is():
+    albert = load_config(CONFIGS / "albert_base_mslt.yaml")
+    bert = load_config(CONFIGS / "bert_base_mslt.yaml")
+    assert stages(albert) == stages(bert)
+    for section in ("plan", "train", "optimizer", "schedule"):
+        assert getattr(albert, section) == getattr(bert, section)
+    assert (albert.data.input_format, albert.data.masking) == ("sop", "ngram")
+    assert (albert.model.num_blocks, albert.model.layers_per_block) == (4, 3)
+    original = ["plan.method=full", "model.num_hidden_groups=1"]
+    assert load_config(CONFIGS / "albert_base_mslt.yaml", original).model.num_blocks == 1
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", ["mslt", "stacking", "full"])
 def test_squad_variants_end_in_long_sequences(size, method):

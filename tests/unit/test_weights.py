@@ -124,6 +124,24 @@ def test_tokenizer_comes_along_and_nothing_else(tmp_path, config, weights, token
     assert not (folder / "tokens.bin").exists()
 
 
+@pytest.mark.parametrize("settings", [None, {"do_lower_case": True, "model_max_length": 512}])
+def test_a_tokenizer_that_does_not_say_its_class_stays_wordpiece(
+    tmp_path, config, weights, tokenizer_dir, settings
+):
+    """AutoTokenizer would take the class from the model: SentencePiece's for an ALBERT."""
+    path = tokenizer_dir / "tokenizer_config.json"
+    path.unlink() if settings is None else path.write_text(json.dumps(settings))
+    folder = tmp_path / "model"
+    save_weights(folder, weights, config, tokenizer_dir)
+    albert = json.loads((folder / "config.json").read_text()) | {"model_type": "albert"}
+    (folder / "config.json").write_text(json.dumps(albert))
+    loaded = AutoTokenizer.from_pretrained(folder)
+    assert loaded.convert_ids_to_tokens(loaded("the cats")["input_ids"]).count("[UNK]") == 0
+    assert loaded.get_vocab().keys() == set(WORDS)
+    if settings:
+        assert loaded.model_max_length == 512
+
+
 def test_missing_tokenizer_is_refused_and_leaves_no_folder(tmp_path, config, weights):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no tokenizer here"):

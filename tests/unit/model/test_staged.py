@@ -192,6 +192,13 @@ def test_prefix_and_suffix_hold_each_parameter_once(family, frozen_layers):
     assert (family_of(config).TIED_WEIGHT in above) == (frozen_layers == 0)
 
 
+def test_no_cut_goes_through_a_group_of_layers_that_share():
+    weights = fresh_weights(small_config("albert"), seed=1)
+    for frozen_layers in (1, 3):
+        with pytest.raises(ValueError, match="cut a group of 2 layers"):
+            build("albert", weights, frozen_layers)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_gradient_reaches_the_prefix_or_the_decoder_matrix(family):
     model = build(family, fresh_weights(small_config(family), seed=1), 2)

@@ -12,6 +12,7 @@ from mslt_ds.optim.statistics import by_layer, layer_of
     [
         ("bert.encoder.layer.11.output.dense.weight", "layer_11"),
         ("albert.encoder.albert_layer_groups.0.albert_layers.0.ffn.weight", "group_0"),
+        ("albert.encoder.embedding_hidden_mapping_in.weight", "embeddings"),
         ("predictions.LayerNorm.weight", "predictions"),
         ("sop_classifier.classifier.weight", "sop_classifier"),
         ("bert.embeddings.word_embeddings.weight", "embeddings"),
