@@ -25,9 +25,9 @@ from mslt_ds.evaluation.encode import Encoded, LabelledEncoded, encode, encode_l
 from mslt_ds.evaluation.encoder import Encoder, check_max_length, fresh_note
 from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune, predict
 from mslt_ds.evaluation.grid import Cell
-from mslt_ds.evaluation.metrics import scores
+from mslt_ds.evaluation.metrics import constant_scores, scores
 from mslt_ds.evaluation.recipe import GlueRecipe
-from mslt_ds.evaluation.results import Columns, percent
+from mslt_ds.evaluation.results import Columns, Constants, percent
 from mslt_ds.evaluation.runner import OnStep
 from mslt_ds.evaluation.tasks import (
     DIAGNOSTIC,
@@ -150,6 +150,16 @@ class GlueRunner:
             name: {split.name: task.metrics for split in task.dev}
             for name, task in TASKS.items()
             if name in self.data
+        }
+
+    def constants(self) -> Constants:
+        """Of each dev split, what the best single answer to all rows scores."""
+        return {
+            name: {
+                split: constant_scores(data.task, torch.tensor(examples.labels))
+                for split, examples in data.dev.items()
+            }
+            for name, data in self.data.items()
         }
 
     def check(self) -> list[str]:

@@ -159,7 +159,7 @@ def _finish(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "devices": dict(Counter(cell["device"] for cell in done)),
         "versions": {name: version(name) for name in ("torch", "transformers", "torchmetrics")},
-        "tasks": results.summarize(done, runner.columns()),
+        "tasks": results.summarize(done, runner.columns(), runner.constants()),
         "cells": done,
     }
     text = results.table(content)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torchmetrics.functional import classification, pearson_corrcoef, spearman_corrcoef
 
@@ -25,6 +26,16 @@ def scores(task: Task, outputs: Tensor, labels: Tensor) -> dict[str, float]:
     else:
         predictions, targets = outputs.argmax(-1), labels
     return {name: _COMPUTE[name](predictions, targets, task) for name in task.metrics}
+
+
+def constant_scores(task: Task, labels: Tensor) -> dict[str, float]:
+    """Of every metric, what the best single answer to all rows scores: a run that has learned nothing
+    may score as much. labels: (rows,) class numbers, or scores"""
+    if task.is_regression:
+        return dict.fromkeys(task.metrics, 0.0)
+    classes = torch.eye(len(task.labels))
+    found = [scores(task, answer.expand(len(labels), -1), labels) for answer in classes]
+    return {name: max(each[name] for each in found) for name in task.metrics}
 
 
 def _accuracy(predictions: Tensor, labels: Tensor, task: Task) -> float:

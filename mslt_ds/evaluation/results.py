@@ -16,23 +16,32 @@ from mslt_ds.evaluation.tasks import METRIC_NAMES
 
 Columns = Mapping[str, Mapping[str, tuple[str, ...]]]
 """Task to its columns to their metrics, the one that counts first."""
+Constants = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Task to its columns to what the best single answer to all rows scores by each metric."""
 
 Results = dict[str, Any]
 
 
-def summarize(cells: Sequence[Mapping[str, Any]], columns: Columns) -> dict[str, Any]:
+def summarize(
+    cells: Sequence[Mapping[str, Any]], columns: Columns, constants: Constants
+) -> dict[str, Any]:
     """Each task's part of results.json.
 
     cells: the content of cell files; every task has to have one at least
+    constants: of the tasks that can be answered without looking
     """
     return {
-        task: _summarize_task([cell for cell in cells if cell["task"] == task], of_task)
+        task: _summarize_task(
+            [cell for cell in cells if cell["task"] == task], of_task, constants.get(task, {})
+        )
         for task, of_task in columns.items()
     }
 
 
 def _summarize_task(
-    cells: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, ...]]
+    cells: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, tuple[str, ...]],
+    constants: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     first = next(iter(columns))
     metric = columns[first][0]
@@ -54,7 +63,10 @@ def _summarize_task(
             column: {
                 "metric": metrics[0],
                 **{
-                    name: _statistics([cell["scores"][column][name] for cell in chosen])
+                    name: _statistics(
+                        [cell["scores"][column][name] for cell in chosen],
+                        constants.get(column, {}).get(name),
+                    )
                     for name in metrics
                 },
             }
@@ -63,11 +75,12 @@ def _summarize_task(
     }
 
 
-def _statistics(scores: list[float]) -> dict[str, Any]:
+def _statistics(scores: list[float], constant: float | None) -> dict[str, Any]:
     return {
         "median": statistics.median(scores),
         "spread": max(scores) - min(scores),
         "scores": scores,
+        "one_answer_for_all": constant,
     }
 
 
@@ -92,6 +105,7 @@ def table(results: Results) -> str:
             percent(average(results)),
         ],
         ["spread", *(percent(column[column["metric"]]["spread"]) for *_, column in columns), ""],
+        *_constant_rows([column for *_, column in columns], [""]),
         ["besides", *(_others(column) for *_, column in columns), ""],
         ["best learning rate", *(repr(tasks[task]["learning_rate"]) for task, *_ in columns), ""],
         ["runs", *(str(tasks[task]["runs"]) for task, *_ in columns), ""],
@@ -120,6 +134,7 @@ def compare(several: Sequence[Results]) -> str:
     rows.append(
         ["metric", *(METRIC_NAMES[_column(first, task, name)["metric"]] for task, name in shared)]
     )
+    rows += _constant_rows([_column(first, *at) for at in shared], [])
     for name, results in zip(names, several, strict=True):
         rows.append([name, *(_median_and_spread(_column(results, *at)) for at in shared)])
     for name, results in zip(names[1:], several[1:], strict=True):
@@ -167,6 +182,15 @@ def _column(results: Results, task: str, name: str) -> dict[str, Any]:
 
 def _main(column: dict[str, Any]) -> dict[str, Any]:
     return column[column["metric"]]
+
+
+def _constant_rows(columns: Sequence[dict[str, Any]], rest: list[str]) -> list[list[str]]:
+    """A row with what one answer for all scores, if there is such a score for any column."""
+    found = [_main(column)["one_answer_for_all"] for column in columns]
+    if all(value is None for value in found):
+        return []
+    cells = ("" if value is None else percent(value) for value in found)
+    return [["one answer for all", *cells, *rest]]
 
 
 def _others(column: dict[str, Any]) -> str:
@@ -217,6 +241,11 @@ def _footer(results: Results) -> list[str]:
         "Scores on dev, in percent: the median over the seeds at the best learning rate. Spread: "
         "the largest minus the smallest of these scores."
     ]
+    if _constant_rows([column for *_, column in _columns(results)], []):
+        lines += [
+            "One answer for all: what the best constant answer scores. A model that has learned "
+            "nothing of a task can score as much, in F1 above all."
+        ]
     if len(results["devices"]) > 1:
         lines += [
             "The runs were made on different devices: the same seed gives another score there."

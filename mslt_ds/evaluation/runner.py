@@ -29,7 +29,7 @@ from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune
 from mslt_ds.evaluation.grid import Cell
 from mslt_ds.evaluation.progress import GridProgress
 from mslt_ds.evaluation.recipe import FineTuning
-from mslt_ds.evaluation.results import Columns
+from mslt_ds.evaluation.results import Columns, Constants
 from mslt_ds.telemetry.pace import duration
 
 OnStep = Callable[[float, str], None]
@@ -59,6 +59,10 @@ class Runner(Protocol):
 
     def columns(self) -> Columns:
         """Of each task, the columns of its results and their metrics."""
+        ...
+
+    def constants(self) -> Constants:
+        """Of tasks that can be answered without looking, what the best single answer scores."""
         ...
 
     def fingerprints(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ from mslt_ds.evaluation.encoder import Encoder, check_max_length, fresh_note
 from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune, predict
 from mslt_ds.evaluation.grid import Cell
 from mslt_ds.evaluation.recipe import SquadRecipe
-from mslt_ds.evaluation.results import Columns, percent
+from mslt_ds.evaluation.results import Columns, Constants, percent
 from mslt_ds.evaluation.runner import OnStep
 from mslt_ds.evaluation.squad_answers import Answers, find_answers
 from mslt_ds.evaluation.squad_data import Question
@@ -59,6 +59,14 @@ class SquadRunner:
     def columns(self) -> Columns:
         """F1 counts, EM stands beside it; of 2.0 also at the best thresholds."""
         return {self.task: {self.task: ("f1", "exact")}}
+
+    def constants(self) -> Constants:
+        """Of 2.0, what "no answer" to all questions scores; nothing else suits several of them."""
+        unanswerable = sum(not question.answers for question in self.dev_questions)
+        if not unanswerable:
+            return {}
+        share = unanswerable / len(self.dev_questions)
+        return {self.task: {self.task: {"f1": share, "exact": share}}}
 
     def fingerprints(self) -> dict[str, str]:
         """What the scores of cells depend on."""

@@ -55,8 +55,12 @@ def test_every_task_is_scored(evaluated):
         assert list(columns) == [split.name for split in task.dev]
         for column in columns.values():
             assert set(column) == {"metric", *task.metrics}
+            constants = [column[name]["one_answer_for_all"] for name in task.metrics]
+            assert all(0 <= value <= 1 for value in constants)
+            assert (min(constants) == 0) == ("spearman" in column or "matthews" in column)
     table = (evaluated / "table.md").read_text()
     assert "| MNLI-m | MNLI-mm |" in table
+    assert "| one answer for all |" in table
     assert "the paper's, but learning_rates [0.002]" in table
 
 

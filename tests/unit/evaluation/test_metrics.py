@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from mslt_ds.evaluation.metrics import scores
+from mslt_ds.evaluation.metrics import constant_scores, scores
 from mslt_ds.evaluation.tasks import TASKS
 
 REFERENCE = {
@@ -51,6 +51,23 @@ def test_the_papers_metric_counts():
         "CoLA": "matthews", "SST-2": "accuracy", "MRPC": "f1", "STS-B": "spearman", "QQP": "f1",
         "MNLI": "accuracy", "QNLI": "accuracy", "RTE": "accuracy",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TASKS)
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**31), rows=st.integers(4, 60))
+def test_the_best_single_answer_against_other_libraries(name, seed, rows):
+    task = TASKS[name]
+    generator = torch.Generator().manual_seed(seed)
+    if task.is_regression:
+        labels = torch.rand(rows, generator=generator)
+        assert constant_scores(task, labels) == {"spearman": 0.0, "pearson": 0.0}
+        return
+    labels = torch.randint(0, len(task.labels), (rows,), generator=generator)
+    for metric, value in constant_scores(task, labels).items():
+        answers = [torch.full_like(labels, number) for number in range(len(task.labels))]
+        expected = max(REFERENCE[metric](labels.numpy(), answer.numpy()) for answer in answers)
+        assert value == pytest.approx(expected, abs=2e-6), metric
 
 
 def test_constant_predictions_count_nothing():

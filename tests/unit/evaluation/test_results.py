@@ -36,14 +36,14 @@ CELLS = [
 ]  # fmt: skip
 
 
-def results(cells=CELLS, model="a", **changes):
+def results(cells=CELLS, model="a", constants=None, **changes):
     content = {"model": model, "quick": False, "protocol": "the paper's", "cells": cells}
     content |= {"devices": {"a CPU": len(cells)}}
-    return content | {"tasks": summarize(cells, COLUMNS)} | changes
+    return content | {"tasks": summarize(cells, COLUMNS, constants or {})} | changes
 
 
 def test_the_best_median_decides_not_the_best_run():
-    found = summarize(CELLS, COLUMNS)["MRPC"]
+    found = summarize(CELLS, COLUMNS, {})["MRPC"]
     assert found["learning_rate"] == 2e-5
     assert (found["runs"], found["runs_at_learning_rate"]) == (6, 3)
     column = found["columns"]["MRPC"]
@@ -55,7 +55,7 @@ def test_the_best_median_decides_not_the_best_run():
 
 
 def test_mnli_is_chosen_on_the_matched_set():
-    found = summarize(CELLS, COLUMNS)["MNLI"]
+    found = summarize(CELLS, COLUMNS, {})["MNLI"]
     assert found["learning_rate"] == 2e-5
     assert found["columns"]["MNLI-mm"]["accuracy"]["median"] == 0.71
 
@@ -78,6 +78,17 @@ def test_the_table():
     assert "| 6 | 6 | 6 |" in rows["runs"]
 
 
+def test_what_one_answer_for_all_scores_stands_beside():
+    constants = {"MRPC": {"MRPC": {"f1": 0.812, "accuracy": 0.684}}}
+    row = "| one answer for all | 81.2 |  |  |  |"
+    text = table(results(constants=constants))
+    assert row in text and "One answer for all: what the best constant answer scores" in text
+    assert "one answer" not in table(results()).lower()
+    side_by_side = compare([results(constants=constants), results(model="b")])
+    assert "| one answer for all | 81.2 |  |  |" in side_by_side
+    assert "one answer" not in compare([results(), results(model="b")])
+
+
 def test_the_table_names_all_devices():
     assert "Device: a CPU (12 runs)" in table(results())
     assert "different devices" not in table(results())
@@ -88,7 +99,7 @@ def test_the_table_names_all_devices():
 
 def test_rates_that_are_nearly_equal_stay_apart():
     cells = [mrpc(rate, 1, 0.8, 0.7) for rate in (5e-5, 5.0000001e-5)]
-    found = summarize(cells, {"MRPC": COLUMNS["MRPC"]})["MRPC"]
+    found = summarize(cells, {"MRPC": COLUMNS["MRPC"]}, {})["MRPC"]
     assert list(found["median_at_each_learning_rate"]) == ["5e-05", "5.0000001e-05"]
 
 
