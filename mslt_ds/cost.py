@@ -31,10 +31,9 @@ def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
     """Elements of the word (and so of the MLM decoder's), position and segment embeddings, and of
     ALBERT's mapping from their size to the hidden size."""
     rows = vocab_size + model.max_position_embeddings + model.type_vocab_size
-    size = model.embedding_size
-    if size is None:
-        return rows * model.hidden_size + _layer_norm(model.hidden_size)
-    return rows * size + _layer_norm(size) + _dense(size, model.hidden_size)
+    size = model.embedding_size or model.hidden_size
+    mapping = 0 if model.embedding_size is None else _dense(size, model.hidden_size)
+    return rows * size + _layer_norm(size) + mapping
 
 
 def head_parameters(config: RunConfig, vocab_size: int) -> int:

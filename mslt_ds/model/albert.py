@@ -45,18 +45,16 @@ def hf_config(
     sentence_head: whether it has a pooler and a head for two segments (`AlbertForPreTraining`) or
         is for masked tokens alone (`AlbertForMaskedLM`)
     """
-    settings = model.model_dump()
-    settings.pop("family", None)
-    layers, groups = settings["num_hidden_layers"], settings["num_hidden_groups"]
-    settings |= {
-        "num_hidden_layers": depth,
-        "num_hidden_groups": depth * groups // layers,
-        "vocab_size": vocab_size,
-    }
+    whole = model.model_dump()
     architecture = AlbertForPreTraining if sentence_head else AlbertForMaskedLM
-    config = AlbertConfig(**settings, architectures=[architecture.__name__])
-    config._attn_implementation = "sdpa"
-    return config
+    return parts.hf_config(
+        AlbertConfig,
+        architecture,
+        model,
+        num_hidden_layers=depth,
+        num_hidden_groups=depth * whole["num_hidden_groups"] // whole["num_hidden_layers"],
+        vocab_size=vocab_size,
+    )
 
 
 def add_encoder(root: nn.Module, config: AlbertConfig, layers: range, *, embeddings: bool) -> None:
@@ -112,7 +110,7 @@ def embed(root: nn.Module, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
 def run_layer_at(
     layer: AlbertLayer, hidden_states: Tensor, bias: Tensor, positions: Tensor
 ) -> Tensor:
-    """The layer's output at `positions` only: equal to `parts.run_layer(...)` gathered there.
+    """The layer's output at `positions` only: equal to `layer(...)` gathered there.
 
     hidden_states: (batch, seq_length, hidden); positions: (batch, chosen) int64
     -> (batch, chosen, hidden)

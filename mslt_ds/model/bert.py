@@ -45,13 +45,10 @@ def hf_config(
     sentence_head: whether it has a pooler and a head for two segments (`BertForPreTraining`) or is
         for masked tokens alone (`BertForMaskedLM`)
     """
-    settings = {key: value for key, value in model.model_dump().items() if value is not None}
-    settings.pop("family", None)
-    settings |= {"num_hidden_layers": depth, "vocab_size": vocab_size}
     architecture = BertForPreTraining if sentence_head else BertForMaskedLM
-    config = BertConfig(**settings, architectures=[architecture.__name__])
-    config._attn_implementation = "sdpa"
-    return config
+    return parts.hf_config(
+        BertConfig, architecture, model, num_hidden_layers=depth, vocab_size=vocab_size
+    )
 
 
 def add_encoder(root: nn.Module, config: BertConfig, layers: range, *, embeddings: bool) -> None:
@@ -96,7 +93,7 @@ def embed(root: nn.Module, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
 def run_layer_at(
     layer: BertLayer, hidden_states: Tensor, bias: Tensor, positions: Tensor
 ) -> Tensor:
-    """The layer's output at `positions` only: equal to `parts.run_layer(...)` gathered there.
+    """The layer's output at `positions` only: equal to `layer(...)` gathered there.
 
     hidden_states: (batch, seq_length, hidden); positions: (batch, chosen) int64
     -> (batch, chosen, hidden)

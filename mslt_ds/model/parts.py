@@ -8,7 +8,12 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PretrainedConfig
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 
 class ModelSettings(Protocol):
@@ -46,6 +51,23 @@ def place(root: nn.Module, path: str, build: Callable[[], nn.Module]) -> None:
     root.add_module(leaf, module)
 
 
+def hf_config(
+    config_class: type[PretrainedConfig],
+    architecture: type[PreTrainedModel],
+    model: ModelSettings,
+    **sizes: int,
+) -> Any:
+    """A recipe's `model` section, with other `sizes`, as Hugging Face's configuration."""
+    settings: dict[str, Any] = {
+        key: value for key, value in model.model_dump().items() if value is not None
+    }
+    settings.pop("family", None)
+    settings |= sizes
+    config = config_class(**settings, architectures=[architecture.__name__])
+    config._attn_implementation = "sdpa"
+    return config
+
+
 def has_sentence_head(config: PretrainedConfig) -> bool:
     """Whether the model has a pooler and a head for two segments, or is for masked tokens alone."""
     return not any(name.endswith("ForMaskedLM") for name in config.architectures or ())
@@ -66,11 +88,6 @@ def attention_bias(attention_mask: Tensor) -> Tensor:
     padded at all: a host synchronisation in each step.
     """
     return attention_mask[:, None, None, :]
-
-
-def run_layer(layer: nn.Module, hidden_states: Tensor, bias: Tensor) -> Tensor:
-    """hidden_states: (batch, seq_length, hidden); bias as of `attention_bias` -> the same shape."""
-    return layer(hidden_states, bias)
 
 
 def attend_at(

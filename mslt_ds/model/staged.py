@@ -59,7 +59,7 @@ class FrozenPrefix(nn.Module):
         hidden_states = self._family.embed(self, input_ids, token_type_ids)
         bias = parts.attention_bias(attention_mask)
         for layer in self._family.layers_of(self, self._config):
-            hidden_states = parts.run_layer(layer, hidden_states, bias)
+            hidden_states = layer(hidden_states, bias)
         return hidden_states
 
     @property
@@ -116,15 +116,16 @@ class TrainableSuffix(nn.Module):
 
         -> (batch, max_predictions, hidden), (batch, 1, hidden)
         """
-        if hidden_states is None:
-            hidden_states = self._family.embed(self, inputs["input_ids"], inputs["token_type_ids"])
+        states = hidden_states
+        if states is None:
+            states = self._family.embed(self, inputs["input_ids"], inputs["token_type_ids"])
         bias = parts.attention_bias(inputs["attention_mask"])
         *lower, top = self._family.layers_of(self, self._config)
         for layer in lower:
-            hidden_states = parts.run_layer(layer, hidden_states, bias)
+            states = layer(states, bias)
         # [CLS] is position 0; it goes first so that both heads read one gathered tensor.
         positions = F.pad(inputs["masked_positions"], (1, 0))
-        chosen = self._family.run_layer_at(top, hidden_states, bias, positions)
+        chosen = self._family.run_layer_at(top, states, bias, positions)
         return chosen[:, 1:], chosen[:, :1]
 
 

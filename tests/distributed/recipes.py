@@ -57,6 +57,13 @@ def write_recipes(path: Path, recipes: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+def zero_config(folder: Path, stage: int) -> dict[str, str]:
+    """A recipe's `deepspeed` section: a JSON of that ZeRO stage, written into `folder`."""
+    path = folder / f"zero{stage}.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    return {"config": str(path)}
+
+
 def weights_at(run_dir: Path, folder: str) -> dict[str, Tensor]:
     return load_weights(run_dir / folder)
 

@@ -20,6 +20,7 @@ from tests.distributed.recipes import (
     store,
     weights_at,
     write_recipes,
+    zero_config,
 )
 
 __all__ = ["store"]
@@ -37,15 +38,13 @@ def runs(module_launch, store, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
 
     def albert(name: str, zero: int, **changes) -> dict:
-        config = folder / f"zero{zero}.json"
-        config.write_text(json.dumps({"zero_optimization": {"stage": zero}}))
         return recipe(
             store, folder, name,
             model={"family": "albert", "embedding_size": 16, "num_hidden_groups": 2},
             data={"input_format": "sop", "masking": "ngram"},
             optimizer={"name": "lamb", "state": "copy"},
             checkpoint={"every_steps": 7, "keep": 9},
-            deepspeed={"config": str(config)},
+            deepspeed=zero_config(folder, zero),
             **changes,
         )  # fmt: skip
 

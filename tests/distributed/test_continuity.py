@@ -26,15 +26,10 @@ from tests.distributed.recipes import (
     store,
     weights_at,
     write_recipes,
+    zero_config,
 )
 
 __all__ = ["store"]
-
-
-def zero_config(folder: Path, stage: int) -> dict[str, str]:
-    path = folder / f"zero{stage}.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-    return {"config": str(path)}
 
 
 def assert_same_bits(left: Path, right: Path, folder: str = "model") -> None:

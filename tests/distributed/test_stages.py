@@ -17,6 +17,7 @@ from tests.distributed.recipes import (
     store,
     weights_at,
     write_recipes,
+    zero_config,
 )
 
 __all__ = ["store"]
@@ -29,11 +30,9 @@ def runs(module_launch, store, tmp_path_factory) -> Path:
     recipes = []
     for precision in ("fp32", "bf16"):
         for zero in (0, 1, 2):
-            config = folder / f"zero{zero}.json"
-            config.write_text(json.dumps({"zero_optimization": {"stage": zero}}))
             recipes.append(
                 recipe(store, folder, f"{precision}-{zero}", train={"precision": precision},
-                       deepspeed={"config": str(config)})
+                       deepspeed=zero_config(folder, zero))
             )  # fmt: skip
     module_launch(SCRIPTS / "run_recipes.py", 2, write_recipes(folder / "recipes.json", recipes))
     return folder
