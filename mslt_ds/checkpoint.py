@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -59,7 +60,19 @@ def fingerprint(config: RunConfig, data_digest: str) -> dict[str, Any]:
     """Flat key -> value of all that a continuation has to share with its run."""
     flat = _flatten(config.model_dump(mode="json"))
     kept = {key: value for key, value in flat.items() if not key.startswith(_FREE_KEYS)}
-    return kept | {"token store digest (data.path)": data_digest}
+    # The folder isn't read again and may have moved.
+    given = {"plan.init_from": None if config.plan.init_from is None else "a folder"}
+    return kept | given | {"token store digest (data.path)": data_digest}
+
+
+def _defaults() -> dict[str, Any]:
+    """Flat key -> default of the keys that have one."""
+    sections = {
+        name: field.annotation.model_construct().model_dump(mode="json")
+        for name, field in RunConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+    return _flatten(sections)
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -116,7 +129,8 @@ def check_resumable(path: Path, expected: dict[str, Any]) -> None:
     Reads the small JSON only, so that a wrong recipe is refused before anything is loaded.
     """
     # A key that the version which wrote it didn't have stood for what is now the default.
-    found = expected | _describe(path)["fingerprint"]
+    written = _describe(path)["fingerprint"]
+    found = {key: value for key, value in _defaults().items() if key in expected} | written
     lines = [
         f"{key}: {expected.get(key)!r} now, {found.get(key)!r} in the checkpoint"
         for key in sorted(expected.keys() | found.keys())

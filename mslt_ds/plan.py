@@ -40,7 +40,7 @@ class Stage:
     data_start_step: int  # earlier steps of the run at the same seq_length
     seq_length: int  # tokens
     micro_batch_size: int  # instances per rank and micro-step
-    init: str  # "fresh", "keep", or the growth operator that made the new layers
+    init: str  # "fresh", "pretrained", "keep", or the growth operator that made the new layers
     learning_rate_factor: float = 1.0
     warmup_steps: int = 0  # own warm-up, counted from the start of the learning-rate segment
     continues: bool = False  # the stage before at another length: the same learning-rate segment
@@ -123,10 +123,10 @@ def build_plan(config: RunConfig) -> Plan:
         problems += _length_problems(drafts, config)
     if problems:
         raise RecipeError("\n".join(problems))
-    return _place(drafts)
+    return _place(drafts, "pretrained" if config.plan.init_from else "fresh")
 
 
-def _place(drafts: Sequence[_Draft]) -> Plan:
+def _place(drafts: Sequence[_Draft], first_init: str) -> Plan:
     stages: list[Stage] = []
     steps_at_length: dict[int, int] = {}
     start_step = 0
@@ -141,7 +141,7 @@ def _place(drafts: Sequence[_Draft]) -> Plan:
                 data_start_step=steps_at_length.get(draft.seq_length, 0),
                 seq_length=draft.seq_length,
                 micro_batch_size=draft.micro_batch_size,
-                init=_init(draft, drafts[index - 2] if index > 1 else None),
+                init=_init(draft, drafts[index - 2]) if index > 1 else first_init,
                 learning_rate_factor=draft.learning_rate_factor,
                 warmup_steps=draft.warmup_steps,
                 continues=draft.continues,
@@ -152,9 +152,7 @@ def _place(drafts: Sequence[_Draft]) -> Plan:
     return Plan(tuple(stages))
 
 
-def _init(draft: _Draft, before: _Draft | None) -> str:
-    if before is None:
-        return "fresh"
+def _init(draft: _Draft, before: _Draft) -> str:
     return "keep" if draft.depth == before.depth else draft.init or "copy_top"
 
 
@@ -407,7 +405,7 @@ def _split_long(
     whole_model_steps = 0
     for number, draft in reversed(list(enumerate(drafts, start=1))):
         steps = min(remaining, draft.steps)
-        if steps and draft.trainable_layers < draft.depth:
+        if steps and draft.trainable_layers < draft.depth and not config.plan.init_from:
             problems.append(
                 f"plan.long_sequence.share: {long.share} ({round(total * long.share)} of {total} "
                 f"steps) reaches into stage {number}, which keeps the embeddings frozen: positions "
@@ -439,7 +437,8 @@ def _length_problems(drafts: Sequence[_Draft], config: RunConfig) -> list[str]:
     """Lengths that the model has no position for, or whose positions would never train."""
     problems: list[str] = []
     positions = config.model.max_position_embeddings
-    trained = 0
+    # A model that exists has been trained, at whatever lengths: that's not for the plan to say.
+    trained = positions if config.plan.init_from else 0
     for number, draft in enumerate(drafts, start=1):
         key, length = draft.seq_length_key, draft.seq_length
         if draft.trainable_layers == draft.depth:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from mslt_ds import checkpoint, cost, ds_config
+from mslt_ds import checkpoint, cost, ds_config, pretrained
 from mslt_ds.atomic import replace_text
 from mslt_ds.checkpoint import CheckpointFolder, TrainingState
 from mslt_ds.config import RunConfig
@@ -85,6 +85,11 @@ class Run:
         run._check_vocabularies()
         if run.resume_from is not None:
             checkpoint.check_resumable(run.resume_from, run._fingerprint)
+        elif config.plan.init_from is not None and world.is_main:
+            # Others may see the checkpoint late, and then have nothing to ask of the folder.
+            pretrained.check_folder(
+                Path(config.plan.init_from), run._first_hf_config, store.tokenizer_dir
+            )
         return run
 
     def _check_vocabularies(self) -> None:
@@ -122,6 +127,10 @@ class Run:
         )
 
     @property
+    def _first_hf_config(self) -> PretrainedConfig:
+        return self._hf_config(self.plan.stages[0].depth)
+
+    @property
     def _description(self) -> dict[str, Any]:
         """The plan with its costs, as `mslt-ds plan` prints it."""
         return cost.describe_plan(self.config, self.plan, self._vocab_size, self.world.world_size)
@@ -157,13 +166,25 @@ class Run:
         return 0
 
     def _first_state(self) -> TrainingState:
-        """Fresh weights, or the checkpoint that rank 0 saw: a shared disk may show others late."""
+        """The checkpoint that rank 0 saw (a shared disk may show others late), or first weights."""
         chosen = [self.resume_from]
         dist.broadcast_object_list(chosen, src=0)
         if chosen[0] is not None:
             return checkpoint.load(chosen[0])
-        config = self._hf_config(self.plan.stages[0].depth)
-        return TrainingState(step=0, weights=fresh_weights(config, seed=self.config.seed))
+        return TrainingState(step=0, weights=self._first_weights())
+
+    def _first_weights(self) -> Weights:
+        """Fresh ones, or those of `plan.init_from`, its missing heads fresh."""
+        if self.config.plan.init_from is None:
+            return fresh_weights(self._first_hf_config, seed=self.config.seed)
+        folder = Path(self.config.plan.init_from)
+        weights, missing = pretrained.load(folder, self._first_hf_config, self._fresh_parameter)
+        if missing and self.world.is_main:
+            print(
+                f"plan.init_from: {folder} lacks {', '.join(missing)}: these begin fresh",
+                flush=True,
+            )
+        return weights
 
     def _train_stage(
         self, stage: Stage, state: TrainingState, instruments: _Instruments

@@ -17,14 +17,15 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from transformers import PretrainedConfig
+from safetensors.torch import save_file
+from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
 from mslt_ds.errors import CheckpointError, DataError
 from mslt_ds.growth import Weights
-from mslt_ds.model.family import FAMILIES
+from mslt_ds.hugging_face import first_line, quiet, weight_files
+from mslt_ds.model import parts
+from mslt_ds.model.family import family_of
 
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = (
@@ -60,35 +61,80 @@ def save_weights(
             _copy_tokenizer(tokenizer_dir, partial)
 
 
-def load_weights(folder: Path) -> Weights:
-    """The folder's weights: fp32 on the CPU, tied aliases left out."""
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
+def read_config(folder: Path) -> PretrainedConfig:
+    """The configuration of a model that is there; CheckpointError where none is."""
+    path = folder / "config.json"
+    if not path.is_file() or not weight_files(folder):
         raise CheckpointError(
-            f"{path}: no such file; a folder of weights holds config.json and {WEIGHTS_FILE}"
+            f"{folder}: no {'weights' if path.is_file() else 'config.json'} here; name a folder that "
+            "save_pretrained wrote, such as a run's model/ or stages/K/end/"
         )
     try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged ({error}); take another stage's folder") from error
-    weights = {name: tensor.float() for name, tensor in tensors.items()}
-    tied = {alias: owner for family in FAMILIES.values() for alias, owner in family.TIED.items()}
-    for alias, owner in tied.items():
-        # Other programs store tied parameters twice. Untied ones are another model.
+        with quiet():
+            return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever is raised for a JSON that means nothing
+        raise CheckpointError(f"{path}: can't be read ({first_line(error)})") from error
+
+
+def load_weights(folder: Path, hf_config: PretrainedConfig | None = None) -> Weights:
+    """The folder's weights by Hugging Face's names: fp32 on the CPU, tied aliases left out.
+
+    folder: of this program or of any other, in a form that `from_pretrained` reads
+    hf_config: the model to take them for; None: the one that the folder's config.json describes
+
+    Parameters of the model that the folder doesn't hold aren't in the result, and neither are heads
+    that the model hasn't. CheckpointError if the folder holds no model, another encoder, tensors of
+    other shapes or a decoder that isn't tied.
+    """
+    config = hf_config or read_config(folder)
+    try:
+        with quiet():
+            model, info = parts.auto_class(config).from_pretrained(
+                folder, config=copy.deepcopy(config), output_loading_info=True, local_files_only=True,
+                dtype=torch.float32, ignore_mismatched_sizes=True,
+            )  # fmt: skip
+    except Exception as error:  # whatever torch, pickle and safetensors raise for damaged files
+        raise CheckpointError(f"{folder}: can't be loaded ({first_line(error)})") from error
+    if info["mismatched_keys"]:
+        name, held, asked = min(info["mismatched_keys"])
+        raise CheckpointError(
+            f"{folder}: {name} has the shape {tuple(held)}, and the model's is {tuple(asked)}; "
+            "config.json and the weights are of two different models"
+        )
+    if others := sorted(name for name in info["unexpected_keys"] if in_encoder(name, config)):
+        raise CheckpointError(
+            f"{folder}: it holds {others[0]}, which a model of its config.json hasn't; they are of two "
+            "different models, or of a kind that isn't known here"
+        )
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for alias, owner in family_of(config).TIED.items():
         tensor = weights.pop(alias, None)
         if tensor is not None and not torch.equal(tensor, weights[owner]):
             raise CheckpointError(
-                f"{path}: {alias} differs from {owner}; only models with a tied decoder can be used"
+                f"{folder}: {alias} differs from {owner}; only models with a tied decoder can be used"
             )
-    return weights
+    return {name: tensor for name, tensor in weights.items() if name not in info["missing_keys"]}
+
+
+def in_encoder(name: str, hf_config: PretrainedConfig) -> bool:
+    """Whether a parameter belongs to what every model of the family has: no pooler, no head."""
+    # An encoder that was saved alone has names without the first part.
+    blocks = family_of(hf_config).BLOCKS.partition(".")[2]
+    is_inside = name.startswith(f"{hf_config.model_type}.") or name.startswith(blocks)
+    return is_inside and ".pooler." not in name
+
+
+def check_tokenizer(folder: Path) -> None:
+    """DataError unless `folder` has the files of a tokenizer."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise DataError(f"{folder}: no tokenizer here; expected tokenizer.json or vocab.txt")
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not {"tokenizer.json", "vocab.txt"}.intersection(present):
-        raise DataError(f"{source}: no tokenizer here; expected tokenizer.json or vocab.txt")
-    for name in present:
-        shutil.copyfile(source / name, target / name)
+    check_tokenizer(source)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
     # Without a class, AutoTokenizer goes by the model: an ALBERT's would be SentencePiece's.
     path = target / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -9,21 +9,19 @@ evaluate that, so it's an error here.
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from mslt_ds.errors import CheckpointError, RecipeError
+from mslt_ds.hugging_face import first_line, quiet, weight_files
 
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt",
@@ -48,7 +46,7 @@ class Encoder:
     @classmethod
     def open(cls, path: Path) -> Encoder:
         """Read configuration and tokenizer. CheckpointError for a folder that has no model."""
-        files = [file for pattern in _WEIGHTS for file in sorted(path.glob(pattern))]
+        files = weight_files(path)
         for wanted, there in (
             ("config.json", (path / "config.json").is_file()),
             ("model.safetensors", bool(files)),
@@ -59,12 +57,12 @@ class Encoder:
                     "as a run's model/ or stages/K/end/"
                 )
         try:
-            with _quiet():
+            with quiet():
                 config = AutoConfig.from_pretrained(path, local_files_only=True)
                 tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise CheckpointError(
-                f"--model: {path}: {_first_line(error)}; the folder needs a configuration and a "
+                f"--model: {path}: {first_line(error)}; the folder needs a configuration and a "
                 "tokenizer that Hugging Face's Auto classes know"
             ) from error
         if not tokenizer.is_fast:
@@ -87,14 +85,14 @@ class Encoder:
         """
         torch.manual_seed(seed)
         try:
-            with _quiet():
+            with quiet():
                 model, info = auto_class.from_pretrained(
                     self.path, output_loading_info=True, local_files_only=True,
                     dtype=torch.float32, ignore_mismatched_sizes=True, **config,
                 )  # fmt: skip
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"--model: {self.path}: {_first_line(error)}; it can't be loaded as "
+                f"--model: {self.path}: {first_line(error)}; it can't be loaded as "
                 f"{auto_class.__name__}"
             ) from error
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
@@ -178,24 +176,5 @@ def _digest(path: Path, weights: list[Path]) -> str:
     return state.hexdigest()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Hugging Face's table of missing keys: what it says is checked and told here."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.CRITICAL)
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
-
-
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

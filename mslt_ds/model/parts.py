@@ -73,11 +73,15 @@ def has_sentence_head(config: PretrainedConfig) -> bool:
     return not any(name.endswith("ForMaskedLM") for name in config.architectures or ())
 
 
+def auto_class(config: PretrainedConfig) -> Any:
+    """The class that builds and loads the configuration's pretraining model."""
+    return AutoModelForPreTraining if has_sentence_head(config) else AutoModelForMaskedLM
+
+
 def parameter_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter of the configuration's model, tied aliases left out."""
-    auto_class = AutoModelForPreTraining if has_sentence_head(config) else AutoModelForMaskedLM
     with torch.device("meta"):
-        model = auto_class.from_config(config)
+        model = auto_class(config).from_config(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from mslt_ds.weights import load_weights
@@ -66,6 +67,14 @@ def zero_config(folder: Path, stage: int) -> dict[str, str]:
 
 def weights_at(run_dir: Path, folder: str) -> dict[str, Tensor]:
     return load_weights(run_dir / folder)
+
+
+def moved_in(run_dir: Path, stage: int) -> set[str]:
+    """The parameters that aren't, bit for bit, what they were when the stage began."""
+    start = weights_at(run_dir, f"stages/{stage}/start")
+    end = weights_at(run_dir, f"stages/{stage}/end")
+    assert start.keys() == end.keys()
+    return {name for name in start if not torch.equal(start[name], end[name])}
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from mslt_ds.model.init import fresh_parameter
 from tests.distributed.recipes import (
     SCRIPTS,
     metrics_of,
+    moved_in,
     recipe,
     store,
     weights_at,
@@ -68,22 +69,15 @@ def is_head(name: str) -> bool:
     return name.startswith(("predictions.", "sop_classifier.", "albert.pooler."))
 
 
-def moved(run: Path, stage: int) -> set[str]:
-    start = weights_at(run, f"stages/{stage}/start")
-    end = weights_at(run, f"stages/{stage}/end")
-    assert start.keys() == end.keys()
-    return {name for name in start if not torch.equal(start[name], end[name])}
-
-
 @pytest.mark.parametrize("zero", ZERO_STAGES)
 def test_each_stage_trains_its_group_and_the_heads(runs: Path, zero: int):
     run = runs / f"zero-{zero}"
     everything = set(weights_at(run, "stages/3/end"))
     assert {group_of(name) for name in everything} == {None, 0, 1}
     assert any(name.startswith(EMBEDDINGS[1]) for name in everything)
-    assert moved(run, 1) == {name for name in everything if group_of(name) != 1}
-    assert moved(run, 2) == {name for name in everything if group_of(name) == 1 or is_head(name)}
-    assert moved(run, 3) == everything
+    assert moved_in(run, 1) == {name for name in everything if group_of(name) != 1}
+    assert moved_in(run, 2) == {name for name in everything if group_of(name) == 1 or is_head(name)}
+    assert moved_in(run, 3) == everything
 
 
 @pytest.mark.parametrize("zero", ZERO_STAGES)

@@ -13,6 +13,7 @@ from tests.distributed.recipes import (
     LAYERS,
     SCRIPTS,
     metrics_of,
+    moved_in,
     recipe,
     store,
     weights_at,
@@ -73,15 +74,10 @@ def test_new_layers_start_as_copies_of_the_top_ones(runs, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_new_layers_and_heads_train_in_stage_2_and_everything_in_the_joint_stage(runs, case):
-    def moved(stage: int) -> set[str]:
-        start = weights_at(runs / case, f"stages/{stage}/start")
-        end = weights_at(runs / case, f"stages/{stage}/end")
-        return {name for name in start if not torch.equal(start[name], end[name])}
-
     everything = set(weights_at(runs / case, "stages/3/end"))
     new_and_heads = {n for n in everything if is_head(n) or (layer_of(n) or 0) >= LAYERS // 2}
-    assert moved(2) == new_and_heads
-    assert moved(3) == everything
+    assert moved_in(runs / case, 2) == new_and_heads
+    assert moved_in(runs / case, 3) == everything
 
 
 @pytest.mark.parametrize("case", CASES)

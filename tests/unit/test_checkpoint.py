@@ -91,6 +91,32 @@ def test_what_decides_the_numbers_is_compared_and_named(tmp_path):
     assert message.count("in the checkpoint") == 2
 
 
+def test_a_key_that_a_checkpoint_lacks_had_the_value_that_is_now_the_default(tmp_path):
+    config = parse_config(recipe())
+    written = checkpoint.fingerprint(config, "digest")
+    assert written.pop("data.masking") == "token"
+    path = CheckpointFolder(tmp_path, keep=1).save(state_at(1), written)
+    check_resumable(path, checkpoint.fingerprint(config, "digest"))
+    other = parse_config(recipe(data={"path": "store", "masking": "span"}))
+    with pytest.raises(
+        CheckpointError, match=r"data\.masking: 'span' now, 'token' in the checkpoint"
+    ):
+        check_resumable(path, checkpoint.fingerprint(other, "digest"))
+
+
+def test_the_folder_that_a_run_began_with_may_move_but_not_come_and_go(tmp_path):
+    def with_folder(folder):
+        content = recipe()
+        return parse_config(content | {"plan": content["plan"] | {"init_from": folder}})
+
+    path = CheckpointFolder(tmp_path, keep=1).save(
+        state_at(1), checkpoint.fingerprint(with_folder("runs/a/model"), "digest")
+    )
+    check_resumable(path, checkpoint.fingerprint(with_folder("/disk/runs/a/model"), "digest"))
+    with pytest.raises(CheckpointError, match=r"plan\.init_from: None now, 'a folder' in"):
+        check_resumable(path, checkpoint.fingerprint(parse_config(recipe()), "digest"))
+
+
 @pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "state.json"])
 def test_damage_is_named(tmp_path, file):
     path = CheckpointFolder(tmp_path, keep=1).save(state_at(1), {})

@@ -366,3 +366,18 @@ def test_total_steps_are_shared_evenly(total, joint_share, stages):
     )
     steps = [stage.steps for stage in plan.stages[:stages]]
     assert max(steps) - min(steps) <= 1
+
+
+def test_a_model_that_exists_may_be_frozen_from_the_first_stage():
+    """Its embeddings are trained, unlike those of a fresh model."""
+    stages = [{"depth": 12, "trainable_layers": 6, "steps": 5}, {"depth": 12, "steps": 5}]
+    plan = plan_of(method="custom", stages=stages, init_from="some/model")
+    assert column(plan, "init") == ["pretrained", "keep"]
+    assert column(plan, "frozen_layers") == [6, 0]
+    with pytest.raises(RecipeError, match=r"stage 1 keeps the embeddings frozen"):
+        plan_of(method="custom", stages=stages)
+    long = {"share": 0.8, "seq_length": 256}
+    plan = plan_of(method="custom", stages=stages, init_from="some/model", long_sequence=long)
+    assert column(plan, "seq_length") == [128, 256, 256]
+    with pytest.raises(RecipeError, match=r"1024 is above model.max_position_embeddings"):
+        plan_of(method="custom", init_from="some/model", stages=[LAST | {"seq_length": 1024}])

@@ -165,27 +165,71 @@ def test_views_and_half_precision_become_fp32_tensors_of_their_own(tmp_path, con
     assert torch.equal(stored, weights[name].bfloat16().T.float())
 
 
-def test_half_precision_files_are_loaded_as_fp32(tmp_path, weights):
-    save_file({n: t.bfloat16() for n, t in weights.items()}, tmp_path / "model.safetensors")
-    assert {tensor.dtype for tensor in load_weights(tmp_path).values()} == {torch.float32}
+def save_as_it_is(folder, weights, config):
+    """`weights` as another program might store them: any names, any dtype."""
+    config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_stored_aliases_are_dropped_if_tied_and_refused_if_not(tmp_path, weights):
-    path = tmp_path / "model.safetensors"
+def test_half_precision_files_are_loaded_as_fp32(tmp_path, config, weights):
+    save_as_it_is(tmp_path, {n: t.bfloat16() for n, t in weights.items()}, config)
+    loaded = load_weights(tmp_path)
+    assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
+    assert all(torch.equal(loaded[name], t.bfloat16().float()) for name, t in weights.items())
+
+
+def test_stored_aliases_are_dropped_if_tied_and_refused_if_not(tmp_path, config, weights):
     aliases = {alias: weights[owner].clone() for alias, owner in bert.TIED.items()}
-    save_file(weights | aliases, path)
+    save_as_it_is(tmp_path, weights | aliases, config)
     assert set(load_weights(tmp_path)) == set(weights)
     aliases["cls.predictions.decoder.weight"][3, 3] += 1
-    save_file(weights | aliases, path)
+    save_as_it_is(tmp_path, weights | aliases, config)
     with pytest.raises(CheckpointError, match=r"decoder\.weight differs"):
         load_weights(tmp_path)
 
 
+def test_names_of_the_first_published_models_are_known(tmp_path, config, weights):
+    """LayerNorm's parameters were gamma and beta there."""
+    renames = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+    old = dict(weights)
+    for new_part, old_part in renames:
+        old = {name.replace(new_part, old_part): tensor for name, tensor in old.items()}
+    save_as_it_is(tmp_path, old, config)
+    loaded = load_weights(tmp_path)
+    assert set(loaded) == set(weights)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+
+
+def test_what_the_folder_lacks_is_not_made_up(tmp_path, config, weights):
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("cls.")}
+    save_as_it_is(tmp_path, kept, config)
+    assert set(load_weights(tmp_path)) == set(kept)
+
+
+def test_a_config_of_another_model_is_refused(tmp_path, config, weights):
+    config.num_hidden_layers = 2
+    save_as_it_is(tmp_path, weights, config)
+    with pytest.raises(
+        CheckpointError, match=r"holds bert\.encoder\.layer\.2\..*, which a model of its config"
+    ):
+        load_weights(tmp_path)
+    config.num_hidden_layers, config.intermediate_size = 3, 16
+    save_as_it_is(tmp_path, weights, config)
+    with pytest.raises(
+        CheckpointError,
+        match=r"intermediate\.dense\.\w+ has the shape \(32,.* the model's is \(16,",
+    ):
+        load_weights(tmp_path)
+
+
 def test_missing_and_damaged_files_are_named(tmp_path, config, weights):
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: no such file"):
+    with pytest.raises(CheckpointError, match=r"no config\.json here; name a folder"):
+        load_weights(tmp_path)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no weights here; name a folder"):
         load_weights(tmp_path)
     save_weights(tmp_path / "model", weights, config, None)
     path = tmp_path / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+    with pytest.raises(CheckpointError, match=r"model: can't be loaded"):
         load_weights(tmp_path / "model")

@@ -1,0 +1,38 @@
+"""Folders of models in Hugging Face's form: what is in them, read without its own messages.
+
+Notable: what loading reports is judged where it's used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import transformers
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Hugging Face's table of missing keys and its progress bars."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights."""
+    patterns = ("*.safetensors", "pytorch_model*.bin")
+    return [file for pattern in patterns for file in sorted(folder.glob(pattern))]
