@@ -1,4 +1,4 @@
-"""A run that begins with another's model, on two ranks."""
+"""Runs that begin with a model that exists, on two ranks."""
 
 from __future__ import annotations
 
@@ -8,94 +8,92 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig, BertForPreTraining, BertModel
 
+from mslt_ds.data.store import TokenStore
 from mslt_ds.weights import TOKENIZER_FILES
 from tests.distributed.conftest import REPOSITORY
-from tests.distributed.recipes import metrics_of, recipe, store, weights_at
+from tests.distributed.recipes import SCRIPTS, recipe, store, weights_at, write_recipes
 
 __all__ = ["store"]
 
-TRAIN = REPOSITORY / "mslt_ds/train.py"
-FULL = {
-    "method": "full", "num_stages": None, "steps_per_stage": None, "total_steps": 3,
-    "joint_steps": None,
-}  # fmt: skip
 PLAN = {"num_stages": 2, "steps_per_stage": 3, "joint_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def shallow(module_launch, store, tmp_path_factory) -> Path:
-    """A trained model of as many layers as the first of two stages has."""
-    folder = tmp_path_factory.mktemp("shallow")
-    content = recipe(store, folder, "two", plan=FULL,
-                     model={"num_hidden_layers": 2}, schedule={"warmup_steps": 0})  # fmt: skip
-    (folder / "recipe.yaml").write_text(json.dumps(content))
-    module_launch(TRAIN, 2, "--config", str(folder / "recipe.yaml"))
-    return folder / "two"
+def given(store: Path, tmp_path_factory) -> Path:
+    """Of as many layers as the first of two stages has: a whole model and an encoder without heads."""
+    folder = tmp_path_factory.mktemp("given")
+    opened = TokenStore.open(store)
+    config = BertConfig(
+        vocab_size=opened.vocab_size, num_hidden_layers=2, hidden_size=32, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for name, model in (
+        ("whole", BertForPreTraining(config)),
+        ("headless", BertModel(config, add_pooling_layer=False)),
+    ):
+        model.save_pretrained(folder / name)
+        for file in TOKENIZER_FILES:
+            if (opened.tokenizer_dir / file).is_file():
+                shutil.copyfile(opened.tokenizer_dir / file, folder / name / file)
+    return folder
 
 
-def train(launch, tmp_path, content, check=True):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(content))
-    return launch(TRAIN, 2, "--config", str(path), check=check)
+def grown(store: Path, runs: Path, folder: Path) -> dict:
+    """Two layers that exist, two on top, then all of them; a checkpoint at each boundary."""
+    return recipe(store, runs, folder.name, plan=PLAN | {"init_from": str(folder)})
 
 
-def test_a_shallower_model_is_grown_and_a_resumed_run_needs_its_folder_no_more(
-    launch, store, shallow, tmp_path
-):
-    given = tmp_path / "given"
-    shutil.copytree(shallow / "model", given)
-    content = recipe(store, tmp_path, "grown", plan=PLAN | {"init_from": str(given)})
-    train(launch, tmp_path, content)
-    run = tmp_path / "grown"
-    before, start = weights_at(shallow, "model"), weights_at(run, "stages/1/start")
+@pytest.fixture(scope="module")
+def runs(module_launch, store, given, tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("runs")
+    recipes = [grown(store, folder, given / name) for name in ("whole", "headless")]
+    launched = module_launch(
+        SCRIPTS / "run_recipes.py", 2, write_recipes(folder / "recipes.json", recipes)
+    )
+    return folder, launched.output
+
+
+def test_a_whole_model_is_what_stage_1_begins_with_and_it_grows(runs, given):
+    run = runs[0] / "whole"
+    before, start = weights_at(given, "whole"), weights_at(run, "stages/1/start")
     assert start.keys() == before.keys()
     assert all(torch.equal(start[name], tensor) for name, tensor in before.items())
-    assert json.loads((run / "plan.json").read_text())["stages"][0]["init"] == "pretrained"
-    # It begins where the other stopped, not where a fresh model does.
-    first, last = metrics_of(run)[0], metrics_of(shallow)[0]
-    assert first["mlm_loss"] < last["mlm_loss"] - 0.05
-    finished = weights_at(run, "model")
+    stages = json.loads((run / "plan.json").read_text())["stages"]
+    assert [stage["init"] for stage in stages] == ["pretrained", "copy_top", "keep"]
+    assert weights_at(run, "model").keys() > before.keys()
 
-    shutil.rmtree(given)
-    for checkpoint in (run / "checkpoints").iterdir():
-        if checkpoint.name != "step_0000000006":
-            shutil.rmtree(checkpoint)
-    ended = train(launch, tmp_path, content)
+
+def test_missing_heads_begin_fresh_and_are_named_once(runs, given):
+    folder, output = runs
+    start, before = weights_at(folder / "headless", "stages/1/start"), weights_at(given, "headless")
+    assert all(torch.equal(start[name], tensor) for name, tensor in before.items())
+    assert {name.split(".")[0] for name in start.keys() - before.keys()} == {"cls", "bert"}
+    assert output.count("bert.pooler.dense.weight") == 1
+
+
+def test_a_run_that_goes_on_does_not_need_the_folder(launch, runs, store, given, tmp_path):
+    run = tmp_path / "whole"
+    shutil.copytree(runs[0] / "whole", run)
+    shutil.rmtree(run / "checkpoints/step_0000000008")
+    shutil.copytree(given / "whole", tmp_path / "elsewhere" / "whole")
+    content = grown(store, tmp_path, tmp_path / "elsewhere" / "whole")
+    shutil.rmtree(tmp_path / "elsewhere")
+    ended = launch(SCRIPTS / "run_recipes.py", 2, write_recipes(tmp_path / "r.json", [content]))
     assert "steps 6 to 8" in ended.output
-    again = weights_at(run, "model")
-    assert all(torch.equal(again[name], tensor) for name, tensor in finished.items())
+    expected, found = weights_at(runs[0] / "whole", "model"), weights_at(run, "model")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_folder_that_does_not_fit_is_refused_before_any_work(launch, store, shallow, tmp_path):
-    content = recipe(
-        store, tmp_path / "runs", "wrong", plan=FULL | {"init_from": str(shallow / "model")}
-    )
-    ended = train(launch, tmp_path, content, check=False)
+def test_a_folder_that_does_not_fit_is_refused_before_any_work(launch, store, given, tmp_path):
+    content = grown(store, tmp_path / "runs", given / "whole")
+    content["plan"] |= {"num_stages": 1, "joint_steps": 0}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(content))
+    ended = launch(REPOSITORY / "mslt_ds/train.py", 2, "--config", str(path), check=False)
     assert ended.returncode == 2, ended.output
     assert "num_hidden_layers is 2, and stage 1 of the plan has 4" in ended.output
     assert "Traceback" not in ended.output
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_missing_head_is_said_once(launch, store, shallow, tmp_path):
-    from transformers import BertModel
-
-    BertModel.from_pretrained(shallow / "model", add_pooling_layer=False).save_pretrained(
-        tmp_path / "encoder"
-    )
-    for name in TOKENIZER_FILES:
-        if (shallow / "model" / name).is_file():
-            shutil.copyfile(shallow / "model" / name, tmp_path / "encoder" / name)
-    content = recipe(
-        store, tmp_path, "headless", plan=PLAN | {"init_from": str(tmp_path / "encoder")}
-    )
-    ended = train(launch, tmp_path, content)
-    assert ended.output.count("bert.pooler.dense.weight") == 1
-    start, before = (
-        weights_at(tmp_path / "headless", "stages/1/start"),
-        weights_at(shallow, "model"),
-    )
-    name = "bert.encoder.layer.1.output.dense.weight"
-    assert torch.equal(start[name], before[name])
-    assert not torch.equal(start["bert.pooler.dense.weight"], before["bert.pooler.dense.weight"])
