@@ -124,9 +124,8 @@ class PlanConfig(Section):
     joint_share: Probability | None = None  # of all steps
     stage_shares: list[Share] | None = None  # stacking only; None: 12.5, 17.5 and 70 %
     init: Operator | None = None  # None: copy_top; with stacking copy_all
-    init_from: Annotated[str, Field(min_length=1)] | None = (
-        None  # a Hugging Face folder; None: fresh
-    )
+    # A Hugging Face folder that stage 1 begins with; None: fresh weights.
+    init_from: Annotated[str, Field(min_length=1)] | None = None
     stages: list[StageConfig] | None = None  # custom only
     long_sequence: LongSequenceConfig | None = None
 
