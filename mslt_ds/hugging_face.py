@@ -12,6 +12,8 @@ from pathlib import Path
 
 import transformers
 
+from mslt_ds.errors import CheckpointError
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -33,6 +35,16 @@ def first_line(error: Exception) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights."""
+    """The files that hold the weights of the model in `folder`; CheckpointError where none is."""
     patterns = ("*.safetensors", "pytorch_model*.bin")
-    return [file for pattern in patterns for file in sorted(folder.glob(pattern))]
+    files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
+    for wanted, there in (
+        ("config.json", (folder / "config.json").is_file()),
+        ("model.safetensors", bool(files)),
+    ):
+        if not there:
+            raise CheckpointError(
+                f"{folder}: no {wanted} here; name a folder that save_pretrained wrote, such as a "
+                "run's model/ or stages/K/end/"
+            )
+    return files

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig
 
+from mslt_ds.data.tokenizer import PROBE
 from mslt_ds.errors import CheckpointError, DataError
 from mslt_ds.growth import Weights
 from mslt_ds.hugging_face import first_line, quiet
@@ -27,7 +28,6 @@ _SIZES = (
     "vocab_size", "embedding_size", "hidden_size", "num_attention_heads", "intermediate_size",
     "hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
 )  # fmt: skip
-_PROBE = "The quick brown fox — naïve, 3.14 — jumped over 東京's lazy dogs, didn't it?"
 
 
 def check_folder(folder: Path, hf_config: PretrainedConfig, tokenizer_dir: Path) -> None:
@@ -89,7 +89,7 @@ def _check_tokenizer(folder: Path, expected_dir: Path) -> None:
     found, expected = _tokenizer(folder), _tokenizer(expected_dir)
     if found.get_vocab() != expected.get_vocab():
         difference = "its vocabulary isn't that of data.path"
-    elif found(_PROBE)["input_ids"] != expected(_PROBE)["input_ids"]:
+    elif found(PROBE)["input_ids"] != expected(PROBE)["input_ids"]:
         difference = "its tokenizer cuts text otherwise than that of data.path (casing, accents)"
     else:
         return

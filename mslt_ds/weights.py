@@ -63,17 +63,14 @@ def save_weights(
 
 def read_config(folder: Path) -> PretrainedConfig:
     """The configuration of a model that is there; CheckpointError where none is."""
-    path = folder / "config.json"
-    if not path.is_file() or not weight_files(folder):
-        raise CheckpointError(
-            f"{folder}: no {'weights' if path.is_file() else 'config.json'} here; name a folder that "
-            "save_pretrained wrote, such as a run's model/ or stages/K/end/"
-        )
+    weight_files(folder)
     try:
         with quiet():
             return AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever is raised for a JSON that means nothing
-        raise CheckpointError(f"{path}: can't be read ({first_line(error)})") from error
+        raise CheckpointError(
+            f"{folder / 'config.json'}: can't be read ({first_line(error)})"
+        ) from error
 
 
 def load_weights(folder: Path, hf_config: PretrainedConfig | None = None) -> Weights:

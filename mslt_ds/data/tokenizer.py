@@ -38,7 +38,7 @@ _MOST_TRAINING_BYTES = 1 << 30
 _ROOM_FOR_WORDS = 5000
 _CHECKED_WORDS = 100
 _CHECKED_CHARACTERS = 4_000_000
-_PROBE = "The quick brown fox — naïve, 3.14 — jumped over 東京's lazy dogs, didn't it? Unaffable!"
+PROBE = "The quick brown fox — naïve, 3.14 — jumped over 東京's lazy dogs, didn't it? Unaffable!"
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -206,8 +206,8 @@ def _check_saved(tokenizer: Tokenizer, folder: Path) -> None:
         loaded = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever transformers makes of a configuration it doesn't like
         raise DataError(f"--tokenizer: AutoTokenizer can't load it ({error})") from error
-    expected = tokenizer.encode(_PROBE, add_special_tokens=False).ids
-    found = loaded(_PROBE, add_special_tokens=False)["input_ids"]
+    expected = tokenizer.encode(PROBE, add_special_tokens=False).ids
+    found = loaded(PROBE, add_special_tokens=False)["input_ids"]
     if loaded.get_vocab() != tokenizer.get_vocab() or found != expected:
         raise DataError(
             f"--tokenizer: AutoTokenizer makes another tokenizer of it ({len(loaded)} tokens) than "

@@ -46,16 +46,10 @@ class Encoder:
     @classmethod
     def open(cls, path: Path) -> Encoder:
         """Read configuration and tokenizer. CheckpointError for a folder that has no model."""
-        files = weight_files(path)
-        for wanted, there in (
-            ("config.json", (path / "config.json").is_file()),
-            ("model.safetensors", bool(files)),
-        ):
-            if not there:
-                raise CheckpointError(
-                    f"--model: {path}: no {wanted}; name a folder that save_pretrained wrote, such "
-                    "as a run's model/ or stages/K/end/"
-                )
+        try:
+            files = weight_files(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"--model: {error}") from error
         try:
             with quiet():
                 config = AutoConfig.from_pretrained(path, local_files_only=True)

@@ -11,7 +11,6 @@ import torch
 from transformers import BertConfig, BertForPreTraining, BertModel
 
 from mslt_ds.data.store import TokenStore
-from mslt_ds.weights import TOKENIZER_FILES
 from tests.distributed.conftest import REPOSITORY
 from tests.distributed.recipes import SCRIPTS, recipe, store, weights_at, write_recipes
 
@@ -35,9 +34,7 @@ def given(store: Path, tmp_path_factory) -> Path:
         ("headless", BertModel(config, add_pooling_layer=False)),
     ):
         model.save_pretrained(folder / name)
-        for file in TOKENIZER_FILES:
-            if (opened.tokenizer_dir / file).is_file():
-                shutil.copyfile(opened.tokenizer_dir / file, folder / name / file)
+        shutil.copytree(opened.tokenizer_dir, folder / name, dirs_exist_ok=True)
     return folder
 
 

@@ -226,7 +226,7 @@ def test_missing_and_damaged_files_are_named(tmp_path, config, weights):
     with pytest.raises(CheckpointError, match=r"no config\.json here; name a folder"):
         load_weights(tmp_path)
     config.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no weights here; name a folder"):
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors here; name a folder"):
         load_weights(tmp_path)
     save_weights(tmp_path / "model", weights, config, None)
     path = tmp_path / "model" / "model.safetensors"
