@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from benchmarks import record
-from mslt_ds.config import RunConfig, load_config
-from mslt_ds.cost import ASSUMED_VOCAB_SIZE
+from mslt_ds.config.sections import RunConfig
 from mslt_ds.errors import MsltError
 from mslt_ds.model.family import FAMILIES
-from mslt_ds.model.init import fresh_weights
+from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
-from mslt_ds.plan import build_plan
+from mslt_ds.plan.cost import ASSUMED_VOCAB_SIZE
+from mslt_ds.plan.methods import build_plan
+from mslt_ds.recipe.loading import load_recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -110,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     # The recipes' fp16 is a GPU's.
     defaults = [] if device.type == "cuda" else ["train.precision=fp32"]
     try:
-        config = load_config(options.config, [*defaults, *options.overrides])
+        config = load_recipe(options.config, [*defaults, *options.overrides]).config
     except MsltError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

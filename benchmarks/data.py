@@ -29,9 +29,9 @@ from typing import Any
 from benchmarks import instances, record
 from benchmarks.instances import Measurement, medians
 from mslt_ds.data import tokenizer
-from mslt_ds.data.corpus import TextCounts, TextFile
-from mslt_ds.data.finish import FIGURES
-from mslt_ds.data.prepare import prepare
+from mslt_ds.data.prepare.command import prepare
+from mslt_ds.data.prepare.documents import TextCounts, TextFile
+from mslt_ds.data.prepare.finish import FIGURES
 from mslt_ds.data.store import TokenStore
 
 LIBRARY_BATCH = 4096  # paragraphs

@@ -24,16 +24,16 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import record
-from mslt_ds.distributed import World
+from mslt_ds.distributed.world import World
 from mslt_ds.evaluation.batches import training_batches
 from mslt_ds.evaluation.encode import Encoded
 from mslt_ds.evaluation.encoder import Encoder
 from mslt_ds.evaluation.finetune import Batch, Settings, fine_tune
-from mslt_ds.evaluation.glue import GlueRunner, Source, loss_for
-from mslt_ds.evaluation.metrics import scores
+from mslt_ds.evaluation.glue.metrics import scores
+from mslt_ds.evaluation.glue.runs import GlueRunner, Source, loss_for
+from mslt_ds.evaluation.glue.tasks import TASKS
 from mslt_ds.evaluation.recipe import GlueRecipe
 from mslt_ds.evaluation.runner import device_for, mean_step_seconds
-from mslt_ds.evaluation.tasks import TASKS
 
 PADDED = 128
 WAYS = ("buckets", "padded to 128")

@@ -31,11 +31,11 @@ import numpy as np
 import psutil
 
 from benchmarks import record
-from mslt_ds.data.corpus import TextCounts
-from mslt_ds.data.finish import FIGURES
-from mslt_ds.data.merge import SourceUnits, merge
-from mslt_ds.data.sources import find_inputs, weighted_documents
-from mslt_ds.data.unit import Unit, write_unit
+from mslt_ds.data.prepare.documents import TextCounts
+from mslt_ds.data.prepare.finish import FIGURES
+from mslt_ds.data.prepare.merge import SourceUnits, merge
+from mslt_ds.data.prepare.sources import find_inputs, weighted_documents
+from mslt_ds.data.prepare.unit import Unit, write_unit
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 _DOCUMENTS_PER_UNIT = 6000

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mslt_ds.distributed import device_name
+from mslt_ds.distributed.world import device_name
 
 RESULTS = Path(__file__).parent / "results"
 

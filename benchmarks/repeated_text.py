@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from mslt_ds.data.segment import sentences
+from mslt_ds.data.prepare.segment import sentences
 
 Words = list[str]
 

@@ -17,7 +17,7 @@ from mslt_ds.errors import MsltError
 
 # name: (module, summary)
 _COMMANDS = {
-    "prepare": ("mslt_ds.data.prepare", "Make a token store from text files."),
+    "prepare": ("mslt_ds.data.prepare.command", "Make a token store from text files."),
     "inspect": (
         "mslt_ds.data.inspect",
         "Print what a token store holds, or one training instance as text.",

@@ -29,14 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mslt_ds import ds_config
-from mslt_ds.config import OptimizerConfig
-from mslt_ds.growth import Weights
+from mslt_ds.config.sections import OptimizerConfig
+from mslt_ds.distributed.traffic import TrafficMeter
+from mslt_ds.model.growth import Weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.backends import build_lamb
 from mslt_ds.optim.partition import EngineState, OptimizerState
-from mslt_ds.traffic import TrafficMeter
+from mslt_ds.recipe import deepspeed_json
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -115,12 +115,12 @@ class StageEngine:
         parameters = dict(model.suffix.named_parameters())
         ages = {name: state["step"] for name, state in optimizer_state.items()}
         groups = parameter_groups(parameters, ages, settings.optimizer.weight_decay)
-        zero_stage = ds_config.zero_stage(settings.deepspeed)
+        zero_stage = deepspeed_json.zero_stage(settings.deepspeed)
         optimizer = _build_optimizer(settings.optimizer, groups, zero_stage)
         engine, *_ = deepspeed.initialize(
             model=model.suffix,
             optimizer=optimizer,
-            config=ds_config.stage_config(
+            config=deepspeed_json.stage_config(
                 settings.deepspeed,
                 micro_batch_size=settings.micro_batch_size,
                 gradient_accumulation_steps=settings.gradient_accumulation_steps,

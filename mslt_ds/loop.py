@@ -23,11 +23,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mslt_ds.data.loader import GlobalBatch, MicroBatch
+from mslt_ds.distributed.signals import StopRequest
+from mslt_ds.distributed.traffic import Traffic
 from mslt_ds.engine import StageEngine
 from mslt_ds.errors import DivergenceError
-from mslt_ds.signals import StopRequest
 from mslt_ds.telemetry.memory import memory_metrics
-from mslt_ds.traffic import Traffic
 
 
 @dataclass(frozen=True)

@@ -21,28 +21,30 @@ import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from mslt_ds import checkpoint, cost, ds_config, pretrained
 from mslt_ds.atomic import replace_text
-from mslt_ds.checkpoint import CheckpointFolder, TrainingState
-from mslt_ds.config import RunConfig
+from mslt_ds.config.sections import RunConfig
 from mslt_ds.data.instances import InstanceOptions
 from mslt_ds.data.loader import GlobalBatch, global_batches
 from mslt_ds.data.store import TokenStore
-from mslt_ds.distributed import World, check_equal_on_all_ranks
+from mslt_ds.disk import checkpoint, pretrained
+from mslt_ds.disk.checkpoint import CheckpointFolder, TrainingState
+from mslt_ds.disk.model_folder import save_weights
+from mslt_ds.distributed.signals import EXIT_CODE_STOPPED, StopFlag, StopRequest
+from mslt_ds.distributed.traffic import TrafficMeter
+from mslt_ds.distributed.world import World, check_equal_on_all_ranks
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.errors import RecipeError
-from mslt_ds.growth import Weights, grow, grow_optimizer_state
 from mslt_ds.loop import LoopSettings, StageTrace, evaluate_losses, train_steps
 from mslt_ds.model.family import FAMILIES, Family
-from mslt_ds.model.init import fresh_parameter, fresh_weights
+from mslt_ds.model.growth import Weights, grow, grow_optimizer_state
+from mslt_ds.model.initial import fresh_parameter, fresh_weights
 from mslt_ds.model.staged import StageModel
-from mslt_ds.optim.schedule import learning_rate
-from mslt_ds.plan import Plan, Stage, build_plan
+from mslt_ds.plan import cost
+from mslt_ds.plan.schedule import learning_rate
+from mslt_ds.plan.stages import Plan, Stage
+from mslt_ds.recipe.loading import Recipe
 from mslt_ds.report.summary import print_summary
-from mslt_ds.signals import EXIT_CODE_STOPPED, StopFlag, StopRequest
 from mslt_ds.telemetry import Telemetry
-from mslt_ds.traffic import TrafficMeter
-from mslt_ds.weights import save_weights
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -60,27 +62,25 @@ class _Instruments:
 class Run:
     """One rank's view of a run. `prepare` checks, `train` does."""
 
-    config: RunConfig
+    recipe: Recipe
     world: World
     device: torch.device
-    plan: Plan
     store: TokenStore
     eval_store: TokenStore | None
     checkpoints: CheckpointFolder
     resume_from: Path | None
-    deepspeed_settings: dict[str, Any]
 
     @classmethod
-    def prepare(cls, config: RunConfig, world: World, device: torch.device) -> Run:
+    def prepare(cls, recipe: Recipe, world: World, device: torch.device) -> Run:
         """Open the data and find the checkpoint to go on from; no process group is needed yet."""
+        config = recipe.config
         store = TokenStore.open(Path(config.data.path))
         eval_store = None
         if config.data.eval_path is not None:
             eval_store = TokenStore.open(Path(config.data.eval_path))
         checkpoints = CheckpointFolder(config.run_dir / "checkpoints", config.checkpoint.keep)
         run = cls(
-            config, world, device, build_plan(config), store, eval_store, checkpoints,
-            checkpoints.latest(), ds_config.read(config.deepspeed.config),
+            recipe, world, device, store, eval_store, checkpoints, checkpoints.latest()
         )  # fmt: skip
         run._check_vocabularies()
         if run.resume_from is not None:
@@ -91,6 +91,14 @@ class Run:
                 Path(config.plan.init_from), run._first_hf_config, store.tokenizer_dir
             )
         return run
+
+    @property
+    def config(self) -> RunConfig:
+        return self.recipe.config
+
+    @property
+    def plan(self) -> Plan:
+        return self.recipe.plan
 
     def _check_vocabularies(self) -> None:
         needed, given = self.store.vocab_size, self.config.model.vocab_size
@@ -133,7 +141,13 @@ class Run:
     @property
     def _description(self) -> dict[str, Any]:
         """The plan with its costs, as `mslt-ds plan` prints it."""
-        return cost.describe_plan(self.config, self.plan, self._vocab_size, self.world.world_size)
+        return cost.describe_plan(
+            self.config,
+            self.plan,
+            vocab_size=self._vocab_size,
+            world_size=self.world.world_size,
+            zero_stage=self.recipe.zero_stage,
+        )
 
     def _stage_fields(self, stage: Stage) -> dict[str, Any]:
         names = ("stage", "depth", "trainable_layers", "trainable_share", "steps", "seq_length")
@@ -276,7 +290,7 @@ class Run:
         accumulation = train.global_batch_size // (stage.micro_batch_size * self.world.world_size)
         settings = EngineSettings(
             optimizer=self.config.optimizer,
-            deepspeed=self.deepspeed_settings,
+            deepspeed=self.recipe.deepspeed,
             precision=train.precision,
             gradient_clipping=train.gradient_clipping,
             micro_batch_size=stage.micro_batch_size,

@@ -22,10 +22,10 @@ import os
 import time
 from collections.abc import Sequence
 
-from mslt_ds.config import RunConfig, add_recipe_arguments, load_config
-from mslt_ds.distributed import World, choose_device, join, leave, world_from_environment
+from mslt_ds.distributed.signals import StopFlag
+from mslt_ds.distributed.world import World, choose_device, join, leave, world_from_environment
 from mslt_ds.errors import MsltError
-from mslt_ds.signals import StopFlag
+from mslt_ds.recipe.loading import Recipe, add_recipe_arguments, load_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     try:
-        exit_code = _train(load_config(arguments.config, arguments.overrides), world, flag)
+        exit_code = _train(load_recipe(arguments.config, arguments.overrides), world, flag)
     except MsltError as error:
         _say(error, world)
         return error.exit_code
@@ -73,15 +73,16 @@ def _say(error: MsltError, world: World) -> None:
     sys.stderr.flush()
 
 
-def _train(config: RunConfig, world: World, flag: StopFlag) -> int:
-    config.check_files()
-    config.check_world(world.world_size)
-    device = choose_device(config.train.device, world, config.train.precision)
-    config.check_environment(device.type)
+def _train(recipe: Recipe, world: World, flag: StopFlag) -> int:
+    recipe.check_files()
+    recipe.check_world(world.world_size)
+    train = recipe.config.train
+    device = choose_device(train.device, world, train.precision)
+    recipe.check_environment(device.type)
 
     from mslt_ds.run import Run
 
-    job = Run.prepare(config, world, device)
+    job = Run.prepare(recipe, world, device)
     join(world, device, os.environ)
     exit_code = job.train(flag)
     # Not after an error: the others may be waiting for this rank, which has a message to give first.

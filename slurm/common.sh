@@ -23,7 +23,7 @@
 # Both ways of binding GPUs work: every task sees all GPUs of its node (--gpus-per-node), or one of
 # its own (--gpus-per-task). The training takes its device among those that its task can see.
 
-# The exit code of a run that was told to stop and wrote a checkpoint (mslt_ds/signals.py).
+# The exit code of a run that was told to stop and wrote a checkpoint (mslt_ds/distributed/signals.py).
 readonly MSLT_STOPPED=85
 
 mslt_die() {

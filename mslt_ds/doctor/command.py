@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from mslt_ds.distributed import World, check_rendezvous, leave, world_from_environment
+from mslt_ds.distributed.world import World, check_rendezvous, leave, world_from_environment
 from mslt_ds.doctor import machine, network, page
 from mslt_ds.doctor.facts import Facts, RankFacts
 from mslt_ds.doctor.judge import judge

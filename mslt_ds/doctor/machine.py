@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from mslt_ds.distributed import World, choose_device
+from mslt_ds.distributed.world import World, choose_device
 from mslt_ds.doctor.facts import Disk, Gpu, RankFacts
 from mslt_ds.errors import MsltError
 from mslt_ds.optim import backends

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mslt_ds.distributed import World
+from mslt_ds.distributed.world import World
 from mslt_ds.doctor.facts import AllReduce, Facts, Link, RankFacts
 
 _WARM_UP = 2

@@ -10,7 +10,8 @@ from mslt_ds.errors import EnvironmentProblem, RecipeError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     try:
-        from mslt_ds.evaluation import glue_command, squad_command
+        from mslt_ds.evaluation.glue import command as glue_command
+        from mslt_ds.evaluation.squad import command as squad_command
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         raise EnvironmentProblem(

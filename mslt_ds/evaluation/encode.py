@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mslt_ds.evaluation.tasks import Examples, LabelledExamples
+from mslt_ds.evaluation.glue.tasks import Examples, LabelledExamples
 
 _PAD_MULTIPLE = 8  # tensor cores like it, and it costs a processor little
 

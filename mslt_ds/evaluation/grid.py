@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mslt_ds.data.pool import Shard
+from mslt_ds.data.prepare.pool import Shard
 
 
 @dataclass(frozen=True)

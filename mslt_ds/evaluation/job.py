@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from mslt_ds.atomic import replace_text
-from mslt_ds.data.pool import Shard
-from mslt_ds.distributed import World, device_name, world_from_environment
+from mslt_ds.data.prepare.pool import Shard
+from mslt_ds.distributed.world import World, device_name, world_from_environment
 from mslt_ds.errors import EnvironmentProblem, RecipeError
 from mslt_ds.evaluation import results, text_files
 from mslt_ds.evaluation.cells import CellFolder

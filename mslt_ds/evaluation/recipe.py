@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
-from mslt_ds import yaml_strict
-from mslt_ds.config import Positive, Probability, Section, Whole
+from mslt_ds.config import strict_yaml
+from mslt_ds.config.messages import describe, show
+from mslt_ds.config.sections import Positive, Probability, Section, Whole
 from mslt_ds.errors import RecipeError
-from mslt_ds.evaluation.tasks import TASKS
-from mslt_ds.recipe_errors import describe, show
+from mslt_ds.evaluation.glue.tasks import TASKS
 
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
@@ -71,7 +71,7 @@ class FineTuning(Section):
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included; `load` reads it back."""
-        return yaml_strict.dump(self.model_dump(mode="json"))
+        return strict_yaml.dump(self.model_dump(mode="json"))
 
 
 class GlueRecipe(FineTuning):
@@ -147,12 +147,12 @@ def load(
     """
     values = kind().model_dump() | dict(defaults)
     if path is not None:
-        for key, value in yaml_strict.read_mapping(path).items():
+        for key, value in strict_yaml.read_mapping(path).items():
             old = values.get(key)
             if isinstance(old, dict) and isinstance(value, dict):
                 value = old | value
             values[key] = value
-    values = yaml_strict.apply_overrides(values, overrides)
+    values = strict_yaml.apply_overrides(values, overrides)
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mslt_ds.evaluation.tasks import METRIC_NAMES
+from mslt_ds.evaluation.glue.tasks import METRIC_NAMES
 
 Columns = Mapping[str, Mapping[str, tuple[str, ...]]]
 """Task to its columns to their metrics, the one that counts first."""

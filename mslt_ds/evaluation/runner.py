@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from mslt_ds.distributed import World, choose_device, device_name
+from mslt_ds.distributed.world import World, choose_device, device_name
 from mslt_ds.errors import EnvironmentProblem, MsltError
 from mslt_ds.evaluation.cells import CellFolder
 from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from mslt_ds.growth import Weights
 from mslt_ds.model import parts
 from mslt_ds.model.family import family_of
+from mslt_ds.model.growth import Weights
 
 
 class FrozenPrefix(nn.Module):

@@ -7,11 +7,11 @@ import json
 import os
 from pathlib import Path
 
-from mslt_ds import cost
-from mslt_ds.config import RunConfig, add_recipe_arguments, load_config
+from mslt_ds.config.sections import RunConfig
 from mslt_ds.data.store import read_manifest
 from mslt_ds.errors import RecipeError
-from mslt_ds.plan import build_plan
+from mslt_ds.plan import cost
+from mslt_ds.recipe.loading import add_recipe_arguments, load_recipe
 from mslt_ds.report.plan_table import print_plan
 
 
@@ -28,14 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan as a table or as JSON."""
-    config = load_config(arguments.config, arguments.overrides)
+    recipe = load_recipe(arguments.config, arguments.overrides)
+    config = recipe.config
     world_size = _world_size(arguments.world_size)
-    config.check_world(world_size)
+    recipe.check_world(world_size)
     vocab_size = _vocab_size(config)
     assumed = vocab_size is None
     if vocab_size is None:
         vocab_size = cost.ASSUMED_VOCAB_SIZE
-    description = cost.describe_plan(config, build_plan(config), vocab_size, world_size)
+    description = cost.describe_plan(
+        config,
+        recipe.plan,
+        vocab_size=vocab_size,
+        world_size=world_size,
+        zero_stage=recipe.zero_stage,
+    )
     if arguments.json:
         print(json.dumps(description, indent=1))
     else:

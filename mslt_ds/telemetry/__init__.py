@@ -11,15 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from mslt_ds.config.sections import RunConfig
+from mslt_ds.plan.stages import Plan
 from mslt_ds.telemetry import tensorboard_sink, wandb_sink
 from mslt_ds.telemetry.metrics import Line, MetricsWriter
 from mslt_ds.telemetry.progress import open_progress
-
-if TYPE_CHECKING:
-    from mslt_ds.config import RunConfig
-    from mslt_ds.plan import Plan
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -12,7 +12,7 @@ on it: the present stage is measured.
 
 from __future__ import annotations
 
-from mslt_ds.plan import Plan, Stage
+from mslt_ds.plan.stages import Plan, Stage
 
 _WEIGHT_OF_LATEST = 0.2  # of an exponential mean over log lines
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from mslt_ds.plan import Plan
+from mslt_ds.plan.stages import Plan
 from mslt_ds.telemetry.metrics import Line
 from mslt_ds.telemetry.pace import Pace, duration
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 import importlib.util
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mslt_ds.atomic import replace_text
+from mslt_ds.config.sections import RunConfig
 from mslt_ds.errors import EnvironmentProblem
 from mslt_ds.telemetry.metrics import Line, scalars
-
-if TYPE_CHECKING:
-    from mslt_ds.config import RunConfig
 
 RUN_ID_FILE = "wandb_run_id"
 

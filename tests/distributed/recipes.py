@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mslt_ds.weights import load_weights
+from mslt_ds.disk.model_folder import load_weights
 
 SCRIPTS = Path(__file__).with_name("scripts")
 LAYERS = 4

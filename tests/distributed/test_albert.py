@@ -12,7 +12,7 @@ import torch
 from transformers import AlbertForPreTraining, AutoModelForPreTraining, AutoTokenizer
 
 from mslt_ds.evaluation.encoder import Encoder
-from mslt_ds.model.init import fresh_parameter
+from mslt_ds.model.initial import fresh_parameter
 from tests.distributed.recipes import (
     SCRIPTS,
     metrics_of,

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from mslt_ds.signals import EXIT_CODE_STOPPED
+from mslt_ds.distributed.signals import EXIT_CODE_STOPPED
 from tests.distributed.conftest import REPOSITORY, free_port
 from tests.distributed.recipes import (
     LAYERS,

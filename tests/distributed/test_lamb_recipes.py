@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from mslt_ds.checkpoint import CheckpointFolder, load
+from mslt_ds.disk.checkpoint import CheckpointFolder, load
 from mslt_ds.optim.partition import OptimizerState
 from tests.distributed.recipes import (
     LAYERS,

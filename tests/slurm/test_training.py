@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from mslt_ds.signals import SIGNALS
+from mslt_ds.distributed.signals import SIGNALS
 from tests.distributed.recipes import recipe, weights_at
 from tests.slurm.conftest import Jobs
 from tests.slurm.sandbox import NODES

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from mslt_ds.cli import main
+from mslt_ds.config.strict_yaml import dump
 from mslt_ds.data.store import FORMAT, MANIFEST_KEYS
-from mslt_ds.yaml_strict import dump
 
 RECIPE = {
     "name": "run",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mslt_ds.config import load_config
-from mslt_ds.plan import build_plan
+from mslt_ds.plan.methods import build_plan
+from mslt_ds.recipe.loading import load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {"base": (12, 768, 12, 3072), "large": (24, 1024, 16, 4096)}
@@ -21,7 +21,7 @@ def stages(config) -> list[tuple[int, int, int, int]]:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_named_after_its_file(path):
-    config = load_config(path)
+    config = load_recipe(path).config
     assert config.name == path.stem
     # Readers of YAML 1.1 must find the same values.
     plain = yaml.safe_load(path.read_text())
@@ -31,7 +31,8 @@ def test_every_recipe_is_valid_and_named_after_its_file(path):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_papers_numbers(size):
-    config = load_config(CONFIGS / f"bert_{size}_mslt.yaml")
+    recipe = load_recipe(CONFIGS / f"bert_{size}_mslt.yaml")
+    config = recipe.config
     model = config.model
     shape = (
         model.num_hidden_layers,
@@ -49,7 +50,7 @@ def test_the_papers_numbers(size):
         (layers, layers, steps, 128),
     ]
     assert config.train.global_batch_size == 1024 and config.train.micro_batch_size == 32
-    config.check_world(32)
+    recipe.check_world(32)
     assert config.train.precision == "fp16"
     assert config.optimizer.name == "lamb" and config.optimizer.learning_rate == 8.8e-4
     assert config.optimizer.weight_decay == 0.01 and config.optimizer.eps == 1e-6
@@ -59,40 +60,40 @@ def test_the_papers_numbers(size):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", ["stacking", "full"])
 def test_twins_differ_in_the_method_alone(size, method):
-    config = load_config(CONFIGS / f"bert_{size}_mslt.yaml", [f"plan.method={method}"])
-    twin = load_config(CONFIGS / f"bert_{size}_{method}.yaml")
+    config = load_recipe(CONFIGS / f"bert_{size}_mslt.yaml", [f"plan.method={method}"]).config
+    twin = load_recipe(CONFIGS / f"bert_{size}_{method}.yaml").config
     assert stages(twin) == stages(config)
     same = {"name": "", "plan": None}
     assert twin.model_copy(update=same) == config.model_copy(update=same)
 
 
 def test_albert_is_trained_as_bert_is():
-    albert = load_config(CONFIGS / "albert_base_mslt.yaml")
-    bert = load_config(CONFIGS / "bert_base_mslt.yaml")
+    albert = load_recipe(CONFIGS / "albert_base_mslt.yaml").config
+    bert = load_recipe(CONFIGS / "bert_base_mslt.yaml").config
     assert stages(albert) == stages(bert)
     for section in ("plan", "train", "optimizer", "schedule"):
         assert getattr(albert, section) == getattr(bert, section)
     assert (albert.data.input_format, albert.data.masking) == ("sop", "ngram")
     assert (albert.model.num_blocks, albert.model.layers_per_block) == (4, 3)
     original = ["plan.method=full", "model.num_hidden_groups=1"]
-    assert load_config(CONFIGS / "albert_base_mslt.yaml", original).model.num_blocks == 1
+    assert load_recipe(CONFIGS / "albert_base_mslt.yaml", original).config.model.num_blocks == 1
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", ["mslt", "stacking", "full"])
 def test_squad_variants_end_in_long_sequences(size, method):
-    config = load_config(CONFIGS / f"bert_{size}_mslt_squad.yaml", [f"plan.method={method}"])
-    plain = load_config(CONFIGS / f"bert_{size}_{method}.yaml")
-    *before, (depth, trains, steps, _), long = stages(config)
+    recipe = load_recipe(CONFIGS / f"bert_{size}_mslt_squad.yaml", [f"plan.method={method}"])
+    plain = load_recipe(CONFIGS / f"bert_{size}_{method}.yaml").config
+    *before, (depth, trains, steps, _), long = stages(recipe.config)
     assert long == (depth, trains, 100_000, 512)
     assert [*before, (depth, trains, steps + 100_000, 128)] == stages(plain)
-    config.check_world(32)
+    recipe.check_world(32)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_stacking_is_gongs(size):
     layers = SIZES[size][0]
-    assert stages(load_config(CONFIGS / f"bert_{size}_stacking.yaml")) == [
+    assert stages(load_recipe(CONFIGS / f"bert_{size}_stacking.yaml").config) == [
         (layers // 4, layers // 4, 125_000, 128),
         (layers // 2, layers // 2, 175_000, 128),
         (layers, layers, 700_000, 128),

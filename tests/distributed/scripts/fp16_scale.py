@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from mslt_ds.config import ModelConfig, OptimizerConfig
-from mslt_ds.distributed import choose_device, join, leave, world_from_environment
+from mslt_ds.config.sections import ModelConfig, OptimizerConfig
+from mslt_ds.distributed.traffic import TrafficMeter
+from mslt_ds.distributed.world import choose_device, join, leave, world_from_environment
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.model import bert
-from mslt_ds.model.init import fresh_weights
+from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
-from mslt_ds.traffic import TrafficMeter
 
 BATCH, SEQ_LENGTH, PREDICTIONS, VOCAB, STEPS, RATE = 4, 16, 3, 200, 6, 1e-3
 WINDOW, FIRST_SCALE = 2, 2.0**10

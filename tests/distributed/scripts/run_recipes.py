@@ -8,19 +8,19 @@ import os
 import sys
 from pathlib import Path
 
-from mslt_ds.config import parse_config
-from mslt_ds.distributed import choose_device, join, leave, world_from_environment
+from mslt_ds.distributed.signals import StopFlag
+from mslt_ds.distributed.world import choose_device, join, leave, world_from_environment
+from mslt_ds.recipe.loading import parse_recipe
 from mslt_ds.run import Run
-from mslt_ds.signals import StopFlag
 
 flag = StopFlag()
 world = world_from_environment(os.environ)
 device = choose_device("cpu", world)
 join(world, device, os.environ)
 for recipe in json.loads(Path(sys.argv[-1]).read_text()):
-    config = parse_config(recipe)
-    config.check_world(world.world_size)
-    code = Run.prepare(config, world, device).train(flag)
+    parsed = parse_recipe(recipe)
+    parsed.check_world(world.world_size)
+    code = Run.prepare(parsed, world, device).train(flag)
     if code:
         sys.exit(code)
 leave()

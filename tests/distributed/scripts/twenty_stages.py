@@ -11,13 +11,13 @@ import weakref
 import psutil
 import torch
 
-from mslt_ds.config import ModelConfig, OptimizerConfig
-from mslt_ds.distributed import choose_device, join, leave, world_from_environment
+from mslt_ds.config.sections import ModelConfig, OptimizerConfig
+from mslt_ds.distributed.traffic import TrafficMeter
+from mslt_ds.distributed.world import choose_device, join, leave, world_from_environment
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.model import bert
-from mslt_ds.model.init import fresh_weights
+from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
-from mslt_ds.traffic import TrafficMeter
 
 # The launcher puts its --local_rank first.
 zero_stage, precision, optimizer = int(sys.argv[-3]), sys.argv[-2], sys.argv[-1]

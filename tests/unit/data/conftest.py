@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mslt_ds.data.prepare import prepare
+from mslt_ds.data.prepare.command import prepare
 from mslt_ds.data.store import Corpus, SpecialTokens, TokenStore
 
 SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from mslt_ds.data import tokenizer
-from mslt_ds.data.corpus import TextCounts, TextFile, count_characters
+from mslt_ds.data.prepare.documents import TextCounts, TextFile, count_characters
 from mslt_ds.errors import DataError
 
 WORDS = ["the", "un", "##believ", "##able", "cat", "a", "##s", ",", "é", "e", "2", "##2"]

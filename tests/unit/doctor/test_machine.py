@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mslt_ds.distributed import World
+from mslt_ds.distributed.world import World
 from mslt_ds.doctor import machine, network
 from mslt_ds.doctor.judge import judge
 from mslt_ds.doctor.network import ring

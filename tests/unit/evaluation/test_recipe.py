@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mslt_ds.data.pool import Shard
+from mslt_ds.data.prepare.pool import Shard
 from mslt_ds.errors import RecipeError
 from mslt_ds.evaluation.grid import Cell, make_cells, share
 from mslt_ds.evaluation.recipe import QUICK_GLUE, SQUAD_DEFAULTS, GlueRecipe, SquadRecipe, load

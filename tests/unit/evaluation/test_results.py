@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mslt_ds.evaluation.glue.tasks import TASKS
 from mslt_ds.evaluation.results import average, compare, summarize, table
-from mslt_ds.evaluation.tasks import TASKS
 
 COLUMNS = {
     name: {split.name: TASKS[name].metrics for split in TASKS[name].dev}

@@ -18,9 +18,9 @@ from transformers import (
     PretrainedConfig,
 )
 
-from mslt_ds.growth import Weights
 from mslt_ds.model.family import family_of
-from mslt_ds.model.init import fresh_weights
+from mslt_ds.model.growth import Weights
+from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
 
 DEPTH, VOCAB, BATCH, SEQ_LENGTH, PREDICTIONS = 4, 97, 3, 24, 5

@@ -8,10 +8,10 @@ import json
 import pytest
 from rich.console import Console
 
-from mslt_ds.config import parse_config
-from mslt_ds.cost import describe_plan
 from mslt_ds.errors import CheckpointError
-from mslt_ds.plan import build_plan
+from mslt_ds.plan.cost import describe_plan
+from mslt_ds.plan.methods import build_plan
+from mslt_ds.recipe.loading import parse_recipe
 from mslt_ds.report.summary import print_summary, summarize
 
 
@@ -77,7 +77,7 @@ def test_stages_carry_plan_and_measurements(tmp_path):
 
 
 def test_plan_as_the_run_writes_it(tmp_path):
-    config = parse_config(
+    config = parse_recipe(
         {
             "name": "tiny",
             "model": {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4},
@@ -86,8 +86,10 @@ def test_plan_as_the_run_writes_it(tmp_path):
             "train": {"global_batch_size": 8, "micro_batch_size": 4},
             "optimizer": {"name": "adamw", "learning_rate": 1e-3},
         }
+    ).config
+    described = describe_plan(
+        config, build_plan(config), vocab_size=100, world_size=1, zero_stage=0
     )
-    described = describe_plan(config, build_plan(config), vocab_size=100, world_size=1)
     stages = summarize(write_run(tmp_path, described["stages"], WHOLE)).stages
     assert [(stage.depth, stage.steps, stage.speed_up) for stage in stages] == [
         (2, 10, 4.0),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mslt_ds.signals import EXIT_CODE_STOPPED
+from mslt_ds.distributed.signals import EXIT_CODE_STOPPED
 
 SLURM = Path(__file__).parents[3] / "slurm"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mslt_ds.data import prepare
-from mslt_ds.data.pool import Shard
+from mslt_ds.data.prepare import command
+from mslt_ds.data.prepare.pool import Shard
 
 SLURM = Path(__file__).parents[3] / "slurm"
 SRUN = '#!/usr/bin/env bash\nwhile [ "$1" != bash ]; do shift; done\nexec "$@"\n'
@@ -68,7 +68,7 @@ def test_a_task_makes_its_part_with_all_its_cores(root: Path, environment, shard
     assert code == 0, error
     assert calls[:3] == ["-m", "mslt_ds.cli", "prepare"]
     parser = argparse.ArgumentParser()
-    prepare.add_arguments(parser)
+    command.add_arguments(parser)
     arguments = parser.parse_args(calls[3:])
     assert Shard.parse(arguments.shard) == shard
     assert arguments.workers == 6

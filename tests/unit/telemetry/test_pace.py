@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mslt_ds.plan import Plan, Stage
+from mslt_ds.plan.stages import Plan, Stage
 from mslt_ds.telemetry.pace import Pace, duration, relative_step_cost
 
 

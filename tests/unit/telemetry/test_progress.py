@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from mslt_ds.plan import Plan, Stage
+from mslt_ds.plan.stages import Plan, Stage
 from mslt_ds.telemetry.progress import LiveProgress, PlainProgress, open_progress
 
 PLAN = Plan(

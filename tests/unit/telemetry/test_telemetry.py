@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from mslt_ds.config import RunConfig, parse_config
+from mslt_ds.config.sections import RunConfig
 from mslt_ds.errors import EnvironmentProblem
-from mslt_ds.plan import build_plan
+from mslt_ds.plan.methods import build_plan
+from mslt_ds.recipe.loading import parse_recipe
 from mslt_ds.telemetry import METRICS_FILE, Telemetry
 
 STEP = {
@@ -23,7 +24,7 @@ STEP = {
 
 
 def recipe(**telemetry) -> RunConfig:
-    return parse_config(
+    return parse_recipe(
         {
             "name": "tiny",
             "model": {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4},
@@ -33,7 +34,7 @@ def recipe(**telemetry) -> RunConfig:
             "optimizer": {"name": "adamw", "learning_rate": 1e-3},
             "telemetry": telemetry,
         }
-    )
+    ).config
 
 
 def opened(config: RunConfig, run_dir, rank: int = 0, resume_step: int = 0) -> Telemetry:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from mslt_ds.config import RunConfig, parse_config
+from mslt_ds.config.sections import RunConfig
 from mslt_ds.errors import EnvironmentProblem
+from mslt_ds.recipe.loading import parse_recipe
 from mslt_ds.telemetry import wandb_sink
 from mslt_ds.telemetry.wandb_sink import RUN_ID_FILE, WandbSink
 
@@ -21,7 +22,7 @@ _HEADER_BYTES, _BLOCK_BYTES, _RECORD_HEADER_BYTES = 7, 32 * 1024, 7
 
 
 def recipe(tmp_path, **wandb) -> RunConfig:
-    return parse_config(
+    return parse_recipe(
         {
             "name": "tiny",
             "output_dir": str(tmp_path),
@@ -32,7 +33,7 @@ def recipe(tmp_path, **wandb) -> RunConfig:
             "optimizer": {"name": "adamw", "learning_rate": 1e-3},
             "telemetry": {"wandb": {"enabled": True, "project": "a-project", **wandb}},
         }
-    )
+    ).config
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The recipe's keys and their types, and strict YAML."""

@@ -1,0 +1,255 @@
+"""The keys of a recipe, their types and defaults: one frozen class for each section.
+
+Types are strict: no value is converted silently, except that a whole number may be written as
+`2e5`. An unknown key is an error. An empty section means its defaults. Relative paths are relative
+to the current directory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mslt_ds.config import strict_yaml
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Whole, Field(ge=1)]
+NotNegative = Annotated[Whole, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Operator = Literal["copy_top", "copy_all", "interpolate", "random"]
+
+
+class Section(BaseModel):
+    """A part of the recipe. `null` (an empty section in YAML) means its defaults."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+class ModelConfig(Section):
+    """The final model, in the names of Hugging Face's BertConfig and AlbertConfig."""
+
+    family: Literal["bert", "albert"] = "bert"
+    vocab_size: Positive | None = None  # None: the tokenizer of the token store decides
+    num_hidden_layers: Positive = 12
+    hidden_size: Positive = 768
+    num_attention_heads: Positive = 12
+    intermediate_size: Positive = 3072
+    hidden_act: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    max_position_embeddings: Positive = 512
+    type_vocab_size: Annotated[Whole, Field(ge=2)] = 2
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
+    embedding_size: Positive | None = None  # albert only; None: 128
+    num_hidden_groups: Positive | None = None  # albert only: groups that share; None: 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _albert_defaults(cls, value: Any) -> Any:
+        """The keys that a BERT hasn't, as Hugging Face's AlbertConfig has them."""
+        if not isinstance(value, Mapping) or value.get("family") != "albert":
+            return value
+        filled = dict(value)
+        for key, default in (("embedding_size", 128), ("num_hidden_groups", 1)):
+            if filled.get(key) is None:
+                filled[key] = default
+        return filled
+
+    @property
+    def num_blocks(self) -> int:
+        """Sets of layer parameters: one for each layer or, in ALBERT, for each group of layers."""
+        return self.num_hidden_groups or self.num_hidden_layers
+
+    @property
+    def layers_per_block(self) -> int:
+        """Consecutive layers that share one set of parameters."""
+        return self.num_hidden_layers // self.num_blocks
+
+
+class StageConfig(Section):
+    """One stage of `plan.method: custom`."""
+
+    depth: Positive
+    steps: Positive
+    trainable_layers: Positive | None = None  # from the top; None: all, and the embeddings
+    seq_length: Annotated[Whole, Field(ge=8)] | None = None  # None: data.seq_length
+    init: Operator | None = None  # None: plan.init
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    warmup_steps: NotNegative = 0  # its own, on top of the schedule's
+    micro_batch_size: Positive | None = None  # None: train.micro_batch_size
+
+
+class LongSequenceConfig(Section):
+    """The last `share` of all steps at a longer sequence length."""
+
+    share: Share
+    seq_length: Annotated[Whole, Field(ge=8)] = 512
+    micro_batch_size: Positive | None = None  # None: train.micro_batch_size
+
+
+class PlanConfig(Section):
+    """Which layers train when. See plan.py for what each method makes of it.
+
+    All steps: `total_steps`, or num_stages x steps_per_stage + the joint steps. This holds for
+    every method, so that `--set plan.method=full` makes the twin that spends the same steps.
+    """
+
+    method: Literal["mslt", "stacking", "full", "custom"]
+    num_stages: Positive | None = None
+    steps_per_stage: Positive | None = None
+    total_steps: Positive | None = None
+    joint_steps: NotNegative | None = None  # neither of the two: no joint stage
+    joint_share: Probability | None = None  # of all steps
+    stage_shares: list[Share] | None = None  # stacking only; None: 12.5, 17.5 and 70 %
+    init: Operator | None = None  # None: copy_top; with stacking copy_all
+    # A Hugging Face folder that stage 1 begins with; None: fresh weights.
+    init_from: Annotated[str, Field(min_length=1)] | None = None
+    stages: list[StageConfig] | None = None  # custom only
+    long_sequence: LongSequenceConfig | None = None
+
+
+class DataConfig(Section):
+    """The token store and how instances are made from it."""
+
+    path: str
+    eval_path: str | None = None
+    seq_length: Annotated[Whole, Field(ge=8)] = 128
+    input_format: Literal["nsp", "sop", "full_sentences", "doc_sentences"] = "nsp"
+    masking: Literal["token", "whole_word", "ngram", "span"] = "token"
+    num_workers: NotNegative = 1  # threads that make batches ahead, on each rank
+    masked_lm_prob: Share = 0.15
+    max_predictions_per_seq: Positive | None = None  # at seq_length; None: 20 of 128
+    short_seq_prob: Annotated[float, Field(ge=0, le=1)] = 0.1  # nsp and sop only
+
+    @property
+    def sentence_objective(self) -> Literal["nsp", "sop"] | None:
+        """What the model learns of two segments beside the masked tokens; None: nothing."""
+        return self.input_format if self.input_format in ("nsp", "sop") else None
+
+
+class TrainConfig(Section):
+    """Batch, precision, device."""
+
+    global_batch_size: Positive  # instances per step
+    micro_batch_size: Positive  # instances per rank and micro-step
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_clipping: Annotated[float, Field(ge=0)] = 1.0  # of the global norm; 0: none
+    frozen_dropout: Literal["off", "on"] = "off"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class LambConfig(Section):
+    """What only LAMB has: the fields of optim.lamb_reference.LambOptions, which explains them."""
+
+    backend: Literal["auto", "triton", "numba", "torch", "deepspeed", "apex"] = "auto"
+    bias_correction: bool = True
+    decay: Literal["update", "gradient"] = "update"
+    adapt: Literal["decayed", "all"] = "decayed"
+    min_trust_ratio: Annotated[float, Field(ge=0)] = 0.0
+    max_trust_ratio: Annotated[float, Field(ge=0, allow_inf_nan=True)] = math.inf
+    gradient_normalization: Literal["none", "clip", "unit"] = "none"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class OptimizerConfig(Section):
+    """`learning_rate` is the peak; the schedule multiplies it."""
+
+    name: Literal["lamb", "adamw"] = "lamb"
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    # A YAML list becomes the tuple, so this one field isn't strict about its container.
+    betas: Annotated[tuple[Probability, Probability], Field(strict=False)] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    # Moments at a stage boundary: kept by what goes on training, also copied with a layer to its
+    # copies, or dropped.
+    state: Literal["carry", "copy", "reset"] = "carry"
+    lamb: LambConfig = LambConfig()
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the run; optim/schedule.py has the formulas."""
+
+    name: Literal["linear", "polynomial", "constant", "wsd"] = "linear"
+    warmup_steps: NotNegative = 0
+    power: Annotated[float, Field(gt=0)] = 1.0  # polynomial only
+    end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    decay_steps: Positive | None = None  # wsd only
+    restart: bool = False  # warm up and decay anew inside each stage
+
+
+class CheckpointConfig(Section):
+    every_steps: Positive = 1000
+    keep: Positive = 2
+
+
+class DeepSpeedConfig(Section):
+    config: str | None = None  # path of a DeepSpeed JSON; None: the built-in ZeRO-0 one
+
+
+class EvaluationConfig(Section):
+    instances: Positive = 1024
+
+
+class WandbConfig(Section):
+    enabled: bool = False
+    mode: Literal["offline", "online"] = "offline"
+    project: str = "mslt-ds"
+
+
+class TelemetryConfig(Section):
+    log_every_steps: Positive = 10
+    wandb: WandbConfig = WandbConfig()
+    tensorboard: bool = False
+
+
+class RunConfig(Section):
+    """All keys of a recipe. `recipe.loading` makes it and checks it across sections."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    output_dir: Annotated[str, Field(min_length=1)] = "runs"
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 42
+    model: ModelConfig = ModelConfig()
+    plan: PlanConfig
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir) / self.name
+
+    def max_predictions(self, seq_length: int) -> int:
+        """Masked positions an instance of `seq_length` tokens has room for.
+
+        The original's 20 of 128 (15 % are 19.2), in proportion at other lengths and shares.
+        """
+        at, given = self.data.seq_length, self.data.max_predictions_per_seq
+        if given is not None:
+            return math.ceil(given * seq_length / at)
+        exact = seq_length * self.data.masked_lm_prob * (20 / 19.2)
+        return min(seq_length, math.ceil(round(exact, 6)))
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: every key, defaults included; `load_recipe` reads it back."""
+        return strict_yaml.dump(self.model_dump(mode="json"))

@@ -1,0 +1,260 @@
+"""From text to a token store: `mslt-ds prepare`.
+
+Notable: the work is cut into units whose borders depend on the text alone and whose files are
+whole or absent. So any number of workers, or of tasks with a shard each, gives the same store byte
+for byte, and a preparation that was killed goes on with what it lacks when the same command is
+given again. The manifest comes last: without it, a folder is no store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mslt_ds.data import tokenizer
+from mslt_ds.data.prepare import segment
+from mslt_ds.data.prepare.documents import TextCounts, count_characters
+from mslt_ds.data.prepare.finish import finish, refuse_fewer_than_two
+from mslt_ds.data.prepare.pool import Shard, tokenize
+from mslt_ds.data.prepare.rows import DEFAULT_FIELD, DEFAULT_SPLIT
+from mslt_ds.data.prepare.sources import Input, find_inputs, weighted_documents
+from mslt_ds.data.prepare.unit import UNIT_CHARACTERS
+from mslt_ds.data.prepare.wikipedia import WikipediaDump
+from mslt_ds.data.prepare.work import WorkFolder
+from mslt_ds.data.store import FORMAT, token_dtype
+from mslt_ds.errors import DataError
+
+DEFAULT_VOCAB_SIZE = 30_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="INPUT",
+        help="files or globs in quotes (.txt: one paragraph a line, a blank line between documents; "
+        ".jsonl, .xml of Wikipedia; each plain, .gz, .bz2, .xz or .zst; .parquet), folders of data "
+        "sets, or data sets of the hub (owner/name:config); INPUT,weight=W lets each document "
+        "appear W times, INPUT,field=NAME names the key or column of the text (default: "
+        f"{DEFAULT_FIELD}), INPUT,split=NAME a data set's split (default: {DEFAULT_SPLIT})",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="the token store to make")
+    vocabulary = parser.add_mutually_exclusive_group()
+    vocabulary.add_argument(
+        "--tokenizer",
+        metavar="PLACE",
+        help="use the tokenizer of this folder or token store, or this vocabulary file",
+    )
+    vocabulary.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help=f"train a WordPiece vocabulary of N tokens (default: {DEFAULT_VOCAB_SIZE})",
+    )
+    parser.add_argument(
+        "--cased", action="store_true", help="keep capitals and accents in a trained vocabulary"
+    )
+    parser.add_argument(
+        "--keep-duplicates",
+        action="store_true",
+        help="keep documents whose text occurred before",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that tokenize (default: one for each core)",
+    )
+    share = parser.add_mutually_exclusive_group()
+    share.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do part I of N only (1 to N, with --tokenizer): for tasks that share the work",
+    )
+    share.add_argument(
+        "--merge", action="store_true", help="finish a store whose shards are all done"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    output = Path(arguments.output)
+    try:
+        if arguments.merge:
+            merge_shards(output)
+            return 0
+        prepare(
+            arguments.input,
+            output,
+            tokenizer_place=Path(arguments.tokenizer) if arguments.tokenizer else None,
+            vocab_size=arguments.vocab_size,
+            lowercase=not arguments.cased,
+            keep_duplicates=arguments.keep_duplicates,
+            workers=arguments.workers,
+            shard=Shard.parse(arguments.shard) if arguments.shard else None,
+        )
+    except OSError as error:
+        raise DataError(
+            f"--output: {output}: {error.filename or 'a file'}: {error.strerror or error}; what "
+            "was done stays: give the same command again when that is mended"
+        ) from error
+    return 0
+
+
+def prepare(
+    given: Sequence[str | Path],
+    output: Path,
+    *,
+    tokenizer_place: Path | None = None,
+    vocab_size: int | None = None,
+    lowercase: bool = True,
+    keep_duplicates: bool = False,
+    workers: int | None = None,
+    shard: Shard | None = None,
+) -> None:
+    """Make the token store `output` from the inputs that are `given`, or a shard's part of it."""
+    started = time.monotonic()
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    _check_options(vocab_size, lowercase, workers, shard, tokenizer_place)
+    inputs = find_inputs(given)
+    if tokenizer_place is not None:
+        tokenizer_place = tokenizer.find(tokenizer_place)
+    job = _job(
+        inputs, tokenizer_place, vocab_size or DEFAULT_VOCAB_SIZE, lowercase, keep_duplicates
+    )
+    work = WorkFolder(output)
+    work.check_output()
+    work.check_same_job(job)
+    if work.is_finished():
+        work.remove()
+        _say(f"{output}: prepared already, from the same text with the same options")
+        return
+    work.begin(job)
+
+    _make_tokenizer(inputs, work, job, tokenizer_place)
+    used = tokenizer.load(work.tokenizer_folder)
+    vocabulary_seconds = time.monotonic() - started
+    dtype = token_dtype(tokenizer.vocab_size(used))
+    counts = tokenize(inputs, work, dtype, workers, shard or Shard(), _say)
+    tokenize_seconds = time.monotonic() - started - vocabulary_seconds
+    if shard is not None:
+        _say(
+            f"shard {shard.number}/{shard.count} is done; when all are: "
+            f"mslt-ds prepare --merge --output {output}"
+        )
+        return
+    finish(
+        work,
+        {
+            "workers": workers,
+            "vocabulary_seconds": round(vocabulary_seconds, 3),
+            "tokenize_seconds": round(tokenize_seconds, 3),
+            "megabytes_per_second": round(counts.text_bytes / 1e6 / tokenize_seconds, 3),
+        },
+        _say,
+    )
+
+
+def merge_shards(output: Path) -> None:
+    """Finish the token store `output`, all of whose shards are done."""
+    work = WorkFolder(output)
+    if work.is_finished():
+        work.remove()
+        _say(f"{output}: merged already")
+        return
+    finish(work, {}, _say)
+
+
+def _check_options(
+    vocab_size: int | None,
+    lowercase: bool,
+    workers: int,
+    shard: Shard | None,
+    tokenizer_place: Path | None,
+) -> None:
+    if vocab_size is not None and vocab_size < tokenizer.LEAST_VOCAB_SIZE:
+        raise DataError(
+            f"--vocab-size: {vocab_size} is too small for the special tokens and the letters; "
+            f"choose {tokenizer.LEAST_VOCAB_SIZE} or more ({DEFAULT_VOCAB_SIZE} is usual)"
+        )
+    if tokenizer_place is not None and not lowercase:
+        raise DataError(
+            f"--cased: with --tokenizer {tokenizer_place}, which has its own way with capitals; "
+            "leave --cased out, or train a vocabulary"
+        )
+    if workers < 1:
+        raise DataError(f"--workers: {workers}; it has to be at least 1")
+    if shard is not None and tokenizer_place is None:
+        raise DataError(
+            f"--shard: {shard.number}/{shard.count} without --tokenizer: every task would train "
+            "the same vocabulary; prepare a part of the text first and name its store"
+        )
+
+
+def _job(
+    inputs: Sequence[Input],
+    tokenizer_place: Path | None,
+    vocab_size: int,
+    lowercase: bool,
+    keep_duplicates: bool,
+) -> dict[str, Any]:
+    """Everything the store's content is a function of."""
+    if tokenizer_place is None:
+        vocabulary: dict[str, Any] = {"vocab_size": vocab_size, "lowercase": lowercase}
+    else:
+        loaded = tokenizer.load(tokenizer_place)
+        vocabulary = {"sha256": hashlib.sha256(loaded.to_str().encode()).hexdigest()}
+    versions = ["sentencex", "tokenizers"]
+    if any(isinstance(given.source, WikipediaDump) for given in inputs):
+        versions.append("mwparserfromhell")
+    return {
+        "inputs": [given.describe() for given in inputs],
+        "tokenizer": vocabulary,
+        "options": {
+            "language": segment.LANGUAGE,
+            "unit_characters": UNIT_CHARACTERS,
+            "keep_duplicates": keep_duplicates,
+        },
+        "versions": {name: version(name) for name in versions},
+        "format": FORMAT,
+    }
+
+
+def _make_tokenizer(
+    inputs: Sequence[Input], work: WorkFolder, job: dict[str, Any], tokenizer_place: Path | None
+) -> None:
+    """Put the tokenizer into the work folder, unless an earlier attempt did."""
+    if work.tokenizer_folder.exists():
+        return
+    if tokenizer_place is not None:
+        tokenizer.save(tokenizer.load(tokenizer_place), work.tokenizer_folder, tokenizer_place)
+        return
+    counts = TextCounts()
+    characters = count_characters(weighted_documents(inputs, counts))
+    refuse_fewer_than_two(counts.documents)
+    vocab_size, lowercase = job["tokenizer"]["vocab_size"], job["tokenizer"]["lowercase"]
+    stride = tokenizer.sampling_stride(counts.text_bytes)
+    _say(
+        f"training a vocabulary of {vocab_size:,} word pieces on {counts.documents:,} documents, "
+        f"{counts.text_bytes / 1e6:,.1f} MB" + (f": every {stride}th" if stride > 1 else "")
+    )
+    texts = (
+        paragraph
+        for number, document in enumerate(weighted_documents(inputs, TextCounts()))
+        if number % stride == 0
+        for paragraph in document
+    )
+    trained = tokenizer.train(texts, characters, vocab_size, lowercase=lowercase)
+    tokenizer.save(trained, work.tokenizer_folder, None)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,242 @@
+"""Documents as lists of paragraphs: what every kind of source gives, and plain text files.
+
+Notable: what a text holds besides text is counted, never passed over in silence. A source in
+another encoding than UTF-8 is refused; single damaged paragraphs are read with U+FFFD in the
+damaged places, which the tokenizer's cleaning removes. No more than one document is held in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mslt_ds.data.prepare.files import COMPRESSIONS, fingerprint, first_lines, open_input, unpacked
+from mslt_ds.errors import DataError
+
+LONGEST_DOCUMENT = 64 << 20  # bytes
+_CODE_POINTS = 0x110000
+_CHARACTERS_PER_COUNT = 1 << 20
+# Text in another encoding is wrong nearly everywhere, a damaged file in a few places.
+_MOST_INVALID = 0.01
+
+
+@dataclass
+class TextCounts:
+    """What was found while reading."""
+
+    documents: int = 0  # with text
+    paragraphs: int = 0
+    empty_documents: int = 0  # rows and pages without text
+    skipped_pages: int = 0  # of a Wikipedia dump: redirects, and what isn't an article
+    invalid_utf8_paragraphs: int = 0
+    text_bytes: int = 0  # decompressed
+
+    def add(self, other: TextCounts) -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+class Source(Protocol):
+    """Documents from one file or data set.
+
+    A document has at least one paragraph, a paragraph at least one character besides white space.
+    """
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    def check(self) -> None:
+        """DataError unless its beginning can be read."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A digest that tells its versions apart, in hexadecimal digits."""
+        ...
+
+    def documents(
+        self, counts: TextCounts, sha256: hashlib._Hash | None = None
+    ) -> Iterator[list[str]]:
+        """All documents in order; `counts` and `sha256` (of the text) are brought up to date."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """What all sources that are a file have in common."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.path)
+
+
+@dataclass(frozen=True)
+class TextFile(FileSource):
+    """One paragraph a line, a blank line between documents."""
+
+    def check(self) -> None:
+        lines = first_lines(self.path)
+        refuse_other_encodings(self.path, *probe(lines))
+        if lines[0].startswith(b'{"') and lines[0].rstrip().endswith(b"}"):
+            raise DataError(
+                f"--input: {self.path}: JSON lines in a file that's named as plain text; rename it to "
+                f"{self.path.stem.removesuffix('.txt')}.jsonl"
+                f"{self.path.suffix if self.path.suffix in COMPRESSIONS else ''}"
+            )
+
+    def documents(
+        self, counts: TextCounts, sha256: hashlib._Hash | None = None
+    ) -> Iterator[list[str]]:
+        before = counts.invalid_utf8_paragraphs, counts.paragraphs
+        document: list[str] = []
+        document_bytes = 0
+        with open_input(self.path) as file:
+            lines = iter(lambda: file.readline(LONGEST_DOCUMENT + 1), b"")
+            for number, line in enumerate(lines, 1):
+                if sha256 is not None:
+                    sha256.update(line)
+                counts.text_bytes += len(line)
+                document_bytes += len(line)
+                if document_bytes > LONGEST_DOCUMENT:
+                    raise DataError(
+                        f"--input: {self.path}: the document that reaches line {number} is longer "
+                        f"than {LONGEST_DOCUMENT >> 20} MB; put one paragraph on a line and a blank "
+                        "line between documents"
+                    )
+                if paragraph := read_paragraph(line, counts, is_first=number == 1):
+                    document.append(paragraph)
+                    continue
+                if document:
+                    counts.documents += 1
+                    yield document
+                document, document_bytes = [], 0
+        if document:
+            counts.documents += 1
+            yield document
+        refuse_other_encodings(
+            self.path,
+            counts.invalid_utf8_paragraphs - before[0],
+            counts.paragraphs - before[1],
+        )
+
+
+def is_text_file(path: Path) -> bool:
+    """`.txt`, plain or packed, or packed with no other suffix."""
+    suffix = unpacked(path).suffix
+    return suffix == ".txt" or (suffix == "" and path.suffix in COMPRESSIONS)
+
+
+class FileOfTexts(FileSource, ABC):
+    """A file that holds many texts, each of them a document."""
+
+    @abstractmethod
+    def texts(self, counts: TextCounts) -> Iterator[bytes | None]:
+        """The texts in order, in UTF-8, None where there is none; what else is found is counted."""
+
+    def documents(
+        self, counts: TextCounts, sha256: hashlib._Hash | None = None
+    ) -> Iterator[list[str]]:
+        return documents_of_texts(self.path, self.texts(counts), counts, sha256)
+
+
+def documents_of_texts(
+    place: object,
+    texts: Iterable[bytes | None],
+    counts: TextCounts,
+    sha256: hashlib._Hash | None,
+) -> Iterator[list[str]]:
+    """A document of each text in UTF-8; its lines are paragraphs, blank ones only part them.
+
+    A document may not exceed LONGEST_DOCUMENT: DataError that names `place` and its number.
+    """
+    before = counts.invalid_utf8_paragraphs, counts.paragraphs
+    for number, text in enumerate(texts, 1):
+        text = text or b""
+        if len(text) > LONGEST_DOCUMENT:
+            raise DataError(
+                f"--input: {place}: document {number} is longer than {LONGEST_DOCUMENT >> 20} MB; "
+                "split it"
+            )
+        counts.text_bytes += len(text)
+        if sha256 is not None:
+            sha256.update(b"%d\n" % len(text) + text)
+        document = [
+            paragraph for line in text.split(b"\n") if (paragraph := read_paragraph(line, counts))
+        ]
+        if document:
+            counts.documents += 1
+            yield document
+        else:
+            counts.empty_documents += 1
+    refuse_other_encodings(
+        place, counts.invalid_utf8_paragraphs - before[0], counts.paragraphs - before[1]
+    )
+
+
+def read_paragraph(line: bytes, counts: TextCounts, *, is_first: bool = False) -> str:
+    """A line without the white space around it. `is_first`: of a file, where a mark may stand."""
+    try:
+        paragraph = line.decode("utf-8")
+    except UnicodeDecodeError:
+        paragraph = line.decode("utf-8", "replace")
+        counts.invalid_utf8_paragraphs += 1
+    if is_first:
+        paragraph = paragraph.removeprefix("\ufeff")
+    paragraph = paragraph.strip()
+    if paragraph:
+        counts.paragraphs += 1
+    return paragraph
+
+
+def probe(lines: list[bytes]) -> tuple[int, int]:
+    """How many of the lines aren't text in UTF-8, and of how many."""
+    return sum(not _is_text(line) for line in lines), len(lines)
+
+
+def refuse_other_encodings(place: object, invalid: int, of: int) -> None:
+    """DataError if more lines are invalid than damage explains."""
+    if invalid > _MOST_INVALID * of and (invalid > 1 or of == 1):
+        raise DataError(
+            f"--input: {place}: not UTF-8 text, {invalid} of {of} lines can't be decoded; "
+            "convert it first, for example with iconv -t UTF-8"
+        )
+
+
+def count_characters(documents: Iterator[list[str]]) -> np.ndarray:
+    """How often each code point occurs, (0x110000,) int64."""
+    characters = np.zeros(_CODE_POINTS, np.int64)
+    pending: list[str] = []
+    size = 0
+
+    def count() -> None:
+        text = np.frombuffer("".join(pending).encode("utf-32-le"), "<u4")
+        found = np.bincount(text)
+        characters[: len(found)] += found
+
+    for document in documents:
+        pending += document
+        size += sum(map(len, document))
+        if size >= _CHARACTERS_PER_COUNT:
+            count()
+            pending, size = [], 0
+    count()
+    return characters
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        return "\0" not in line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False

@@ -1,0 +1,151 @@
+"""All inputs through the workers: the units that are missing are made.
+
+One process reads and cuts the text, the others segment and tokenize it. A worker that dies ends
+the preparation with a message; what was done stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mslt_ds.data.prepare.documents import TextCounts
+from mslt_ds.data.prepare.sources import Input
+from mslt_ds.data.prepare.unit import (
+    Documents,
+    Worker,
+    cut_into_units,
+    is_unit_of,
+    text_digest,
+    write_unit,
+)
+from mslt_ds.data.prepare.work import SourceRecord, WorkFolder
+from mslt_ds.errors import DataError
+
+_UNITS_AHEAD_PER_WORKER = 2
+_PROGRESS_SECONDS = 5.0
+Submit = Callable[[Path, Documents, str], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` (from 1) of `count` of a preparation that several tasks share."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        number, slash, count = text.partition("/")
+        if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+            return cls(int(number), int(count))
+        raise DataError(f"--shard: {text!r}; expected I/N with I from 1 to N, for example 3/8")
+
+    def reads(self, file: int, num_files: int) -> bool:
+        """Whether this part needs to read the input: they're dealt out whole if there are enough."""
+        return num_files < self.count or file % self.count == self.number - 1
+
+    def makes(self, unit: int, num_files: int) -> bool:
+        """Whether this part makes a unit of an input that it reads."""
+        return num_files >= self.count or unit % self.count == self.number - 1
+
+
+def tokenize(
+    inputs: Sequence[Input],
+    work: WorkFolder,
+    dtype: np.dtype,
+    workers: int,
+    shard: Shard,
+    say: Callable[[str], None],
+) -> TextCounts:
+    """Make the shard's missing units; what was read on the way."""
+    total = TextCounts()
+    start = last = time.monotonic()
+    with _workers(workers, work.tokenizer_folder, dtype) as submit:
+        for file, given in enumerate(inputs):
+            if not shard.reads(file, len(inputs)):
+                continue
+            counts = TextCounts()
+            sha256 = hashlib.sha256()
+            units = 0
+            for documents in cut_into_units(given.source.documents(counts, sha256)):
+                unit = work.unit(file, units)
+                text = text_digest(documents)
+                if shard.makes(units, len(inputs)) and not is_unit_of(unit, text):
+                    submit(unit, documents, text)
+                units += 1
+                now = time.monotonic()
+                if now - last > _PROGRESS_SECONDS:
+                    last = now
+                    megabytes = (total.text_bytes + counts.text_bytes) / 1e6
+                    say(
+                        f"tokenizing input {file + 1} of {len(inputs)}: {megabytes:,.0f} MB, "
+                        f"{megabytes / (now - start):.1f} MB/s"
+                    )
+            record = SourceRecord(
+                given.source.name, given.weight, sha256.hexdigest(), units, counts
+            )
+            work.write_source(file, record)
+            total.add(counts)
+    return total
+
+
+@contextmanager
+def _workers(count: int, tokenizer_folder: Path, dtype: np.dtype) -> Iterator[Submit]:
+    """A function that has a unit made, now or soon; all are made when the block ends."""
+    if count == 1:
+        worker = Worker(tokenizer_folder, dtype)
+        yield lambda path, documents, text: write_unit(path, worker.process(documents), text)
+        return
+
+    executor = ProcessPoolExecutor(
+        count,
+        # A fork would copy the tokenizer library's threads in an undefined state.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(tokenizer_folder, dtype.str),
+    )
+    pending: set[Future[None]] = set()
+
+    def submit(path: Path, documents: Documents, text: str) -> None:
+        nonlocal pending
+        pending.add(executor.submit(_work, path, documents, text))
+        if len(pending) >= count * _UNITS_AHEAD_PER_WORKER:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+
+    try:
+        yield submit
+        for future in pending:
+            future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"--workers: {count}: one of the processes died, most likely for want of memory; give "
+            "the same command again with fewer, it goes on where it stood"
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: Worker  # of a process in a pool, made by its initializer
+
+
+def _start_worker(tokenizer_folder: Path, dtype: str) -> None:
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each process
+    _worker = Worker(tokenizer_folder, np.dtype(dtype))
+
+
+def _work(path: Path, documents: Documents, text: str) -> None:
+    write_unit(path, _worker.process(documents), text)

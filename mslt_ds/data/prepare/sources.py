@@ -1,0 +1,154 @@
+"""What `--input` names, of any kind and in any mix: one input after the other, each with a weight.
+
+An input is LOCATION[,weight=W][,field=NAME][,split=NAME]. The location is a file whose suffix tells
+its kind, a glob of such files, a data set's folder, or the name of a data set of the hub.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mslt_ds.data.prepare.documents import Source, TextCounts, TextFile, is_text_file
+from mslt_ds.data.prepare.files import COMPRESSIONS, unpacked
+from mslt_ds.data.prepare.merge import copies_by_weight
+from mslt_ds.data.prepare.rows import HuggingFaceDataset, JsonLines, ParquetFile, is_json
+from mslt_ds.data.prepare.unit import document_hashes
+from mslt_ds.data.prepare.wikipedia import WikipediaDump, is_dump
+from mslt_ds.errors import DataError
+
+_MOST_WEIGHT = 1000
+_OPTIONS = ("weight", "field", "split")
+_OPTION = re.compile(r"(.+),([^,=/]*)=([^,]*)", re.DOTALL)
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_KINDS = (
+    "text (.txt), JSON lines (.jsonl, .json, .ndjson), a Wikipedia dump (.xml), each plain or "
+    f"{', '.join(COMPRESSIONS)}, or Parquet (.parquet)"
+)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A source and how often each of its documents is to appear, in the mean."""
+
+    source: Source
+    weight: float = 1.0
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that the store's content depends on."""
+        source = self.source
+        options = {name: getattr(source, name, None) for name in ("field", "split")}
+        return {
+            "name": source.name,
+            "weight": self.weight,
+            **{name: value for name, value in options.items() if value is not None},
+            "fingerprint": source.fingerprint(),
+        }
+
+
+def find_inputs(given: Sequence[str | Path]) -> list[Input]:
+    """The inputs that are `given`, globs expanded in alphabetical order; DataError for the first
+    that can't be read."""
+    if not given:
+        raise DataError("--input: none given; name at least one file or data set")
+    inputs = [found for one in given for found in _parse(str(one))]
+    for found in inputs:
+        found.source.check()
+    return inputs
+
+
+def weighted_documents(inputs: Sequence[Input], counts: TextCounts) -> Iterator[list[str]]:
+    """The documents of all inputs, each as often as it will be in the store; exact duplicates are
+    still among them."""
+    for found in inputs:
+        for document in found.source.documents(counts):
+            copies = 1
+            if found.weight != 1:
+                copies = int(copies_by_weight(document_hashes([document]), found.weight)[0])
+            for _ in range(copies):
+                yield document
+
+
+def _parse(given: str) -> Iterator[Input]:
+    location, options = given, {}
+    # A name of something that is there may look like an option.
+    while not (places := _places(location)) and (match := _OPTION.fullmatch(location)):
+        location, name, value = match.groups()
+        if name not in _OPTIONS:
+            raise DataError(
+                f"--input: {given}: no such file, and no option {name!r}; the options are "
+                f"{', '.join(_OPTIONS)}"
+            )
+        if name in options:
+            raise DataError(f"--input: {given}: {name} is given twice")
+        options[name] = value
+    if not places and glob.has_magic(location):
+        raise DataError(f"--input: {location}: no file is named so")
+    weight = _weight(given, options.pop("weight", "1"))
+    for place in places or [location]:
+        yield Input(_source(place, options), weight)
+
+
+def _weight(given: str, text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight <= _MOST_WEIGHT:
+        raise DataError(
+            f"--input: {given}: weight {text!r}; it's how often each document is to appear, above "
+            f"0 and up to {_MOST_WEIGHT}, for example 2.5 or 0.1"
+        )
+    return weight
+
+
+def _places(location: str) -> list[str]:
+    """The file or folder that is named so, or the files that match."""
+    if Path(location).exists():
+        return [location]
+    return sorted(path for path in glob.glob(location, recursive=True) if Path(path).is_file())
+
+
+def _source(location: str, options: dict[str, str]) -> Source:
+    path = Path(location)
+    if path.is_dir():
+        return _folder(path, options)
+    if not path.exists():
+        if _HUB_NAME.fullmatch(location) and _kind(path) is None:
+            return HuggingFaceDataset(location, **options)
+        raise DataError(f"--input: {path}: no such file")
+    if not path.is_file():
+        raise DataError(f"--input: {path}: neither a file nor a folder")
+    kind = _kind(path)
+    if kind is None:
+        suffix = path.name.removeprefix(unpacked(path).stem)
+        raise DataError(f"--input: {path}: suffix {suffix!r} is not known; expected {_KINDS}")
+    unknown = set(options) - ({"field"} if kind in (JsonLines, ParquetFile) else set())
+    if unknown:
+        raise DataError(f"--input: {path}: this kind of file has no {' and no '.join(unknown)}")
+    return kind(path, **options)
+
+
+def _folder(path: Path, options: dict[str, str]) -> HuggingFaceDataset:
+    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if not saved and next(path.rglob("*.parquet"), None) is None:
+        raise DataError(
+            f"--input: {path}: a folder, and no data set in it (Parquet files, or what "
+            f"save_to_disk wrote); name its files by a glob in quotes, such as '{path}/**/*.txt'"
+        )
+    return HuggingFaceDataset(str(path), **options)
+
+
+def _kind(path: Path) -> Any:
+    if is_json(path):
+        return JsonLines
+    if is_dump(path):
+        return WikipediaDump
+    if path.suffix == ".parquet":
+        return ParquetFile
+    return TextFile if is_text_file(path) else None

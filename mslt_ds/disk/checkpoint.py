@@ -1,0 +1,184 @@
+"""Where a run stands, on disk: written whole or not at all, read by any number of ranks.
+
+A checkpoint holds full fp32 tensors by Hugging Face name (weights of record, optimizer moments) and
+a small JSON, never a rank's shard. It can therefore be resumed at another ZeRO stage or on another
+number of ranks, and a stage boundary is no special case. What must not change between a run and its
+continuation (model, plan, data, seed, ...) is compared when it is read, key by key.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mslt_ds.atomic import replace_folder
+from mslt_ds.config.sections import RunConfig
+from mslt_ds.errors import CheckpointError
+from mslt_ds.model.growth import Weights
+from mslt_ds.optim.partition import OptimizerState
+
+FORMAT = 1
+_WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+# What a resumed run may have otherwise: it changes where and how fast, not what is computed
+# (beyond rounding, where ranks or the ZeRO stage differ).
+_FREE_KEYS = (
+    "name", "output_dir", "checkpoint", "deepspeed", "telemetry", "evaluation",
+    "data.path", "data.eval_path", "data.num_workers", "train.device", "optimizer.lamb.backend",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything that the next step is computed from, beside the recipe and the data."""
+
+    step: int
+    """Steps done; the next step's number, counted from 0."""
+    weights: Weights
+    optimizer_state: OptimizerState = field(default_factory=dict)
+    """Of every parameter that has trained, also of those now frozen: the joint stage goes on."""
+    loss_scale: dict[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and moments by a name for each: what has to be the same on all ranks."""
+        return self.weights | {
+            f"{kind}/{name}": entry[kind]
+            for name, entry in self.optimizer_state.items()
+            for kind in ("exp_avg", "exp_avg_sq")
+        }
+
+
+def fingerprint(config: RunConfig, data_digest: str) -> dict[str, Any]:
+    """Flat key -> value of all that a continuation has to share with its run."""
+    flat = _flatten(config.model_dump(mode="json"))
+    kept = {key: value for key, value in flat.items() if not key.startswith(_FREE_KEYS)}
+    # The folder isn't read again and may have moved.
+    given = {"plan.init_from": None if config.plan.init_from is None else "a folder"}
+    return kept | given | {"token store digest (data.path)": data_digest}
+
+
+def _defaults() -> dict[str, Any]:
+    """Flat key -> default of the keys that have one."""
+    sections = {
+        name: field.annotation.model_construct().model_dump(mode="json")
+        for name, field in RunConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+    return _flatten(sections)
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat |= _flatten(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = item
+    return flat
+
+
+class CheckpointFolder:
+    """`<run folder>/checkpoints/step_<N>/`, the last `keep` of them."""
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path = path
+        self.keep = keep
+
+    def latest(self) -> Path | None:
+        """The checkpoint with the most steps, or None."""
+        found = sorted(self.path.glob("step_*"))
+        return found[-1] if found else None
+
+    def save(self, state: TrainingState, fingerprint: dict[str, Any]) -> Path:
+        """Write `state` and remove the oldest beyond `keep`. For one rank only."""
+        path = self.path / f"step_{state.step:010d}"
+        self.path.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.contiguous() for name, tensor in state.weights.items()}
+        moments = {
+            name: tensor.contiguous()
+            for name, tensor in state.tensors().items()
+            if name not in weights
+        }
+        description = {
+            "format": FORMAT,
+            "step": state.step,
+            "loss_scale": state.loss_scale,
+            "optimizer_steps": {n: entry["step"] for n, entry in state.optimizer_state.items()},
+            "fingerprint": fingerprint,
+        }
+        with replace_folder(path) as partial:
+            save_file(weights, partial / _WEIGHTS)
+            save_file(moments, partial / _OPTIMIZER)
+            (partial / _STATE).write_text(json.dumps(description, indent=1) + "\n")
+        for old in sorted(self.path.glob("step_*"))[: -self.keep]:
+            shutil.rmtree(old)
+        return path
+
+
+def check_resumable(path: Path, expected: dict[str, Any]) -> None:
+    """CheckpointError unless the checkpoint at `path` is of the run `expected` describes.
+
+    Reads the small JSON only, so that a wrong recipe is refused before anything is loaded.
+    """
+    # A key that the version which wrote it didn't have stood for what is now the default.
+    written = _describe(path)["fingerprint"]
+    found = {key: value for key, value in _defaults().items() if key in expected} | written
+    lines = [
+        f"{key}: {expected.get(key)!r} now, {found.get(key)!r} in the checkpoint"
+        for key in sorted(expected.keys() | found.keys())
+        if expected.get(key) != found.get(key)
+    ]
+    if lines:
+        raise CheckpointError(
+            f"{path} was written by another recipe:\n  " + "\n  ".join(lines) + "\n"
+            "set these back to go on with that run, or choose another name or output_dir"
+        )
+
+
+def load(path: Path) -> TrainingState:
+    """The state that `CheckpointFolder.save` wrote; tensors on the CPU."""
+    description = _describe(path)
+    try:
+        weights, moments = load_file(path / _WEIGHTS), load_file(path / _OPTIMIZER)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from None
+    return TrainingState(
+        step=description["step"],
+        weights=weights,
+        optimizer_state={
+            name: {
+                "exp_avg": moments[f"exp_avg/{name}"],
+                "exp_avg_sq": moments[f"exp_avg_sq/{name}"],
+                "step": steps,
+            }
+            for name, steps in description["optimizer_steps"].items()
+        },
+        loss_scale=description["loss_scale"],
+    )
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((path / _STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {description.get('format')!r}, this version reads {FORMAT}; "
+            "go on with the version that wrote it, or choose another name or output_dir"
+        )
+    return description
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: damaged ({error}); remove this folder to go on from the checkpoint before"
+    )

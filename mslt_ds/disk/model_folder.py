@@ -1,0 +1,140 @@
+"""Weights of record on disk: a Hugging Face folder that `from_pretrained` loads as it is.
+
+Notable:
+
+* The file holds the fp32 masters, one tensor per parameter. Tied parameters are stored once, under
+  the name of the embeddings and of the MLM head's bias; Hugging Face ties the decoder to them
+  when it loads the folder and reports no key as missing.
+* The folder is written whole or not at all (`atomic.py`), so a stage boundary that exists can be
+  trusted after a kill.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, PretrainedConfig
+
+from mslt_ds.atomic import replace_folder
+from mslt_ds.disk.hugging_face import first_line, quiet, weight_files
+from mslt_ds.errors import CheckpointError, DataError
+from mslt_ds.model import parts
+from mslt_ds.model.family import family_of
+from mslt_ds.model.growth import Weights
+
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+"""All that `AutoTokenizer` reads of a WordPiece tokenizer. Named one by one, because a tokenizer's
+folder may hold a token store or a model beside it."""
+
+
+def save_weights(
+    folder: Path, weights: Weights, hf_config: PretrainedConfig, tokenizer_dir: Path | None
+) -> None:
+    """Write `weights` as a Hugging Face folder: config.json, model.safetensors, tokenizer files.
+
+    weights: every parameter of the model that `hf_config` describes, without tied aliases
+    hf_config: of the depth that `weights` have; `architectures` names the class to load
+    tokenizer_dir: a folder that `AutoTokenizer` loads; None leaves the tokenizer out
+    """
+    config = copy.deepcopy(hf_config)
+    config.dtype = torch.float32
+    # A cast or a view must not reach the disk: one contiguous fp32 tensor for each name.
+    tensors = {name: tensor.detach().float().contiguous() for name, tensor in weights.items()}
+    with replace_folder(folder) as partial:
+        config.save_pretrained(partial)
+        save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        # safetensors makes its file readable by the owner alone; a run folder is often shared.
+        shutil.copymode(partial / "config.json", partial / WEIGHTS_FILE)
+        if tokenizer_dir is not None:
+            _copy_tokenizer(tokenizer_dir, partial)
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """The configuration of a model that is there; CheckpointError where none is."""
+    weight_files(folder)
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever is raised for a JSON that means nothing
+        raise CheckpointError(
+            f"{folder / 'config.json'}: can't be read ({first_line(error)})"
+        ) from error
+
+
+def load_weights(folder: Path, hf_config: PretrainedConfig | None = None) -> Weights:
+    """The folder's weights by Hugging Face's names: fp32 on the CPU, tied aliases left out.
+
+    folder: of this program or of any other, in a form that `from_pretrained` reads
+    hf_config: the model to take them for; None: the one that the folder's config.json describes
+
+    Parameters of the model that the folder doesn't hold aren't in the result, and neither are heads
+    that the model hasn't. CheckpointError if the folder holds no model, another encoder, tensors of
+    other shapes or a decoder that isn't tied.
+    """
+    config = hf_config or read_config(folder)
+    try:
+        with quiet():
+            model, info = parts.auto_class(config).from_pretrained(
+                folder, config=copy.deepcopy(config), output_loading_info=True, local_files_only=True,
+                dtype=torch.float32, ignore_mismatched_sizes=True,
+            )  # fmt: skip
+    except Exception as error:  # whatever torch, pickle and safetensors raise for damaged files
+        raise CheckpointError(f"{folder}: can't be loaded ({first_line(error)})") from error
+    if info["mismatched_keys"]:
+        name, held, asked = min(info["mismatched_keys"])
+        raise CheckpointError(
+            f"{folder}: {name} has the shape {tuple(held)}, and the model's is {tuple(asked)}; "
+            "config.json and the weights are of two different models"
+        )
+    if others := sorted(name for name in info["unexpected_keys"] if in_encoder(name, config)):
+        raise CheckpointError(
+            f"{folder}: it holds {others[0]}, which a model of its config.json hasn't; they are of two "
+            "different models, or of a kind that isn't known here"
+        )
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for alias, owner in family_of(config).TIED.items():
+        tensor = weights.pop(alias, None)
+        if tensor is not None and not torch.equal(tensor, weights[owner]):
+            raise CheckpointError(
+                f"{folder}: {alias} differs from {owner}; only models with a tied decoder can be used"
+            )
+    return {name: tensor for name, tensor in weights.items() if name not in info["missing_keys"]}
+
+
+def in_encoder(name: str, hf_config: PretrainedConfig) -> bool:
+    """Whether a parameter belongs to what every model of the family has: no pooler, no head."""
+    # An encoder that was saved alone has names without the first part.
+    blocks = family_of(hf_config).BLOCKS.partition(".")[2]
+    is_inside = name.startswith(f"{hf_config.model_type}.") or name.startswith(blocks)
+    return is_inside and ".pooler." not in name
+
+
+def check_tokenizer(folder: Path) -> None:
+    """DataError unless `folder` has the files of a tokenizer."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise DataError(f"{folder}: no tokenizer here; expected tokenizer.json or vocab.txt")
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    check_tokenizer(source)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    # Without a class, AutoTokenizer goes by the model: an ALBERT's would be SentencePiece's.
+    path = target / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "tokenizer_class" not in settings:
+        settings = {"tokenizer_class": "BertTokenizer"} | settings
+        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

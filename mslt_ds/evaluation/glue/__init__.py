@@ -1,0 +1,1 @@
+"""GLUE: tasks, data, fine-tuning runs, submission."""

@@ -1,0 +1,70 @@
+"""`mslt-ds evaluate glue`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mslt_ds.distributed.world import World
+from mslt_ds.evaluation import job
+from mslt_ds.evaluation.encoder import Encoder
+from mslt_ds.evaluation.glue import submission
+from mslt_ds.evaluation.glue.runs import GlueRunner, Source
+from mslt_ds.evaluation.glue.tasks import TASKS, choose
+from mslt_ds.evaluation.recipe import QUICK_GLUE, GlueRecipe, load
+from mslt_ds.evaluation.runner import device_for
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="a Hugging Face folder"
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", default=["all"], metavar="TASK",
+        help=f"all (default), or some of {', '.join(TASKS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", required=True, metavar="DIR",
+        help="GLUE's files (DIR/CoLA/train.tsv, ...), saved datasets (DIR/cola, ...), or hub",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true",
+        help=f"{len(QUICK_GLUE['learning_rates'])} learning rates and "
+        f"{len(QUICK_GLUE['seeds'])} seeds instead of 4 and 5",
+    )  # fmt: skip
+    parser.add_argument(
+        "--predict-test", action="store_true",
+        help="then predict the test sets and write submission.zip for GLUE's server",
+    )  # fmt: skip
+    job.add_arguments(parser)
+
+
+def build(arguments: argparse.Namespace, world: World) -> GlueRunner:
+    """All that can be checked is, before anything is trained."""
+    tasks = choose(arguments.tasks)
+    recipe = load(
+        GlueRecipe, arguments.config, arguments.overrides, QUICK_GLUE if arguments.quick else {}
+    )
+    source = Source(arguments.data)
+    encoder = Encoder.open(arguments.model)
+    device = device_for(recipe.device, world, recipe.precision)
+    data = {task.name: source.read(task, recipe) for task in tasks}
+    return GlueRunner(encoder, recipe, device, data, quick=arguments.quick)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if not arguments.predict_test:
+        job.run(arguments, build)
+        return 0
+    tests = submission.read_tests(Source(arguments.data), choose(arguments.tasks))
+    missing = submission.what_is_missing(tests)
+    if missing and job.world().is_main:
+        print(missing)
+    results = job.run(arguments, build)
+    if results is not None:
+        runner = build(arguments, job.world())
+        submission.predict_tests(runner, results, tests, arguments.output)
+        print(f"written to {arguments.output / submission.ZIP}")
+        if missing:
+            print(missing)
+    return 0

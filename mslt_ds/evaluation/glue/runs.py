@@ -1,0 +1,290 @@
+"""GLUE: what a single cell does, from texts to scores.
+
+Data of a task is read and checked before anything is trained, and tokenized once for all of its
+cells that a process does in turn.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from transformers import AutoModelForSequenceClassification
+
+from mslt_ds.evaluation import text_files
+from mslt_ds.evaluation.batches import evaluation_batches, sample, training_batches
+from mslt_ds.evaluation.cells import fingerprint
+from mslt_ds.evaluation.encode import Encoded, LabelledEncoded, encode, encode_labelled
+from mslt_ds.evaluation.encoder import Encoder, check_max_length, fresh_note
+from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune, predict
+from mslt_ds.evaluation.glue import hub, tsv
+from mslt_ds.evaluation.glue.metrics import constant_scores, scores
+from mslt_ds.evaluation.glue.tasks import (
+    DIAGNOSTIC,
+    METRIC_NAMES,
+    TASKS,
+    Examples,
+    LabelledExamples,
+    Split,
+    Task,
+)
+from mslt_ds.evaluation.grid import Cell
+from mslt_ds.evaluation.recipe import GlueRecipe
+from mslt_ds.evaluation.results import Columns, Constants, percent
+from mslt_ds.evaluation.runner import OnStep
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's labelled splits: train after sampling, and each dev split by its name."""
+
+    task: Task
+    train: LabelledExamples
+    dev: dict[str, LabelledExamples]
+
+    def fingerprint(self) -> str:
+        return fingerprint(
+            *([part.texts, part.labels] for part in (self.train, *self.dev.values()))
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where GLUE is read from: `hub`, a copy of its repository, saved datasets, or GLUE's own files."""
+
+    data: str
+
+    @property
+    def _open(self) -> hub.Open | None:
+        if self.data == "hub":
+            return hub.open_repository(hub.DATASET)
+        folder = Path(self.data)
+        if any(folder.glob(f"*/{hub.SAVED}")):
+            return hub.open_saved(folder)
+        if any(folder.glob(f"*/{hub.PARQUET}")):
+            return hub.open_repository(self.data)
+        return None
+
+    def read(self, task: Task, recipe: GlueRecipe) -> TaskData:
+        """A task's train and dev splits."""
+        open_config = self._open
+
+        def read_split(split: Split) -> LabelledExamples:
+            if open_config is None:
+                return tsv.read_split(Path(self.data), task, split)
+            return hub.read_split(open_config, task, split)
+
+        train = read_split(task.train)
+        rows = sample(len(train), recipe.train_examples, seed=0)
+        train = LabelledExamples(
+            texts=[train.texts[row] for row in rows],
+            labels=[train.labels[row] for row in rows],
+            ids=[train.ids[row] for row in rows],
+        )
+        return TaskData(task, train, {split.name: read_split(split) for split in task.dev})
+
+    def read_tests(self, task: Task) -> dict[str, Examples]:
+        """A task's test splits by their file in a submission; with MNLI the diagnostic set, if any."""
+        open_config, folder = self._open, Path(self.data)
+
+        def read_test(split: Split, hub_config: str, tsv_folder: str) -> Examples:
+            if open_config is None:
+                return tsv.read_test(folder, task, split, tsv_folder)
+            return hub.read_test(open_config, task, split, hub_config)
+
+        tests = {split.name: read_test(split, task.hub_config, task.folder) for split in task.test}
+        if task.name == "MNLI":
+            files = folder / DIAGNOSTIC.file / f"{DIAGNOSTIC.file}.tsv"
+            if self.data == "hub" or (folder / "ax").is_dir() or text_files.find(files):
+                tests[DIAGNOSTIC.name] = read_test(DIAGNOSTIC, "ax", DIAGNOSTIC.file)
+        return tests
+
+
+@dataclass
+class GlueRunner:
+    """Runs cells of one model on one device. Keeps the last task's token ids."""
+
+    encoder: Encoder
+    recipe: GlueRecipe
+    device: torch.device
+    data: dict[str, TaskData]
+    quick: bool = False
+    _encoded: tuple[str, LabelledEncoded, dict[str, LabelledEncoded]] | None = field(
+        default=None, repr=False
+    )
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of each task, what its cells' scores depend on."""
+        return {
+            name: fingerprint(
+                self.encoder.digest, self.recipe.what_scores_depend_on(name), data.fingerprint()
+            )
+            for name, data in self.data.items()
+        }
+
+    def work(self) -> dict[str, float]:
+        """Of each task, the characters that one of its runs reads: what its time goes with."""
+        return {
+            name: float(data.train.characters * self.recipe.epochs_for(name))
+            for name, data in self.data.items()
+        }
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The head of results.json."""
+        return {
+            "model": str(self.encoder.path),
+            "digest": self.encoder.digest,
+            "quick": self.quick,
+        }
+
+    def columns(self) -> Columns:
+        """Of each task, its dev splits with the metrics of each."""
+        return {
+            name: {split.name: task.metrics for split in task.dev}
+            for name, task in TASKS.items()
+            if name in self.data
+        }
+
+    def constants(self) -> Constants:
+        """Of each dev split, what the best single answer to all rows scores."""
+        return {
+            name: {
+                split: constant_scores(data.task, torch.tensor(examples.labels))
+                for split, examples in data.dev.items()
+            }
+            for name, data in self.data.items()
+        }
+
+    def check(self) -> list[str]:
+        """Build the model, so that one that can't be used ends here; notes about it."""
+        # One of each number of labels: a folder may bring a head that fits some tasks only.
+        tasks = {len(data.task.labels): data.task for data in self.data.values()}
+        notes = []
+        for task in tasks.values():
+            model, fresh = self._build_on_cpu(task, seed=0)
+            check_max_length(model, self.encoder, self.recipe.max_length)
+            notes.append(fresh_note(fresh))
+        return list(dict.fromkeys(notes))
+
+    def build(self, task: Task, seed: int) -> nn.Module:
+        """The model with a head for the task, on the device."""
+        return self._build_on_cpu(task, seed)[0].to(self.device)
+
+    def _build_on_cpu(self, task: Task, seed: int) -> tuple[nn.Module, list[str]]:
+        labels = 1 if task.is_regression else len(task.labels)
+        return self.encoder.build(AutoModelForSequenceClassification, seed, num_labels=labels)
+
+    def run(self, cell: Cell, on_step: OnStep) -> dict[str, Any]:
+        """Fine-tune and score one cell: what its file holds."""
+        began = time.monotonic()
+        model, loss = self.train(cell, on_step)
+        trained = time.monotonic()
+        _, _, dev = self.encoded(cell.task)
+        task = self.data[cell.task].task
+        found = {
+            name: scores(task, self.outputs(model, split), split.labels)
+            for name, split in dev.items()
+        }
+        return {
+            "scores": found,
+            "train_loss": loss,
+            "train_examples": len(self.data[cell.task].train),
+            "train_seconds": round(trained - began, 3),
+            "evaluation_seconds": round(time.monotonic() - trained, 3),
+        }
+
+    def train(self, cell: Cell, on_step: OnStep) -> tuple[nn.Module, float]:
+        """The cell's fine-tuned model and its last training loss."""
+        task = self.data[cell.task].task
+        model = self.build(task, cell.seed)
+        steps = self.steps(cell.task)
+        settings = Settings.of(self.recipe, cell.learning_rate, cell.seed, steps)
+        loss = fine_tune(
+            model,
+            self.batches(cell),
+            loss_for(task),
+            settings,
+            lambda step, loss: on_step(step / steps, f"step {step:,}/{steps:,}  loss {loss:.3f}"),
+        )
+        return model, loss
+
+    def steps(self, task: str) -> int:
+        """Optimizer steps of a run."""
+        per_epoch = math.ceil(len(self.data[task].train) / self.recipe.batch_size)
+        return per_epoch * self.recipe.epochs_for(task)
+
+    def batches(self, cell: Cell) -> Iterator[Batch]:
+        """All training batches of a cell, epoch after epoch."""
+        _, train, _ = self.encoded(cell.task)
+        for epoch in range(self.recipe.epochs_for(cell.task)):
+            for rows in training_batches(train.lengths, self.recipe.batch_size, cell.seed, epoch):
+                yield train.batch(rows)
+
+    def sample_steps(self, cell: Cell, count: int) -> tuple[nn.Module, list[Batch], Loss]:
+        """A model and `count` batches spread over all lengths, to measure steps with."""
+        task = self.data[cell.task].task
+        _, train, _ = self.encoded(cell.task)
+        batches = training_batches(train.lengths, self.recipe.batch_size, cell.seed, 0)
+        batches.sort(key=lambda rows: max(train.lengths[row] for row in rows))
+        middles = [(2 * index + 1) * len(batches) // (2 * count) for index in range(count)]
+        model = self.build(task, cell.seed)
+        return model, [train.batch(batches[middle]) for middle in middles], loss_for(task)
+
+    def summary(self, scores: Mapping[str, Mapping[str, float]]) -> str:
+        """A cell's scores in a line."""
+        return ", ".join(
+            f"{name} {METRIC_NAMES[metric]} {percent(value)}"
+            for name, metrics in scores.items()
+            for metric, value in metrics.items()
+        )
+
+    def encoded(self, task: str) -> tuple[str, LabelledEncoded, dict[str, LabelledEncoded]]:
+        """A task's name, train and dev splits as token ids."""
+        if self._encoded is None or self._encoded[0] != task:
+            data = self.data[task]
+
+            def encode_split(split: LabelledExamples) -> LabelledEncoded:
+                return encode_labelled(
+                    split, self.encoder.tokenizer, self.recipe.max_length, data.task.is_regression
+                )
+
+            dev = {name: encode_split(split) for name, split in data.dev.items()}
+            self._encoded = task, encode_split(data.train), dev
+        return self._encoded
+
+    def encode(self, examples: Examples) -> Encoded:
+        """A test split as token ids."""
+        return encode(examples, self.encoder.tokenizer, self.recipe.max_length)
+
+    def outputs(self, model: nn.Module, split: Encoded) -> Tensor:
+        """(rows, classes) logits, or (rows, 1) scores."""
+        batches = evaluation_batches(split.lengths, self.recipe.eval_batch_size)
+        return predict(model, batches, split.batch, logits_of, self.recipe.precision)
+
+
+def logits_of(model: nn.Module, batch: Batch) -> Tensor:
+    return model(**batch).logits
+
+
+def loss_for(task: Task) -> Loss:
+    return regression_loss if task.is_regression else classification_loss
+
+
+def classification_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy of (rows, classes) logits."""
+    labels = batch.pop("labels")
+    return cross_entropy(logits_of(model, batch).float(), labels)
+
+
+def regression_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean squared error of (rows, 1) predictions."""
+    labels = batch.pop("labels")
+    return mse_loss(logits_of(model, batch).float().squeeze(-1), labels)

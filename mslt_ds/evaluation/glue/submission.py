@@ -1,0 +1,147 @@
+"""Files for GLUE's test server, in one zip of the layout that it takes.
+
+Source: the server's FAQ, number 1, as nyu-mll/jiant (the toolkit of GLUE's authors) writes it in
+`jiant/scripts/benchmarks/benchmarks.py`: one TSV for each test set at the top of the zip, named as
+below, with the header `index<TAB>prediction`; class names for MNLI, QNLI, RTE and AX, 0 and 1 for the
+others, scores from 0 to 5 for STS-B (clipped as in nyu-mll/GLUE-baselines, `src/evaluate.py`). It
+refuses a zip that lacks a file, WNLI's too: that one is made of the majority's class 0, as in Devlin et
+al. 2019, appendix B.1.
+
+The model that predicts is the best run at the chosen learning rate. Cells don't keep their weights: it
+is fine-tuned again by the same seed, which on a CPU gives the same bits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mslt_ds.atomic import replace_text
+from mslt_ds.evaluation.cells import fingerprint
+from mslt_ds.evaluation.glue.runs import GlueRunner, Source
+from mslt_ds.evaluation.glue.tasks import DIAGNOSTIC, TASKS, Examples, Task
+from mslt_ds.evaluation.grid import Cell
+from mslt_ds.evaluation.progress import GridProgress
+from mslt_ds.evaluation.results import Results
+
+ZIP = "submission.zip"
+FOLDER = "test"
+WNLI_ROWS = 146
+FILES = (
+    "CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX",
+)  # fmt: skip
+"""Every file that the server wants, without `.tsv`."""
+
+Tests = Mapping[str, Mapping[str, Examples]]
+"""Of each task, its test sets by their file's name."""
+
+
+def predict_tests(runner: GlueRunner, results: Results, tests: Tests, output: Path) -> None:
+    """Predict every test set and write the zip.
+
+    A task's predictions are a file each, and made once: several processes that find the grid finished
+    take turns.
+    """
+    files: dict[str, str] = {
+        "WNLI": _tsv([str(row) for row in range(WNLI_ROWS)], ["0"] * WNLI_ROWS)
+    }
+    with (output / f".{FOLDER}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with GridProgress(len(tests), len(tests)) as progress:
+            for name, splits in tests.items():
+                files |= _task_files(runner, results, name, splits, output / FOLDER, progress)
+        write_zip(output / ZIP, files)
+
+
+def best_cell(results: Results, task: str) -> Cell:
+    """The run with the best dev score at the task's learning rate; of equals the first."""
+    chosen = results["tasks"][task]
+    column = next(iter(chosen["columns"]))
+    metric = chosen["columns"][column]["metric"]
+    rate = chosen["learning_rate"]
+    cells = [c for c in results["cells"] if c["task"] == task and c["learning_rate"] == rate]
+    best = max(cells, key=lambda cell: cell["scores"][column][metric])
+    return Cell(task, rate, best["seed"])
+
+
+def _task_files(
+    runner: GlueRunner,
+    results: Results,
+    name: str,
+    splits: Mapping[str, Examples],
+    folder: Path,
+    progress: GridProgress,
+) -> dict[str, str]:
+    """The task's TSVs by name."""
+    cell = best_cell(results, name)
+    mark = fingerprint(
+        runner.fingerprints()[name], cell.name, [[s.texts, s.ids] for s in splits.values()]
+    )
+    path = folder / f"{name}.json"
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found["fingerprint"] == mark:
+            progress.end(1, f"{name}  predicted already")
+            return found["files"]
+    task = TASKS[name]
+    model, _ = runner.train(cell, lambda share, text: progress.step(cell.name, share, 1, text))
+    files = {
+        split: _tsv(examples.ids, answers(task, runner.outputs(model, runner.encode(examples))))
+        for split, examples in splits.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps({"fingerprint": mark, "files": files}, indent=1) + "\n")
+    progress.end(1, f"{name}  predicted by {cell.name}")
+    return files
+
+
+def answers(task: Task, outputs: Tensor) -> list[str]:
+    """The server's words for (rows, classes) logits or (rows, 1) scores."""
+    if task.is_regression:
+        return [f"{score:.3f}" for score in outputs.squeeze(-1).clamp(0.0, 5.0).tolist()]
+    classes = outputs.argmax(-1).tolist()
+    return [task.labels[number] for number in classes]
+
+
+def write_zip(path: Path, files: Mapping[str, str]) -> None:
+    """The TSVs at the top of a zip, in the server's order. The same files give the same bytes."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in FILES:
+            if name in files:
+                archive.writestr(zipfile.ZipInfo(f"{name}.tsv"), files[name])
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content.getvalue())
+    partial.replace(path)
+
+
+def _tsv(ids: Sequence[str], predictions: Sequence[str]) -> str:
+    rows = (f"{index}\t{answer}" for index, answer in zip(ids, predictions, strict=True))
+    return "\n".join(["index\tprediction", *rows]) + "\n"
+
+
+def read_tests(source: Source, tasks: Sequence[Task]) -> Tests:
+    """The tasks' test sets. DataError if one isn't there; the diagnostic set may be missing."""
+    return {task.name: source.read_tests(task) for task in tasks}
+
+
+def what_is_missing(tests: Tests) -> str | None:
+    """A sentence on the files that the server will miss; None if it has all."""
+    there = {name for splits in tests.values() for name in splits} | {"WNLI"}
+    missing = [name for name in FILES if name not in there]
+    if not missing:
+        return None
+    remedies = []
+    if DIAGNOSTIC.name in missing and "MNLI" in tests:
+        remedies.append(f"put {DIAGNOSTIC.file}/{DIAGNOSTIC.file}.tsv beside the tasks for AX")
+    if missing != [DIAGNOSTIC.name] or not remedies:
+        remedies.append("evaluate all tasks into the same folder, in one command")
+    files = ", ".join(f"{name}.tsv" for name in missing)
+    return f"{ZIP}: the server wants {files} too; {', and '.join(remedies)}"

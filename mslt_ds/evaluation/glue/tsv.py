@@ -1,0 +1,153 @@
+"""GLUE's own tab-separated files, read strictly: every row that doesn't fit is an error with its line.
+
+Notable: there is no quoting in these files, a quotation mark is a letter like any other. Columns are
+found by the header, because versions of a task differ in theirs (MNLI has 4, 11 or 15); a file
+without one (CoLA) has the columns that its task names. A file that some program has written *with*
+quoting would read without an error and train on the wrong text, so its marks are looked for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mslt_ds.errors import DataError
+from mslt_ds.evaluation.glue.tasks import Examples, LabelledExamples, Split, Task
+from mslt_ds.evaluation.text_files import read_text
+
+# "He said ""yes"" twice": opening and closing marks with every inner one doubled, at least one of them.
+_QUOTED = re.compile(r'"(?=.*"")(?:[^"]|"")*"', re.DOTALL)
+_HIGHEST_SCORE = 5.0
+_LAYOUT = "GLUE's layout is DIR/TASK/train.tsv, dev.tsv, test.tsv"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The fields of a row by column, and where it stands, for messages."""
+
+    place: str
+    fields: dict[str, str]
+
+
+def read_split(data: Path, task: Task, split: Split) -> LabelledExamples:
+    """A labelled split (train or dev) of a task. DataError names file and line."""
+    path = data / task.folder / f"{split.file}.tsv"
+    columns = (*task.texts, task.label)
+    rows = _read_rows(path, columns, task.columns, task.cut_rows)
+    return LabelledExamples(
+        texts=[tuple(_text(row, column) for column in task.texts) for row in rows],
+        labels=[_label(row, task) for row in rows],
+        ids=[str(number) for number in range(len(rows))],
+    )
+
+
+def read_test(data: Path, task: Task, split: Split, folder: str) -> Examples:
+    """A test split in `data/folder`, without labels. Its first column, `index` or `id`, numbers the rows."""
+    path = data / folder / f"{split.file}.tsv"
+    rows = _read_rows(path, task.texts, (), 0)
+    return Examples(
+        texts=[tuple(_text(row, column) for column in task.texts) for row in rows],
+        ids=[_index(row) for row in rows],
+    )
+
+
+def _read_rows(
+    path: Path, columns: tuple[str, ...], without_header: tuple[str, ...], cut_rows: int
+) -> list[_Row]:
+    """All rows of `path`, which has to have `columns`."""
+    # Only a line feed ends a row: texts hold other separators that str.splitlines would cut at.
+    lines = read_text(path, _LAYOUT).split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    lines = [line.removesuffix("\r") for line in lines]
+    if without_header:
+        header, first = list(without_header), 1
+    else:
+        header, first = lines[0].split("\t") if lines else [], 2
+        _check_header(path, header, columns)
+        lines = lines[1:]
+    rows, cut = [], []
+    for number, line in enumerate(lines, start=first):
+        fields = line.split("\t")
+        place = f"{path}:{number}"
+        if len(fields) != len(header):
+            if len(fields) < len(header) and len(cut) < cut_rows:
+                cut.append(number)
+                continue
+            raise DataError(f"{place}: {_wrong_count(line, fields, header)}")
+        rows.append(_Row(place, dict(zip(header, fields, strict=True))))
+    if cut:
+        print(
+            f"{path}: {len(cut)} lines without all columns left out (rows that the published file "
+            f"has cut in two), the first in line {cut[0]:,}"
+        )
+    if not rows:
+        raise DataError(f"{path}: no rows; fetch the file again")
+    return rows
+
+
+def _check_header(path: Path, header: list[str], columns: tuple[str, ...]) -> None:
+    missing = [column for column in columns if column not in header]
+    if not missing:
+        return
+    quoted = any(column.startswith('"') for column in header)
+    remedy = (
+        "the header is in quotes: write the file without quoting"
+        if quoted
+        else "a tab has to stand between columns"
+    )
+    raise DataError(
+        f"{path}:1: no column {', '.join(missing)} in the header ({', '.join(header)}); {remedy}"
+    )
+
+
+def _wrong_count(line: str, fields: list[str], header: list[str]) -> str:
+    message = f"{len(fields)} columns where {len(header)} are due ({', '.join(header)})"
+    if len(fields) < len(header) and line.count('"') % 2:
+        return f"{message}; a quoted text with a line break in it? Write the file without quoting"
+    return f"{message}; a text must hold no tab and no line break"
+
+
+def _text(row: _Row, column: str) -> str:
+    text = row.fields[column]
+    if _QUOTED.fullmatch(text):
+        raise DataError(
+            f"{row.place}: {column} is in quotes with inner quotes doubled: {_short(text)}; GLUE's "
+            "files have no quoting, write the file without it"
+        )
+    return text
+
+
+def _index(row: _Row) -> str:
+    column, text = next(iter(row.fields.items()))
+    if not text.isdecimal():
+        raise DataError(
+            f"{row.place}: the first column ({column}) holds {_short(text)}; a test file's numbers its "
+            "rows, and GLUE's server asks for these numbers"
+        )
+    return text
+
+
+def _label(row: _Row, task: Task) -> int | float:
+    text = row.fields[task.label]
+    if task.is_regression:
+        try:
+            score = float(text)
+        except ValueError:
+            score = math.nan
+        if not 0 <= score <= _HIGHEST_SCORE:
+            raise DataError(
+                f"{row.place}: {task.label} {_short(text)}; it has to be a number from 0 to 5"
+            )
+        return score
+    if text not in task.labels:
+        raise DataError(
+            f"{row.place}: {task.label} {_short(text)}; known are {', '.join(task.labels)}"
+        )
+    return task.labels.index(text)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

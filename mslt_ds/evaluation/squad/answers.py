@@ -1,0 +1,105 @@
+"""From start and end scores of windows to answers: n-best lists, no-answer scores, predictions.
+
+Source: Devlin et al. 2019, section 4.2 and 4.3: the score of a span is its start logit plus its end
+logit; of no answer, those at [CLS], the least over a question's windows. A question is left unanswered
+if that leads the best span by more than the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mslt_ds.evaluation.recipe import SquadRecipe
+from mslt_ds.evaluation.squad.data import Question
+from mslt_ds.evaluation.squad.features import Windows
+
+
+@dataclass(frozen=True)
+class Answers:
+    """By question id.
+
+    predictions: the answer, "" for none
+    best_spans: the best span, whatever no answer scores
+    n_best: the best spans, each text, score and probability among them
+    no_answer: the lead of no answer over the best span (2.0 only)
+    """
+
+    predictions: dict[str, str]
+    best_spans: dict[str, str]
+    n_best: dict[str, list[dict[str, Any]]]
+    no_answer: dict[str, float]
+
+
+def find_answers(
+    questions: Sequence[Question],
+    windows: Windows,
+    logits: np.ndarray,
+    recipe: SquadRecipe,
+) -> Answers:
+    """logits: (windows, longest, 2), start and end; what is beyond a window's tokens isn't looked at."""
+    spans: list[list[tuple[float, str]]] = [[] for _ in questions]
+    nothing = [np.inf] * len(questions)
+    for window, question in enumerate(windows.questions):
+        start, end = logits[window, :, 0], logits[window, :, 1]
+        nothing[question] = min(nothing[question], float(start[0] + end[0]))
+        spans[question] += [
+            (score, questions[question].context[first:last])
+            for score, first, last in _best_spans(start, end, windows.offsets[window], recipe)
+        ]
+    answers = Answers({}, {}, {}, {})
+    for question, found, null in zip(questions, spans, nothing, strict=True):
+        _choose(question.id, found, null, recipe, answers)
+    return answers
+
+
+def _best_spans(
+    start: np.ndarray,
+    end: np.ndarray,
+    offsets: list[tuple[int, int] | None],
+    recipe: SquadRecipe,
+) -> list[tuple[float, int, int]]:
+    """(score, first character, end character) of the best spans inside the context."""
+    inside = np.array([index for index, span in enumerate(offsets) if span is not None])
+    if not len(inside):
+        return []
+    starts = inside[np.argsort(-start[inside], kind="stable")[: recipe.n_best]]
+    ends = inside[np.argsort(-end[inside], kind="stable")[: recipe.n_best]]
+    spans = [
+        (float(start[first] + end[last]), offsets[first][0], offsets[last][1])  # pyright: ignore[reportOptionalSubscript] - inside
+        for first in starts
+        for last in ends
+        if first <= last < first + recipe.max_answer_length
+    ]
+    return sorted(spans, key=lambda span: -span[0])[: recipe.n_best]
+
+
+def _choose(
+    id_: str, spans: list[tuple[float, str]], null: float, recipe: SquadRecipe, answers: Answers
+) -> None:
+    """The question's entries in `answers`."""
+    best: dict[str, float] = {}
+    for score, text in sorted(spans, key=lambda span: -span[0]):
+        best.setdefault(text, score)
+    ranked = list(best.items())[: recipe.n_best]
+    top_text, top = ranked[0] if ranked else ("", -np.inf)
+    answers.best_spans[id_] = top_text
+    if recipe.version == "2.0":
+        answers.no_answer[id_] = float(null - top) if ranked else np.finfo(np.float32).max.item()
+        ranked = sorted([*ranked, ("", null)], key=lambda item: -item[1])[: recipe.n_best]
+        unanswered = answers.no_answer[id_] > recipe.null_score_threshold
+        answers.predictions[id_] = "" if unanswered else top_text
+    else:
+        answers.predictions[id_] = top_text
+    answers.n_best[id_] = [
+        {"text": text, "score": score, "probability": share}
+        for (text, score), share in zip(ranked, _softmax([s for _, s in ranked]), strict=True)
+    ]
+
+
+def _softmax(scores: list[float]) -> list[float]:
+    exponentials = np.exp(np.array(scores) - max(scores, default=0.0))
+    return (exponentials / exponentials.sum()).tolist()

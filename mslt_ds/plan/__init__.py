@@ -1,0 +1,1 @@
+"""Which layers train when, at which learning rate, and what it costs. Pure values."""

@@ -1,0 +1,64 @@
+"""The learning rate of each step: a pure function of recipe, plan and step.
+
+Notable: no state, so nothing to save in a checkpoint and nothing to lose at a stage boundary. The
+rate of step s is a product,
+
+    optimizer.learning_rate x shape(s) x the stage's learning_rate_factor x the stage's own warm-up
+
+Shapes, for T steps of which the first w warm up, step s from 0, p = (s - w) / (T - w), e = end_factor:
+
+    warm-up      (s + 1) / w                     while s < w
+    linear       e + (1 - e)(1 - p)              BERT's and LAMB's
+    polynomial   e + (1 - e)(1 - p)^power
+    constant     1
+    wsd          1, then over the last decay_steps linearly to e   (Hu et al. 2024, "MiniCPM",
+                                                  section 4: warm-up, stable, decay)
+
+The rate never reaches e: that would be the rate of step T. `schedule.restart` applies the shape to
+each stage anew. A stage that only changes the sequence length of the one before continues its shape.
+"""
+
+from __future__ import annotations
+
+from mslt_ds.config.sections import RunConfig, ScheduleConfig
+from mslt_ds.plan.stages import Plan
+
+
+def learning_rate(config: RunConfig, plan: Plan, step: int) -> float:
+    """The learning rate of global step `step` (0-based, below plan.total_steps)."""
+    stage = plan.stage_at(step)
+    start, end = plan.segment_at(step)
+    if config.schedule.restart:
+        factor = shape(config.schedule, step - start, end - start)
+    else:
+        factor = shape(config.schedule, step, plan.total_steps)
+    return (
+        config.optimizer.learning_rate
+        * factor
+        * stage.learning_rate_factor
+        * _warmup(step - start, stage.warmup_steps)
+    )
+
+
+def shape(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    """Factor in (0, 1] of step `step` (0-based) of `total_steps`."""
+    warmup_steps = schedule.warmup_steps
+    if step < warmup_steps:
+        return _warmup(step, warmup_steps)
+    match schedule.name:
+        case "constant":
+            return 1.0
+        case "wsd":
+            first, power = total_steps - (schedule.decay_steps or 0), 1.0
+        case "polynomial":
+            first, power = warmup_steps, schedule.power
+        case "linear":
+            first, power = warmup_steps, 1.0
+    if step < first:
+        return 1.0
+    remaining = (total_steps - step) / (total_steps - first)
+    return schedule.end_factor + (1 - schedule.end_factor) * remaining**power
+
+
+def _warmup(step: int, warmup_steps: int) -> float:
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

@@ -1,0 +1,1 @@
+"""A recipe, read and checked: its configuration, plan and DeepSpeed settings."""

@@ -1,0 +1,226 @@
+"""The DeepSpeed JSON beside the recipe: what it may say, and what the recipe decides.
+
+Notable: one owner for each setting. Batch sizes, precision, clipping, optimizer and learning rate
+belong to the recipe; in the JSON they are "auto", left out, or equal. ZeRO's buckets, loss-scale
+windows and DeepSpeed's own reports belong to the JSON. Anything else is refused: DeepSpeed itself
+passes over a key that it doesn't know, and one that it knows may change what a step computes. No
+DeepSpeed is imported here.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mslt_ds.config.sections import RunConfig
+from mslt_ds.errors import RecipeError
+from mslt_ds.plan.stages import Plan
+
+_AUTO = "auto"
+# Keys whose presence would change who decides or where parameters and their state live.
+_REFUSED = {
+    "optimizer": "the recipe's section optimizer decides",
+    "scheduler": "the recipe's section schedule decides",
+    "amp": "train.precision decides",
+    "zero_optimization.offload_optimizer": "weights and moments are read from the device at each "
+    "stage boundary, and the optimizer isn't one that offloads",
+    "zero_optimization.offload_param": "only ZeRO stage 3 has it",
+    "zero_force_ds_cpu_optimizer": "the recipe's optimizer is used on every device",
+}
+# What the JSON decides. `true` or `false`, a whole number from 0, any object, or decided elsewhere.
+_SWITCH, _COUNT, _OBJECT, _CHECKED = "true or false", "a whole number", "an object", ""
+_ALLOWED = {
+    "train_batch_size": _CHECKED,
+    "train_micro_batch_size_per_gpu": _CHECKED,
+    "gradient_accumulation_steps": _CHECKED,
+    "gradient_clipping": _CHECKED,
+    "steps_per_print": _CHECKED,  # overwritten: progress is this package's own
+    "zero_allow_untested_optimizer": _SWITCH,
+    "zero_force_ds_cpu_optimizer": _CHECKED,
+    "fp16.enabled": _CHECKED,
+    "fp16.loss_scale": _COUNT,
+    "fp16.initial_scale_power": _COUNT,
+    "fp16.loss_scale_window": _COUNT,
+    "fp16.hysteresis": _COUNT,
+    "fp16.consecutive_hysteresis": _SWITCH,
+    "fp16.min_loss_scale": _COUNT,
+    "bf16.enabled": _CHECKED,
+    "zero_optimization.stage": _CHECKED,
+    "zero_optimization.contiguous_gradients": _SWITCH,
+    "zero_optimization.overlap_comm": _SWITCH,
+    "zero_optimization.reduce_scatter": _SWITCH,
+    "zero_optimization.reduce_bucket_size": _COUNT,
+    "zero_optimization.allgather_partitions": _SWITCH,
+    "zero_optimization.allgather_bucket_size": _COUNT,
+    "zero_optimization.round_robin_gradients": _SWITCH,
+    # Reports of DeepSpeed's own. Most of them wait for the GPU in every step.
+    "wall_clock_breakdown": _SWITCH,
+    "memory_breakdown": _SWITCH,
+    "dump_state": _SWITCH,
+    "comms_logger": _OBJECT,
+    "flops_profiler": _OBJECT,
+}
+_SECTIONS = ("zero_optimization", "fp16", "bf16")
+_KEY = "deepspeed.config"
+
+
+def read(path: str | None) -> dict[str, Any]:
+    """The JSON object at `path`; empty for None: ZeRO stage 0 and DeepSpeed's defaults."""
+    if path is None:
+        return {}
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{_KEY}: {path}: no such file") from None
+    except OSError as error:
+        raise RecipeError(f"{_KEY}: {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise RecipeError(f"{_KEY}: {path}: not valid JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{_KEY}: {path}: holds {type(settings).__name__}, not a JSON object")
+    return settings
+
+
+def zero_stage(settings: dict[str, Any]) -> int:
+    """ZeRO stage of a DeepSpeed JSON; 0 where it doesn't say."""
+    return _get(settings, "zero_optimization.stage", 0)
+
+
+def stage_config(
+    settings: dict[str, Any],
+    *,
+    micro_batch_size: int,
+    gradient_accumulation_steps: int,
+    precision: str,
+    gradient_clipping: float,
+) -> dict[str, Any]:
+    """`settings` with what the recipe decides put in, for `deepspeed.initialize`."""
+    config = copy.deepcopy(settings)
+    # Left out, DeepSpeed derives it from the two below and checks nothing; given, it must agree.
+    config.pop("train_batch_size", None)
+    config |= {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        # DeepSpeed clips at 1.0 where the key is absent: 0.0 is how to say "not at all".
+        "gradient_clipping": gradient_clipping,
+        # Progress is this package's own; DeepSpeed's timer would synchronise the GPU every step.
+        "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},
+        # Lamb and torch's AdamW are "untested" in DeepSpeed's list; tests/distributed tests them.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    for name in ("fp16", "bf16"):
+        config[name] = config.get(name, {}) | {"enabled": precision == name}
+    return config
+
+
+def problems(config: RunConfig, plan: Plan, settings: dict[str, Any]) -> list[str]:
+    """Where the JSON contradicts the recipe, or asks for what this trainer doesn't do."""
+    path = config.deepspeed.config
+    lines: list[str] = []
+    stage = zero_stage(settings)
+    if stage not in (0, 1, 2) or isinstance(stage, bool):
+        why = (
+            "which partitions the parameters; stages freeze and grow whole ones"
+            if stage == 3
+            else "which DeepSpeed doesn't have"
+        )
+        lines.append(
+            f"{_KEY}: {path}: zero_optimization.stage {_json(stage)}, {why}; choose 0, 1 or 2"
+        )
+    for key in _SECTIONS:
+        if not isinstance(settings.get(key, {}), dict):
+            lines.append(f"{_KEY}: {path}: {key} {_json(settings[key])}; it has to be an object")
+    for key, value in _flat(settings):
+        if key in _REFUSED:
+            if value not in (None, False, {}, {"device": "none"}):
+                lines.append(f"{_KEY}: {path}: {key}: {_REFUSED[key]}; leave it out")
+        elif key not in _ALLOWED:
+            near = difflib.get_close_matches(key, _ALLOWED, n=1)
+            meant = f"; did you mean {near[0]}?" if near else "; leave it out"
+            lines.append(f"{_KEY}: {path}: {key}: not a setting that this trainer passes on{meant}")
+        elif not _fits(value, _ALLOWED[key]):
+            lines.append(f"{_KEY}: {path}: {key} {_json(value)}; it has to be {_ALLOWED[key]}")
+    for key, recipe_key, values in _decided(config, plan):
+        found = _get(settings, key, _AUTO)
+        if found != _AUTO and any(found != value for value in values):
+            wanted = ", ".join(_json(value) for value in values)
+            lines.append(
+                f"{_KEY}: {path}: {key} {_json(found)}, but {recipe_key} makes it "
+                f'{wanted}; write "auto"'
+            )
+    return lines
+
+
+def world_problems(
+    config: RunConfig, plan: Plan, settings: dict[str, Any], world_size: int
+) -> list[str]:
+    """Where the JSON's gradient accumulation isn't what this number of ranks makes it."""
+    key = "gradient_accumulation_steps"
+    found = _get(settings, key, _AUTO)
+    made = sorted(
+        {
+            config.train.global_batch_size // (stage.micro_batch_size * world_size)
+            for stage in plan.stages
+        }
+    )
+    if found == _AUTO or made == [found]:
+        return []
+    return [
+        f"{_KEY}: {config.deepspeed.config}: {key} {_json(found)}, but train.global_batch_size "
+        f"{config.train.global_batch_size} on {world_size} ranks makes it "
+        f'{", ".join(map(str, made))}; write "auto"'
+    ]
+
+
+def _decided(config: RunConfig, plan: Plan) -> list[tuple[str, str, list[Any]]]:
+    """(key in the JSON, the recipe's key, the values it takes over the stages)."""
+    train = config.train
+    micro_batch_sizes = sorted({stage.micro_batch_size for stage in plan.stages})
+    return [
+        ("train_batch_size", "train.global_batch_size", [train.global_batch_size]),
+        ("train_micro_batch_size_per_gpu", "train.micro_batch_size", micro_batch_sizes),
+        ("gradient_clipping", "train.gradient_clipping", [train.gradient_clipping]),
+        ("fp16.enabled", "train.precision", [train.precision == "fp16"]),
+        ("bf16.enabled", "train.precision", [train.precision == "bf16"]),
+    ]
+
+
+def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted key; sections are opened, other objects are values."""
+    for key, value in settings.items():
+        if key in _SECTIONS and isinstance(value, dict):
+            yield from ((f"{key}.{inner}", found) for inner, found in value.items())
+        elif key not in _SECTIONS:
+            yield key, value
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind == _SWITCH:
+        return isinstance(value, bool)
+    if kind == _COUNT:
+        # DeepSpeed reads 5e8 as a number of elements too.
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and value >= 0
+            and value % 1 == 0
+        )
+    return kind == _CHECKED or isinstance(value, dict)
+
+
+def _get(settings: Any, key: str, default: Any) -> Any:
+    for part in key.split("."):
+        if not isinstance(settings, dict) or part not in settings:
+            return default
+        settings = settings[part]
+    return settings
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value)

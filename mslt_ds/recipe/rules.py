@@ -1,0 +1,204 @@
+"""What a recipe's sections demand of each other, of the ranks, the device and the disk.
+
+Notable: rules return their problems as lines, `key: value found; what is allowed`, so that a user
+sees all of them at once. What one key alone can violate is said by its type in config.py; what
+concerns the stages by plan.py; what the DeepSpeed JSON must leave to the recipe by deepspeed_json.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mslt_ds.config.sections import ModelConfig, RunConfig
+from mslt_ds.data.store import MANIFEST
+from mslt_ds.plan.stages import Plan, Stage
+from mslt_ds.recipe import deepspeed_json
+
+
+def recipe_problems(config: RunConfig) -> list[str]:
+    """What can be said without a plan."""
+    model, plan, data, train = config.model, config.plan, config.data, config.train
+    problems: list[str] = []
+    if model.hidden_size % model.num_attention_heads:
+        problems.append(
+            f"model.hidden_size: {model.hidden_size} is not a multiple of "
+            f"model.num_attention_heads {model.num_attention_heads}"
+        )
+    problems += _family_problems(model)
+    if plan.stages is not None and plan.method != "custom":
+        problems.append(
+            f"plan.stages: given, but plan.method {plan.method} makes its own stages; "
+            "leave it out or choose plan.method custom"
+        )
+    if plan.stage_shares is not None and plan.method != "stacking":
+        problems.append(
+            "plan.stage_shares: given, but only plan.method stacking reads it; leave it out"
+        )
+    long = plan.long_sequence
+    if long is not None and long.seq_length <= data.seq_length:
+        problems.append(
+            f"plan.long_sequence.seq_length: {long.seq_length}; it has to be above "
+            f"data.seq_length {data.seq_length}"
+        )
+    given = data.max_predictions_per_seq
+    if given is not None and given > data.seq_length:
+        problems.append(
+            f"data.max_predictions_per_seq: {given} is above data.seq_length {data.seq_length}"
+        )
+    if data.sentence_objective is None and data.short_seq_prob != 0.1:
+        problems.append(
+            f"data.short_seq_prob: {data.short_seq_prob}, but data.input_format "
+            f"{data.input_format} makes no short sequences; leave it out"
+        )
+    if train.device == "cpu":
+        problems += device_problems(config, "cpu")
+    schedule = config.schedule
+    if schedule.power != 1.0 and schedule.name != "polynomial":
+        problems.append(
+            f"schedule.power: {schedule.power}, but only schedule.name polynomial "
+            f"reads it, not {schedule.name}"
+        )
+    if schedule.end_factor != 0.0 and schedule.name == "constant":
+        problems.append(
+            f"schedule.end_factor: {schedule.end_factor}, but schedule.name constant "
+            "never decays; leave it out"
+        )
+    if (schedule.decay_steps is not None) != (schedule.name == "wsd"):
+        problems.append(
+            "schedule.decay_steps: missing; schedule.name wsd needs the steps of its final decay"
+            if schedule.name == "wsd"
+            else f"schedule.decay_steps: {schedule.decay_steps}, but only schedule.name wsd reads "
+            f"it, not {schedule.name}"
+        )
+    lamb = config.optimizer.lamb
+    if config.optimizer.name != "lamb" and lamb != type(lamb)():
+        problems.append(
+            f"optimizer.lamb: given, but optimizer.name is {config.optimizer.name}; leave it out"
+        )
+    if not lamb.min_trust_ratio <= lamb.max_trust_ratio:
+        problems.append(
+            f"optimizer.lamb.min_trust_ratio: {lamb.min_trust_ratio} is above "
+            f"optimizer.lamb.max_trust_ratio {lamb.max_trust_ratio}"
+        )
+    if lamb.max_grad_norm != 1.0 and lamb.gradient_normalization != "clip":
+        problems.append(
+            f"optimizer.lamb.max_grad_norm: {lamb.max_grad_norm}, but only "
+            f"gradient_normalization clip reads it, not {lamb.gradient_normalization}"
+        )
+    return problems
+
+
+def _family_problems(model: ModelConfig) -> list[str]:
+    if model.family == "albert":
+        return []
+    return [
+        f"model.{key}: {value}, but only model.family albert reads it, not {model.family}; "
+        "leave it out"
+        for key in ("embedding_size", "num_hidden_groups")
+        if (value := getattr(model, key)) is not None
+    ]
+
+
+def plan_problems(config: RunConfig, plan: Plan) -> list[str]:
+    """What the stages demand of the schedule and the batch."""
+    problems = _schedule_problems(config, plan)
+    global_batch_size = config.train.global_batch_size
+    for key, micro_batch_size in _micro_batch_sizes(config, plan).items():
+        if global_batch_size % micro_batch_size:
+            problems.append(
+                f"train.global_batch_size: {global_batch_size} is not a multiple of {key} "
+                f"{micro_batch_size}"
+            )
+    return problems
+
+
+def _schedule_problems(config: RunConfig, plan: Plan) -> list[str]:
+    schedule = config.schedule
+    needed = schedule.warmup_steps + (schedule.decay_steps or 0)
+    keys = f"schedule.warmup_steps: {schedule.warmup_steps}"
+    if schedule.decay_steps is not None:
+        keys += f" and schedule.decay_steps {schedule.decay_steps}"
+    # One for each learning-rate segment; with custom plans, one for each of plan.stages.
+    firsts = [stage for stage in plan.stages if not stage.continues]
+    steps = {stage.index: _segment_steps(plan, stage) for stage in firsts}
+    shortest = min(firsts, key=lambda stage: steps[stage.index]).index
+    problems: list[str] = []
+    if not schedule.restart and needed > plan.total_steps:
+        problems.append(f"{keys}: longer than the training's {plan.total_steps} steps")
+    if schedule.restart and needed > steps[shortest]:
+        problems.append(
+            f"{keys}: longer than the {steps[shortest]} steps of stage {shortest}; "
+            "schedule.restart true goes through them in every stage"
+        )
+    problems += [
+        f"plan.stages.{i}.warmup_steps: {stage.warmup_steps} is longer than the stage's "
+        f"{steps[stage.index]} steps"
+        for i, stage in enumerate(firsts)
+        if stage.warmup_steps > steps[stage.index]
+    ]
+    return problems
+
+
+def _segment_steps(plan: Plan, stage: Stage) -> int:
+    start, end = plan.segment_at(stage.start_step)
+    return end - start
+
+
+def _micro_batch_sizes(config: RunConfig, plan: Plan) -> dict[str, int]:
+    """Keys that say how many instances a micro-batch has, where a stage goes by them."""
+    sizes: dict[str, int | None] = {"train.micro_batch_size": config.train.micro_batch_size}
+    if config.plan.long_sequence is not None:
+        sizes["plan.long_sequence.micro_batch_size"] = config.plan.long_sequence.micro_batch_size
+    for i, stage in enumerate(config.plan.stages or ()):
+        sizes[f"plan.stages.{i}.micro_batch_size"] = stage.micro_batch_size
+    used = {stage.micro_batch_size for stage in plan.stages}
+    return {key: size for key, size in sizes.items() if size is not None and size in used}
+
+
+def world_problems(
+    config: RunConfig, plan: Plan, deepspeed: dict[str, Any], world_size: int
+) -> list[str]:
+    """What a number of ranks demands."""
+    problems: list[str] = []
+    global_batch_size = config.train.global_batch_size
+    for key, micro_batch_size in _micro_batch_sizes(config, plan).items():
+        at_once = world_size * micro_batch_size
+        if global_batch_size % at_once:
+            problems.append(
+                f"train.global_batch_size: {global_batch_size} is not a multiple of {at_once} "
+                f"({world_size} ranks x {key} {micro_batch_size}); choose "
+                f"{_neighbours(global_batch_size, at_once)}, or other ranks or micro-batches"
+            )
+    return problems + deepspeed_json.world_problems(config, plan, deepspeed, world_size)
+
+
+def _neighbours(value: int, unit: int) -> str:
+    below, above = value // unit * unit, (value // unit + 1) * unit
+    return f"{below} or {above}" if below else str(above)
+
+
+def device_problems(config: RunConfig, device_type: str) -> list[str]:
+    """What a kind of device can't do."""
+    if config.train.precision == "fp16" and device_type == "cpu":
+        return ["train.precision: fp16 is not supported on a CPU; choose bf16 or fp32"]
+    return []
+
+
+def file_problems(config: RunConfig) -> list[str]:
+    """Token stores that aren't there. Their contents are checked where they are opened."""
+    problems: list[str] = []
+    for key, value in (("path", config.data.path), ("eval_path", config.data.eval_path)):
+        if value is None:
+            continue
+        if not Path(value).is_dir():
+            problems.append(
+                f"data.{key}: {value}: no such folder; make a token store with "
+                "mslt-ds prepare --output"
+            )
+        elif not (Path(value) / MANIFEST).is_file():
+            problems.append(
+                f"data.{key}: {value}: not a token store ({MANIFEST} is "
+                "missing); make one with mslt-ds prepare --output"
+            )
+    return problems

@@ -1,0 +1,68 @@
+"""Fresh parameters are functions of (seed, name), distributed as Hugging Face's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AlbertConfig, AutoModelForPreTraining, BertConfig, PretrainedConfig
+
+from mslt_ds.model.family import family_of
+from mslt_ds.model.initial import fresh_weights
+
+
+def config_of(depth: int) -> BertConfig:
+    return BertConfig(
+        vocab_size=500,
+        hidden_size=64,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+        intermediate_size=128,
+        initializer_range=0.05,
+    )
+
+
+def test_all_depths_begin_with_the_same_numbers():
+    shallow, deep = fresh_weights(config_of(2), seed=3), fresh_weights(config_of(6), seed=3)
+    assert shallow.keys() < deep.keys()
+    assert all(torch.equal(shallow[name], deep[name]) for name in shallow)
+
+
+def test_seed_and_name_both_matter():
+    weights, other = fresh_weights(config_of(2), seed=3), fresh_weights(config_of(2), seed=4)
+    name = "bert.encoder.layer.{}.output.dense.weight"
+    assert not torch.equal(weights[name.format(0)], weights[name.format(1)])
+    assert not torch.equal(weights[name.format(0)], other[name.format(0)])
+
+
+def albert_config() -> AlbertConfig:
+    return AlbertConfig(
+        vocab_size=500,
+        embedding_size=32,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_hidden_groups=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        initializer_range=0.05,
+        architectures=["AlbertForPreTraining"],
+    )
+
+
+@pytest.mark.parametrize("config", [config_of(2), albert_config()], ids=["bert", "albert"])
+def test_names_shapes_and_distributions_are_hugging_faces(config: PretrainedConfig):
+    torch.manual_seed(0)
+    model = AutoModelForPreTraining.from_config(config)
+    weights = fresh_weights(config, seed=3)
+    reference = dict(model.named_parameters())
+    assert weights.keys() == reference.keys()
+    for name, tensor in weights.items():
+        assert tensor.shape == reference[name].shape and tensor.dtype == torch.float32
+        if float(reference[name].detach().std()) == 0.0:
+            assert torch.equal(tensor, reference[name]), name
+        else:
+            # the smallest matrix, (2, 64), has a standard error of 0.05 / sqrt(256)
+            assert abs(float(tensor.std()) - 0.05) < 0.012, name
+            assert abs(float(tensor.mean())) < 0.015, name
+    tied = family_of(config).TIED_WEIGHT
+    assert not weights[tied][0].any()
+    assert not reference[tied][0].any()
