@@ -75,12 +75,10 @@ def step_of(
         suffix.zero_grad(set_to_none=True)
         hidden_states = decoder_weight = None
         if model.prefix is not None:
-            hidden_states = model.prefix(
-                inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
-            )
+            hidden_states = model.prefix(inputs)
             decoder_weight = model.prefix.decoder_weight
-        mlm, nsp = suffix(inputs, hidden_states, decoder_weight)
-        ((mlm + nsp) / batch).backward()
+        losses = suffix(inputs, hidden_states, decoder_weight)
+        (torch.stack(losses).sum() / batch).backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
 

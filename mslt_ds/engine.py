@@ -27,16 +27,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mslt_ds.config.sections import OptimizerConfig
 from mslt_ds.distributed.traffic import TrafficMeter
-from mslt_ds.model.growth import Weights
+from mslt_ds.feed import SuffixInputs
 from mslt_ds.model.staged import StageModel
 from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.backends import build_lamb
-from mslt_ds.optim.partition import EngineState, OptimizerState
+from mslt_ds.optim.partition import EngineState
 from mslt_ds.recipe import deepspeed_json
+from mslt_ds.state import TrainingState, step_counts
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -90,21 +92,18 @@ def _build_optimizer(
 
 
 class StageEngine:
-    """The engine of one stage. `close()` it, and nothing of it stays.
+    """The engine of one stage. After `close()` nothing of it is left.
 
-    model: fresh for this stage; its weights equal `weights`
-    weights: fp32 weights of record (at least those of the suffix)
-    optimizer_state: state to go on with, by name; parameters without an entry begin anew
-    loss_scale: what `loss_scale_state()` of the stage before gave, or None
+    model: fresh for this stage; its weights equal those of `state`
+    state: weights and moments to go on with. Those of the suffix go into the engine; parameters
+        without moments begin without. Rank 0 keeps the rest, which is frozen, for `state()`
     """
 
     def __init__(
         self,
         model: StageModel,
         settings: EngineSettings,
-        weights: Weights,
-        optimizer_state: OptimizerState,
-        loss_scale: dict[str, Any] | None,
+        state: TrainingState,
         meter: TrafficMeter,
     ) -> None:
         import deepspeed
@@ -113,8 +112,12 @@ class StageEngine:
         self.settings = settings
         self._meter = meter
         parameters = dict(model.suffix.named_parameters())
-        ages = {name: state["step"] for name, state in optimizer_state.items()}
-        groups = parameter_groups(parameters, ages, settings.optimizer.weight_decay)
+        self._frozen = TrainingState(state.step)
+        if dist.get_rank() == 0:
+            self._frozen = state.without(parameters.keys())
+        groups = parameter_groups(
+            parameters, step_counts(state.optimizer_state), settings.optimizer.weight_decay
+        )
         zero_stage = deepspeed_json.zero_stage(settings.deepspeed)
         optimizer = _build_optimizer(settings.optimizer, groups, zero_stage)
         engine, *_ = deepspeed.initialize(
@@ -139,63 +142,55 @@ class StageEngine:
         self._scale_of_step = 1.0
         if isinstance(optimizer, Lamb):
             optimizer.bind(engine)
-        self._state = EngineState.bind(engine, parameters)
-        self._state.write_weights({name: weights[name] for name in parameters})
-        self._state.write_optimizer_state(
-            {name: optimizer_state[name] for name in parameters if name in optimizer_state}
+        self._masters = EngineState.bind(engine, parameters)
+        self._masters.write_weights({name: state.weights[name] for name in parameters})
+        self._masters.write_optimizer_state(
+            {n: state.optimizer_state[n] for n in parameters if n in state.optimizer_state}
         )
-        if loss_scale is not None:
-            self._write_loss_scale(loss_scale)
+        for name, value in state.loss_scale.items():
+            setattr(self._scaler, name, value)
         self._grad_norm: Tensor | float | None = None
 
-    def losses(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Forward through prefix and suffix: the micro-batch's summed MLM and NSP loss.
+    def accumulate(self, inputs: SuffixInputs, denominators: tuple[int, ...]) -> Tensor:
+        """Add the gradient of a micro-batch's part of the step's loss. The last one reduces it.
 
-        Goes through the engine, so a backward must follow; see `evaluate` for the other kind.
+        denominators: what each summed loss is divided by, on the global batch: the parts of all
+            micro-batches of all ranks add up to the loss of the step
+
+        -> (losses,) this micro-batch's parts, detached
         """
-        return self._engine(*self._suffix_inputs(inputs))
-
-    @torch.no_grad()
-    def evaluate(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The same sums without dropout and without a gradient."""
-        with self.model.without_dropout():
-            return self.model.suffix(*self._suffix_inputs(inputs))
-
-    def _suffix_inputs(
-        self, inputs: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
-        prefix = self.model.prefix
-        if prefix is None:
-            return inputs, None, None
-        hidden_states = prefix(
-            inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
-        )
-        return inputs, hidden_states, prefix.decoder_weight
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a micro-batch's share of the global loss; reduce when due.
-
-        loss: () this micro-batch's part of the global batch's loss, such that the parts of all
-        micro-batches of all ranks add up to it. DeepSpeed averages over ranks: undone here.
-        """
+        sums = self._engine(*inputs)
+        parts = [total / number for total, number in zip(sums, denominators, strict=True)]
+        loss = sum(parts[1:], start=parts[0])
+        # DeepSpeed averages over ranks; the factor undoes that.
         factor = self._engine.dp_world_size * (
             self.loss_scale() if self._scales_loss_itself else 1.0
         )
         with self._meter.backward():
             self._engine.backward(loss * factor, scale_wrt_gas=False)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the micro-batch, and does nothing else
+        return torch.stack(parts).detach()
 
     def step(self, learning_rate: float, *, want_grad_norm: bool = False) -> None:
-        """To be called after each micro-batch's backward; updates the weights when due."""
-        due = self._engine.is_gradient_accumulation_boundary()
-        if due:
-            for group in self._engine.optimizer.param_groups:
-                group["lr"] = learning_rate
-            # DeepSpeed keeps no norm in plain fp32, and clipping there changes the gradients.
-            self._grad_norm = self._plain_grad_norm() if want_grad_norm else None
-            self._scale_of_step = self.loss_scale()
+        """Update the weights, after the `accumulate` of the step's last micro-batch."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        # DeepSpeed keeps no norm in plain fp32, and clipping there changes the gradients.
+        self._grad_norm = self._plain_grad_norm() if want_grad_norm else None
+        self._scale_of_step = self.loss_scale()
         self._engine.step()
-        if due and self._scales_loss_itself:
+        if self._scales_loss_itself:
             self._grow_loss_scale()
+
+    @torch.no_grad()
+    def evaluate(self, inputs: SuffixInputs) -> Tensor:
+        """-> (losses,) the micro-batch's summed losses, without dropout."""
+        self.model.suffix.eval()
+        try:
+            return torch.stack(self.model.suffix(*inputs))
+        finally:
+            self.model.suffix.train()
 
     def _grow_loss_scale(self) -> None:
         """Double the scale after `scale_window` steps without an overflow, as DeepSpeed would."""
@@ -220,10 +215,11 @@ class StageEngine:
         # Where DeepSpeed doesn't know that the loss was scaled, its norm is still scaled.
         return float(norm) / (self._scale_of_step if self._scales_loss_itself else 1.0)
 
-    def trust_ratios(self) -> dict[str, Any]:
-        """Trust ratios of the last step by layer, empty for an optimizer that has none."""
+    def metrics(self) -> dict[str, Any]:
+        """Gradient norm, loss scale and trust ratios of the last step (synchronises the device)."""
         optimizer = self._engine.basic_optimizer
-        return optimizer.trust_ratios() if isinstance(optimizer, Lamb) else {}
+        ratios = optimizer.trust_ratios() if isinstance(optimizer, Lamb) else {}
+        return ratios | {"grad_norm": self.grad_norm(), "loss_scale": self.loss_scale()}
 
     @property
     def _scaler(self) -> Any:
@@ -235,24 +231,23 @@ class StageEngine:
         """The factor on the loss; 1 outside fp16."""
         return float(getattr(self._scaler, "cur_scale", 1.0))
 
-    def loss_scale_state(self) -> dict[str, Any]:
-        """Everything the dynamic loss scale goes on from; empty outside fp16."""
+    def state(self, step: int) -> TrainingState:
+        """The training state after `step` steps: whole on rank 0, empty elsewhere. A collective."""
+        weights = self._masters.read_weights(to_rank=0)
+        optimizer_state = self._masters.read_optimizer_state(to_rank=0)
+        return TrainingState(
+            step,
+            self._frozen.weights | weights,
+            self._frozen.optimizer_state | optimizer_state,
+            self._loss_scale_state(),
+        )
+
+    def _loss_scale_state(self) -> dict[str, Any]:
+        """Everything that the dynamic loss scale goes on from; empty outside fp16."""
         if self.settings.precision != "fp16":
             return {}
         scaler = self._scaler
         return {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)}
-
-    def _write_loss_scale(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self._scaler, name, value)
-
-    def weights(self) -> Weights:
-        """The suffix's fp32 masters by name, on the CPU of every rank. A collective."""
-        return self._state.read_weights()
-
-    def optimizer_state(self) -> OptimizerState:
-        """The suffix's optimizer state by name, on the CPU of every rank. A collective."""
-        return self._state.read_optimizer_state()
 
     def close(self) -> None:
         """Release engine, optimizer, masters and moments. The object is unusable afterwards."""
@@ -262,7 +257,7 @@ class StageEngine:
             if hook is not None:
                 hook.remove()
         engine.destroy()
-        del self._engine, self._state, self.model
+        del self._engine, self._masters, self._frozen, self.model
         del engine
         gc.collect()
         if torch.cuda.is_available():

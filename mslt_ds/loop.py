@@ -1,17 +1,16 @@
-"""The training loop: batches in, steps done, metrics out. It knows no method and no plan.
+"""The training loop: micro-batches in, steps done, metrics out. It knows no method and no plan.
 
-The loss of a step is defined on the *global* batch: the summed cross-entropy of its masked positions
-divided by their number, plus, where instances are sentence pairs, the mean over them of their loss.
-Each micro-batch contributes its part, and dropout is seeded by (seed, step, index of the micro-batch
-in the global batch). Ranks, accumulation and a resume therefore change nothing but rounding.
+The loss of a step is defined on the *global* batch: each summed loss of the objective, divided by its
+number in the global batch. Each micro-batch contributes its part, and dropout is seeded by the run's
+seed, the step and the micro-batch's index in the global batch. The number of ranks, accumulation and
+a resume therefore change nothing but rounding.
 
-The loop waits for the device every `log_every_steps` steps and not in between. (DeepSpeed's own
-check of a gradient norm or an overflow may read one number a step.)
+The loop synchronises with the device every `log_every_steps` steps and not in between. (DeepSpeed's
+own check of a gradient norm or an overflow may read one number a step.)
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,28 +21,33 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mslt_ds.data.loader import GlobalBatch, MicroBatch
+from mslt_ds.data.loader import GlobalBatch
 from mslt_ds.distributed.signals import StopRequest
 from mslt_ds.distributed.traffic import Traffic
 from mslt_ds.engine import StageEngine
 from mslt_ds.errors import DivergenceError
+from mslt_ds.feed import Feed
+from mslt_ds.model.objective import Objective
 from mslt_ds.telemetry.memory import memory_metrics
 
 
 @dataclass(frozen=True)
-class LoopSettings:
-    """What the loop needs of a recipe."""
+class Hooks:
+    """What the loop calls while it runs."""
 
-    seed: int
-    device: torch.device
+    learning_rate: Callable[[int], float]
+    """(step) -> its rate."""
+    log: Callable[[int, dict[str, Any]], None]
+    """(step, metrics), every `log_every_steps` steps."""
+    checkpoint: Callable[[int], None]
+    """(steps done), every `checkpoint_every_steps` steps and before an early end."""
     log_every_steps: int
     checkpoint_every_steps: int
-    sentence_objective: str | None  # "nsp", "sop": its loss's name in the metrics; None: no loss
 
 
 @dataclass(frozen=True)
 class StageTrace:
-    """What a stage's steps looked like: seconds of each timed window's mean step."""
+    """How far the steps of a stage came, and the mean seconds of a step in each timed window."""
 
     next_step: int
     stopped: bool
@@ -52,78 +56,76 @@ class StageTrace:
 
 def train_steps(
     engine: StageEngine,
+    feed: Feed,
     batches: Iterable[GlobalBatch],
+    objective: Objective,
     *,
     first_step: int,
-    settings: LoopSettings,
-    learning_rate: Callable[[int], float],
+    hooks: Hooks,
     stop: StopRequest,
     traffic: Traffic,
-    log: Callable[[int, dict[str, Any]], None],
-    checkpoint: Callable[[int], None],
+    device: torch.device,
 ) -> StageTrace:
-    """One optimizer step for each of `batches`; ends early where `stop` says so.
-
-    log(step, metrics): called every `log_every_steps` steps with that step's values
-    checkpoint(steps_done): called every `checkpoint_every_steps` steps and before an early end
-    """
-    window = _Window(settings.device, traffic)
+    """One optimizer step for each of `batches`. Ends early where `stop` says so."""
+    window = _Window(device, traffic)
     step_seconds: list[float] = []
     next_step = first_step
-    for batch in window.waiting_for(batches):
-        step, next_step = next_step, next_step + 1
-        stop.ask()
-        logged = next_step % settings.log_every_steps == 0
-        rate = learning_rate(step)
-        mlm, sentence = _step(engine, batch, step, rate, settings, want_grad_norm=logged)
-        window.add(batch.num_instances)
+    parts: list[Tensor] = []  # of the step, (losses,) each
+    for fed in feed.training(window.waiting_for(batches), first_step):
+        if fed.begins_step:
+            stop.ask()
+        parts.append(engine.accumulate(fed.inputs, fed.batch.denominators))
+        if not fed.ends_step:
+            continue
+        step, next_step = fed.step, fed.step + 1
+        logged = next_step % hooks.log_every_steps == 0
+        rate = hooks.learning_rate(step)
+        engine.step(rate, want_grad_norm=logged)
+        window.add(fed.batch.num_instances)
         if logged:
-            losses = _mean_losses(mlm, sentence, settings.sentence_objective)
+            losses = _mean_losses(torch.stack(parts).sum(0), objective)
             metrics = window.metrics(losses)
             _check_finite(metrics["loss"], step)
             step_seconds.append(metrics["step_seconds"])
-            log(step, _with_engine_values(metrics, engine, rate))
+            hooks.log(step, metrics | engine.metrics() | {"learning_rate": rate})
+        parts.clear()
         stopped = stop.answer()
-        if stopped or next_step % settings.checkpoint_every_steps == 0:
-            checkpoint(next_step)
+        if stopped or next_step % hooks.checkpoint_every_steps == 0:
+            hooks.checkpoint(next_step)
             window.restart()
         if stopped:
             return StageTrace(next_step, True, step_seconds)
     return StageTrace(next_step, False, step_seconds)
 
 
-def _step(
-    engine: StageEngine,
-    batch: GlobalBatch,
-    step: int,
-    learning_rate: float,
-    settings: LoopSettings,
-    *,
-    want_grad_norm: bool,
-) -> tuple[Tensor, Tensor]:
-    """This rank's parts of the global batch's mean losses of masked tokens and of sentence pairs, each
-    () on the device."""
-    parts: list[tuple[Tensor, Tensor]] = []
-    for micro_batch in batch.micro_batches:
-        torch.manual_seed(dropout_seed(settings.seed, step, micro_batch.index))
-        mlm_sum, sentence_sum = engine.losses(to_device(micro_batch, settings.device))
-        mlm, sentence = mlm_sum / batch.num_masked, sentence_sum / batch.num_instances
-        engine.backward(mlm + sentence)
-        engine.step(learning_rate, want_grad_norm=want_grad_norm)
-        parts.append((mlm.detach(), sentence.detach()))
-    mlm_parts, sentence_parts = zip(*parts, strict=True)
-    return torch.stack(mlm_parts).sum(), torch.stack(sentence_parts).sum()
+def evaluate_losses(
+    engine: StageEngine, feed: Feed, batches: Iterable[GlobalBatch], objective: Objective
+) -> dict[str, float]:
+    """Held-out mean losses over all of `batches`, without dropout. A collective."""
+    denominators = torch.zeros(len(objective.losses), dtype=torch.float64)
+
+    def counted() -> Iterator[GlobalBatch]:
+        for batch in batches:
+            denominators.add_(torch.tensor(batch.denominators))
+            yield batch
+
+    sums = [engine.evaluate(inputs).double() for inputs in feed.evaluation(counted())]
+    total = torch.stack(sums).sum(0)
+    dist.all_reduce(total)
+    means = total.cpu() / denominators
+    return {
+        f"eval_{name}_loss": mean
+        for name, mean in zip(objective.losses, means.tolist(), strict=True)
+    }
 
 
-def _mean_losses(mlm: Tensor, sentence: Tensor, sentence_objective: str | None) -> dict[str, float]:
-    """The global batch's losses, from each rank's parts. A collective; synchronises."""
-    both = torch.stack((mlm, sentence)).double()
-    dist.all_reduce(both)
-    mlm_loss, sentence_loss = both.tolist()
-    losses = {"loss": mlm_loss + sentence_loss, "mlm_loss": mlm_loss}
-    if sentence_objective is not None:
-        losses[f"{sentence_objective}_loss"] = sentence_loss
-    return losses
+def _mean_losses(parts: Tensor, objective: Objective) -> dict[str, float]:
+    """The global batch's losses from this rank's `parts`, (losses,). A collective; synchronises."""
+    summed = parts.double()
+    dist.all_reduce(summed)
+    values = summed.tolist()
+    named = {f"{name}_loss": value for name, value in zip(objective.losses, values, strict=True)}
+    return {"loss": sum(values, start=0.0), **named}
 
 
 def _check_finite(loss: float, step: int) -> None:
@@ -134,20 +136,6 @@ def _check_finite(loss: float, step: int) -> None:
             "Lower optimizer.learning_rate or lengthen schedule.warmup_steps (and in fp16 try "
             "bf16 or fp32), under another name or from an earlier checkpoint"
         )
-
-
-def _with_engine_values(
-    metrics: dict[str, Any], engine: StageEngine, learning_rate: float
-) -> dict[str, Any]:
-    return (
-        metrics
-        | engine.trust_ratios()
-        | {
-            "learning_rate": learning_rate,
-            "grad_norm": engine.grad_norm(),
-            "loss_scale": engine.loss_scale(),
-        }
-    )
 
 
 class _Window:
@@ -196,47 +184,3 @@ class _Window:
                 "elements_gathered": traffic.parameters_gathered // steps,
             }
         )
-
-
-def evaluate_losses(
-    engine: StageEngine,
-    batches: Iterator[GlobalBatch],
-    device: torch.device,
-    sentence_objective: str | None,
-) -> dict[str, float]:
-    """Held-out mean losses over all of `batches`, dropout off. A collective."""
-    # (4,): summed MLM loss, masked positions, summed loss of sentence pairs, instances
-    totals = torch.zeros(4, dtype=torch.float64)
-    for batch in batches:
-        for micro_batch in batch.micro_batches:
-            mlm_sum, sentence_sum = engine.evaluate(to_device(micro_batch, device))
-            totals += torch.tensor(
-                [
-                    float(mlm_sum),
-                    float(micro_batch.masked_weights.sum()),
-                    float(sentence_sum),
-                    len(micro_batch.input_ids),
-                ]
-            )
-    totals = totals.to(device)
-    dist.all_reduce(totals)
-    mlm_sum, masked, sentence_sum, instances = totals.tolist()
-    losses = {"eval_mlm_loss": mlm_sum / masked}
-    if sentence_objective is not None:
-        losses[f"eval_{sentence_objective}_loss"] = sentence_sum / instances
-    return losses
-
-
-def to_device(batch: MicroBatch, device: torch.device) -> dict[str, Tensor]:
-    """The micro-batch's tensors by name; from pinned memory the copy is asynchronous."""
-    return {
-        name: value.to(device, non_blocking=True)
-        for name, value in vars(batch).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def dropout_seed(seed: int, step: int, micro_batch_index: int) -> int:
-    """64 bits that stand for (seed, step, index of the micro-batch in the global batch)."""
-    key = f"{seed}/{step}/{micro_batch_index}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little", signed=True)

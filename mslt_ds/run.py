@@ -1,61 +1,58 @@
-"""A run: its folder, where it stands, and the stages it goes through.
+"""A run: the stages of its plan, one after the other.
 
     for each stage:  grow the weights -> build the model -> make an engine -> train -> hand over
 
-What is handed over is a `TrainingState`: fp32 weights of record, optimizer state by name, the loss
-scale. It's also what a checkpoint holds, so a run that was killed anywhere goes on from one without
-a special case: the stage that the state's step falls into says whether the model still has to grow.
+What is handed over is a `TrainingState`. A checkpoint holds the same, so a run that was killed
+anywhere resumes without a special case: the stage that the state's step falls into decides whether
+the model still has to grow.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from mslt_ds.atomic import replace_text
+from mslt_ds.batches import Batches
 from mslt_ds.config.sections import RunConfig
-from mslt_ds.data.instances import InstanceOptions
-from mslt_ds.data.loader import GlobalBatch, global_batches
 from mslt_ds.data.store import TokenStore
 from mslt_ds.disk import checkpoint, pretrained
-from mslt_ds.disk.checkpoint import CheckpointFolder, TrainingState
-from mslt_ds.disk.model_folder import save_weights
+from mslt_ds.disk.checkpoint import CheckpointFolder
+from mslt_ds.disk.run_folder import RunFolder
+from mslt_ds.distributed.sharing import (
+    broadcast_tensors,
+    broadcast_value,
+    on_rank_0,
+    share_training,
+)
 from mslt_ds.distributed.signals import EXIT_CODE_STOPPED, StopFlag, StopRequest
 from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.world import World, check_equal_on_all_ranks
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.errors import RecipeError
-from mslt_ds.loop import LoopSettings, StageTrace, evaluate_losses, train_steps
-from mslt_ds.model.family import FAMILIES, Family
-from mslt_ds.model.growth import Weights, grow, grow_optimizer_state
+from mslt_ds.feed import Feed
+from mslt_ds.loop import Hooks, StageTrace, evaluate_losses, train_steps
+from mslt_ds.model.family import FAMILIES
+from mslt_ds.model.growth import grow, grow_optimizer_state
 from mslt_ds.model.initial import fresh_parameter, fresh_weights
+from mslt_ds.model.objective import Objective, objective_of
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan import cost
 from mslt_ds.plan.schedule import learning_rate
-from mslt_ds.plan.stages import Plan, Stage
+from mslt_ds.plan.stages import Stage
 from mslt_ds.recipe.loading import Recipe
 from mslt_ds.report.summary import print_summary
+from mslt_ds.state import TrainingState, Weights
 from mslt_ds.telemetry import Telemetry
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class _Instruments:
-    """What watches a run from its first step to its last."""
-
-    meter: TrafficMeter
-    stop: StopRequest
-    telemetry: Telemetry
+_DESCRIBED = ("stage", "depth", "trainable_layers", "trainable_share", "steps", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -65,208 +62,167 @@ class Run:
     recipe: Recipe
     world: World
     device: torch.device
-    store: TokenStore
-    eval_store: TokenStore | None
-    checkpoints: CheckpointFolder
+    batches: Batches
+    objective: Objective
+    folder: RunFolder
     resume_from: Path | None
+    description: dict[str, Any]
+    """The plan with its costs, as `mslt-ds plan` prints it."""
 
     @classmethod
     def prepare(cls, recipe: Recipe, world: World, device: torch.device) -> Run:
-        """Open the data and find the checkpoint to go on from; no process group is needed yet."""
+        """Open the data and find the checkpoint to go on from. Needs no process group yet."""
         config = recipe.config
         store = TokenStore.open(Path(config.data.path))
-        eval_store = None
-        if config.data.eval_path is not None:
-            eval_store = TokenStore.open(Path(config.data.eval_path))
+        held_out = config.data.eval_path
+        eval_store = None if held_out is None else TokenStore.open(Path(held_out))
+        _check_vocabularies(config, store, eval_store)
+        vocab_size = config.model.vocab_size or store.vocab_size
         checkpoints = CheckpointFolder(config.run_dir / "checkpoints", config.checkpoint.keep)
-        run = cls(
-            recipe, world, device, store, eval_store, checkpoints, checkpoints.latest()
-        )  # fmt: skip
-        run._check_vocabularies()
-        if run.resume_from is not None:
-            checkpoint.check_resumable(run.resume_from, run._fingerprint)
+        folder = RunFolder(
+            config.run_dir,
+            world.is_main,
+            checkpoints,
+            checkpoint.fingerprint(config, store.digest),
+            partial(_hf_config, config, vocab_size),
+            store.tokenizer_dir,
+        )
+        resume_from = checkpoints.latest()
+        if resume_from is not None:
+            checkpoint.check_resumable(resume_from, folder.fingerprint)
         elif config.plan.init_from is not None and world.is_main:
-            # Others may see the checkpoint late, and then have nothing to ask of the folder.
-            pretrained.check_folder(
-                Path(config.plan.init_from), run._first_hf_config, store.tokenizer_dir
-            )
-        return run
+            # The other ranks may see a checkpoint late, and then have nothing to ask of the folder.
+            first = folder.hf_config(recipe.plan.stages[0].depth)
+            pretrained.check_folder(Path(config.plan.init_from), first, store.tokenizer_dir)
+        description = cost.describe_plan(
+            config,
+            recipe.plan,
+            vocab_size=vocab_size,
+            world_size=world.world_size,
+            zero_stage=recipe.zero_stage,
+        )
+        return cls(
+            recipe,
+            world,
+            device,
+            Batches(recipe, world, device, store, eval_store),
+            objective_of(config.data),
+            folder,
+            resume_from,
+            description,
+        )
 
     @property
     def config(self) -> RunConfig:
         return self.recipe.config
 
-    @property
-    def plan(self) -> Plan:
-        return self.recipe.plan
-
-    def _check_vocabularies(self) -> None:
-        needed, given = self.store.vocab_size, self.config.model.vocab_size
-        if given is not None and given < needed:
-            raise RecipeError(
-                f"model.vocab_size: {given} is below the {needed} tokens of data.path "
-                f"{self.config.data.path}; leave it out, or choose {needed} or more"
-            )
-        if self.eval_store is not None and not self.eval_store.same_vocabulary(self.store):
-            raise RecipeError(
-                f"data.eval_path: {self.config.data.eval_path} was prepared with another "
-                f"vocabulary than data.path {self.config.data.path}; prepare it with "
-                f"--tokenizer {self.config.data.path}"
-            )
-
-    @property
-    def _fingerprint(self) -> dict[str, Any]:
-        return checkpoint.fingerprint(self.config, self.store.digest)
-
-    @property
-    def _vocab_size(self) -> int:
-        return self.config.model.vocab_size or self.store.vocab_size
-
-    @property
-    def _family(self) -> Family:
-        return FAMILIES[self.config.model.family]
-
-    def _hf_config(self, depth: int) -> PretrainedConfig:
-        return self._family.hf_config(
-            self.config.model,
-            depth,
-            self._vocab_size,
-            sentence_head=self.config.data.sentence_objective is not None,
-        )
-
-    @property
-    def _first_hf_config(self) -> PretrainedConfig:
-        return self._hf_config(self.plan.stages[0].depth)
-
-    @property
-    def _description(self) -> dict[str, Any]:
-        """The plan with its costs, as `mslt-ds plan` prints it."""
-        return cost.describe_plan(
-            self.config,
-            self.plan,
-            vocab_size=self._vocab_size,
-            world_size=self.world.world_size,
-            zero_stage=self.recipe.zero_stage,
-        )
-
-    def _stage_fields(self, stage: Stage) -> dict[str, Any]:
-        names = ("stage", "depth", "trainable_layers", "trainable_share", "steps", "seq_length")
-        described = self._description["stages"][stage.index - 1]
-        return {name: described[name] for name in names}
-
     # ---- the story ---------------------------------------------------------------------------
 
     def train(self, flag: StopFlag) -> int:
         """All stages that are still to do, then the export. The exit code."""
-        stop = StopRequest(flag)
-        state = self._first_state()
-        self._write_description()
+        stop, meter = StopRequest(flag), TrafficMeter()
+        state = on_rank_0(self._first_state) or TrainingState(0)
+        state = replace(state, step=broadcast_value(state.step))
+        self.folder.describe(self.config, self.description)
         with Telemetry.open(
-            self.config, self.config.run_dir, self.plan, self.world.rank, state.step
+            self.config, self.folder.path, self.recipe.plan, self.world.rank, state.step
         ) as telemetry:
-            instruments = _Instruments(TrafficMeter(), stop, telemetry)
-            for stage in self.plan.stages:
+            for stage in self.recipe.plan.stages:
                 if state.step >= stage.end_step:
                     continue
-                state = self._train_stage(stage, state, instruments)
-                if state is None:
-                    # A launcher ends all ranks once one has ended; this is when they may.
+                engine = self._begin_stage(stage, state, meter)
+                state = TrainingState(state.step)  # the engine holds the tensors now
+                with closing(engine):
+                    trace = self._train_stage(stage, state.step, engine, stop, meter, telemetry)
+                    stopped = trace.stopped
+                    if trace.next_step == stage.end_step:
+                        state = self._end_stage(stage, engine, trace, telemetry)
+                        stopped = stopped or stop.asked_now()
+                if stopped:
+                    telemetry.event("stopped", {"step": trace.next_step - 1})
+                    # A launcher ends all ranks once one has ended; from here on it may.
                     stop.wait_for_all()
                     return EXIT_CODE_STOPPED
             self._export(state, telemetry)
         if self.world.is_main:
-            print_summary(self.config.run_dir)
+            print_summary(self.folder.path)
         stop.wait_for_all()
         return 0
 
     def _first_state(self) -> TrainingState:
-        """The checkpoint that rank 0 saw (a shared disk may show others late), or first weights."""
-        chosen = [self.resume_from]
-        dist.broadcast_object_list(chosen, src=0)
-        if chosen[0] is not None:
-            return checkpoint.load(chosen[0])
+        """The newest checkpoint's state, or first weights."""
+        if self.resume_from is not None:
+            return checkpoint.load(self.resume_from)
         return TrainingState(step=0, weights=self._first_weights())
 
     def _first_weights(self) -> Weights:
-        """Fresh ones, or those of `plan.init_from`, its missing heads fresh."""
+        """Fresh ones, or those of `plan.init_from` with its missing heads fresh."""
+        hf_config = self.folder.hf_config(self.recipe.plan.stages[0].depth)
         if self.config.plan.init_from is None:
-            return fresh_weights(self._first_hf_config, seed=self.config.seed)
+            return fresh_weights(hf_config, seed=self.config.seed)
         folder = Path(self.config.plan.init_from)
-        weights, missing = pretrained.load(folder, self._first_hf_config, self._fresh_parameter)
-        if missing and self.world.is_main:
+        weights, missing = pretrained.load(folder, hf_config, self._fresh_parameter)
+        if missing:
             print(
                 f"plan.init_from: {folder} lacks {', '.join(missing)}: these begin fresh",
                 flush=True,
             )
         return weights
 
-    def _train_stage(
-        self, stage: Stage, state: TrainingState, instruments: _Instruments
-    ) -> TrainingState | None:
-        """The state after the stage, or None where the run was told to stop (and has saved)."""
-        telemetry = instruments.telemetry
-        if state.step == stage.start_step:
-            state = self._begin_stage(stage, state)
-            self._save_model(f"stages/{stage.index}/start", stage.depth, state.weights)
-        check_equal_on_all_ranks(state.tensors(), f"weights or moments at step {state.step}")
-        engine = self._engine(stage, state, instruments.meter)
-        telemetry.event("stage_start", self._stage_fields(stage) | {"step": state.step})
+    def _begin_stage(self, stage: Stage, state: TrainingState, meter: TrafficMeter) -> StageEngine:
+        """The stage's engine, made from rank 0's `state`. A collective."""
+        if self.world.is_main and state.step == stage.start_step:
+            state = self._grow(stage, state)
+            self.folder.save_model(f"stages/{stage.index}/start", stage.depth, state.weights)
+        train = self.config.train
+        state = replace(state, weights=broadcast_tensors(state.weights, self.device))
+        model = StageModel.build(
+            self.folder.hf_config(stage.depth),
+            stage.frozen_layers,
+            state.weights,
+            frozen_dropout=train.frozen_dropout == "on",
+            dtype=_DTYPES[train.precision],
+            device=self.device,
+        )
+        trained = frozenset(name for name, _ in model.suffix.named_parameters())
+        settings = EngineSettings(
+            optimizer=self.config.optimizer,
+            deepspeed=self.recipe.deepspeed,
+            precision=train.precision,
+            gradient_clipping=train.gradient_clipping,
+            micro_batch_size=stage.micro_batch_size,
+            gradient_accumulation_steps=cost.gradient_accumulation_steps(
+                self.config, stage, self.world.world_size
+            ),
+        )
+        return StageEngine(model, settings, share_training(state, trained, self.device), meter)
 
-        def state_at(step: int) -> TrainingState:
-            return TrainingState(
-                step=step,
-                weights=state.weights | engine.weights(),
-                optimizer_state=state.optimizer_state | engine.optimizer_state(),
-                loss_scale=engine.loss_scale_state(),
-            )
-
-        def checkpoint_inside(step: int) -> None:
-            # The last step's belongs to the stage's end, after all that a boundary writes.
-            if step < stage.end_step:
-                self._checkpoint(state_at(step))
-
-        try:
-            trace = self._train_steps(stage, state.step, engine, instruments, checkpoint_inside)
-            stopped = trace.stopped
-            if trace.next_step == stage.end_step:
-                after = state_at(trace.next_step)
-                self._end_stage(stage, after, engine, trace, telemetry)
-                stopped = stopped or instruments.stop.asked_now()
-                if not stopped:
-                    return after
-            telemetry.event("stopped", {"step": trace.next_step - 1})
-            return None
-        finally:
-            engine.close()
-
-    # ---- its steps ---------------------------------------------------------------------------
-
-    def _begin_stage(self, stage: Stage, state: TrainingState) -> TrainingState:
-        """The state that the stage starts from: grown weights, and moments carried or dropped."""
+    def _grow(self, stage: Stage, state: TrainingState) -> TrainingState:
+        """The state that the stage begins with: weights grown, moments carried, copied or dropped."""
+        policy = self.config.optimizer.state
         if stage.index == 1:
             return state
-        weights, optimizer_state = state.weights, state.optimizer_state
-        each = self.config.model.layers_per_block
-        blocks = self.plan.stages[stage.index - 2].depth // each, stage.depth // each
-        layer_prefix = self._family.BLOCKS
-        policy = self.config.optimizer.state
         if policy == "reset":
-            optimizer_state = {}
-        if stage.init != "keep":
-            weights = grow(
-                weights,
-                *blocks,
-                stage.init,
-                fresh=self._fresh_parameter,
-                layer_prefix=layer_prefix,
-            )
-            optimizer_state = grow_optimizer_state(
-                optimizer_state,
-                *blocks,
-                stage.init,
-                copy=policy == "copy",
-                layer_prefix=layer_prefix,
-            )
+            state = replace(state, optimizer_state={})
+        if stage.init == "keep":
+            return state
+        each = self.config.model.layers_per_block
+        depths = self.recipe.plan.stages[stage.index - 2].depth // each, stage.depth // each
+        layer_prefix = FAMILIES[self.config.model.family].BLOCKS
+        weights = grow(
+            state.weights,
+            *depths,
+            stage.init,
+            fresh=self._fresh_parameter,
+            layer_prefix=layer_prefix,
+        )
+        optimizer_state = grow_optimizer_state(
+            state.optimizer_state,
+            *depths,
+            stage.init,
+            copy=policy == "copy",
+            layer_prefix=layer_prefix,
+        )
         return replace(state, weights=weights, optimizer_state=optimizer_state)
 
     def _fresh_parameter(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -277,148 +233,103 @@ class Run:
             initializer_range=self.config.model.initializer_range,
         )
 
-    def _engine(self, stage: Stage, state: TrainingState, meter: TrafficMeter) -> StageEngine:
-        train = self.config.train
-        model = StageModel.build(
-            self._hf_config(stage.depth),
-            stage.frozen_layers,
-            state.weights,
-            frozen_dropout=train.frozen_dropout == "on",
-            dtype=_DTYPES[train.precision],
-            device=self.device,
-        )
-        accumulation = train.global_batch_size // (stage.micro_batch_size * self.world.world_size)
-        settings = EngineSettings(
-            optimizer=self.config.optimizer,
-            deepspeed=self.recipe.deepspeed,
-            precision=train.precision,
-            gradient_clipping=train.gradient_clipping,
-            micro_batch_size=stage.micro_batch_size,
-            gradient_accumulation_steps=accumulation,
-        )
-        return StageEngine(
-            model, settings, state.weights, state.optimizer_state, state.loss_scale, meter
-        )
+    def _feed(self, engine: StageEngine) -> Feed:
+        return Feed(engine.model.prefix, self.device, self.config.seed)
 
-    def _train_steps(
+    def _train_stage(
         self,
         stage: Stage,
         first_step: int,
         engine: StageEngine,
-        instruments: _Instruments,
-        checkpoint_at: Callable[[int], None],
+        stop: StopRequest,
+        meter: TrafficMeter,
+        telemetry: Telemetry,
     ) -> StageTrace:
-        done = first_step - stage.start_step
-        batches = self._batches(
-            self.store,
-            stage,
-            start_step=stage.data_start_step + done,
-            num_steps=stage.steps - done,
+        """The stage's steps from `first_step` on."""
+        telemetry.event("stage_start", self._described(stage) | {"step": first_step})
+
+        def save_checkpoint(step: int) -> None:
+            # The last step's checkpoint is written at the stage's end, after all else there.
+            if step < stage.end_step:
+                self.folder.save_checkpoint(engine.state(step))
+
+        hooks = Hooks(
+            learning_rate=partial(learning_rate, self.config, self.recipe.plan),
+            log=lambda step, metrics: telemetry.log(step, {"stage": stage.index} | metrics),
+            checkpoint=save_checkpoint,
+            log_every_steps=self.config.telemetry.log_every_steps,
+            checkpoint_every_steps=self.config.checkpoint.every_steps,
         )
         return train_steps(
             engine,
-            batches,
+            self._feed(engine),
+            self.batches.training(stage, first_step),
+            self.objective,
             first_step=first_step,
-            settings=LoopSettings(
-                seed=self.config.seed,
-                device=self.device,
-                log_every_steps=self.config.telemetry.log_every_steps,
-                checkpoint_every_steps=self.config.checkpoint.every_steps,
-                sentence_objective=self.config.data.sentence_objective,
-            ),
-            learning_rate=lambda step: learning_rate(self.config, self.plan, step),
-            stop=instruments.stop,
-            traffic=instruments.meter.traffic,
-            log=lambda step, metrics: instruments.telemetry.log(
-                step, {"stage": stage.index} | metrics
-            ),
-            checkpoint=checkpoint_at,
-        )
-
-    def _batches(
-        self, store: TokenStore, stage: Stage, *, start_step: int, num_steps: int
-    ) -> Iterator[GlobalBatch]:
-        data = self.config.data
-        options = InstanceOptions(
-            seq_length=stage.seq_length,
-            max_predictions=self.config.max_predictions(stage.seq_length),
-            masked_lm_prob=data.masked_lm_prob,
-            short_seq_prob=data.short_seq_prob,
-            input_format=data.input_format,
-            masking=data.masking,
-        )
-        return global_batches(
-            store,
-            options,
-            seed=self.config.seed,
-            global_batch_size=self.config.train.global_batch_size,
-            micro_batch_size=stage.micro_batch_size,
-            rank=self.world.rank,
-            world_size=self.world.world_size,
-            start_step=start_step,
-            num_steps=num_steps,
-            num_workers=data.num_workers,
+            hooks=hooks,
+            stop=stop,
+            traffic=meter.traffic,
             device=self.device,
-            say=partial(print, flush=True),
         )
 
     def _end_stage(
-        self,
-        stage: Stage,
-        state: TrainingState,
-        engine: StageEngine,
-        trace: StageTrace,
-        telemetry: Telemetry,
-    ) -> None:
-        """Held-out losses, the boundary's weights, a checkpoint: in this order, so that a kill
-        between them repeats the stage's last steps and nothing is missing afterwards."""
-        fields = self._stage_fields(stage) | {"step": stage.end_step - 1}
+        self, stage: Stage, engine: StageEngine, trace: StageTrace, telemetry: Telemetry
+    ) -> TrainingState:
+        """Held-out losses, the boundary's model, a checkpoint: in this order, so that a kill in
+        between repeats the stage's last steps and nothing is missing afterwards. A collective."""
+        check_equal_on_all_ranks(
+            dict(engine.model.suffix.named_parameters()), f"weights at step {stage.end_step}"
+        )
+        fields = self._described(stage) | {"step": stage.end_step - 1}
         if trace.step_seconds:
             fields["median_step_seconds"] = statistics.median(trace.step_seconds)
-        if self.eval_store is not None:
-            fields |= evaluate_losses(
-                engine,
-                self._eval_batches(self.eval_store, stage),
-                self.device,
-                self.config.data.sentence_objective,
-            )
+        held_out = self.batches.evaluation(stage)
+        if held_out is not None:
+            fields |= evaluate_losses(engine, self._feed(engine), held_out, self.objective)
         telemetry.event("stage_end", fields)
-        self._save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
-        self._checkpoint(state)
+        state = engine.state(stage.end_step)
+        self.folder.save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
+        self.folder.save_checkpoint(state)
+        return state
 
-    def _eval_batches(self, eval_store: TokenStore, stage: Stage) -> Iterator[GlobalBatch]:
-        num_steps = -(-self.config.evaluation.instances // self.config.train.global_batch_size)
-        return self._batches(eval_store, stage, start_step=0, num_steps=num_steps)
-
-    # ---- what it writes (rank 0 alone) -------------------------------------------------------
-
-    def _checkpoint(self, state: TrainingState) -> None:
-        if self.world.is_main:
-            self.checkpoints.save(state, self._fingerprint)
-
-    def _save_model(self, folder: str, depth: int, weights: Weights) -> None:
-        """The whole model in Hugging Face's format at `folder` under the run folder."""
-        if not self.world.is_main:
-            return
-        save_weights(
-            self.config.run_dir / folder, weights, self._hf_config(depth), self.store.tokenizer_dir
-        )
-
-    def _write_description(self) -> None:
-        if not self.world.is_main:
-            return
-        folder = self.config.run_dir
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / "recipe.yaml", self.config.to_yaml())
-        replace_text(folder / "plan.json", json.dumps(self._description, indent=1) + "\n")
+    def _described(self, stage: Stage) -> dict[str, Any]:
+        described = self.description["stages"][stage.index - 1]
+        return {name: described[name] for name in _DESCRIBED}
 
     def _export(self, state: TrainingState, telemetry: Telemetry) -> None:
-        self._save_model("model", self.plan.stages[-1].depth, state.weights)
+        self.folder.save_model("model", self.recipe.plan.stages[-1].depth, state.weights)
         telemetry.event(
             "run_end",
             {
-                "step": self.plan.total_steps,
-                "model": str(self.config.run_dir / "model"),
-                "unigram_entropy": self.store.unigram_entropy(),
+                "step": self.recipe.plan.total_steps,
+                "model": str(self.folder.path / "model"),
+                "unigram_entropy": self.batches.store.unigram_entropy(),
             },
+        )
+
+
+def _hf_config(config: RunConfig, vocab_size: int, depth: int) -> PretrainedConfig:
+    """The configuration of the recipe's model at `depth` layers."""
+    return FAMILIES[config.model.family].hf_config(
+        config.model,
+        depth,
+        vocab_size,
+        sentence_head=config.data.sentence_objective is not None,
+    )
+
+
+def _check_vocabularies(
+    config: RunConfig, store: TokenStore, eval_store: TokenStore | None
+) -> None:
+    needed, given = store.vocab_size, config.model.vocab_size
+    if given is not None and given < needed:
+        raise RecipeError(
+            f"model.vocab_size: {given} is below the {needed} tokens of data.path "
+            f"{config.data.path}; leave it out, or choose {needed} or more"
+        )
+    if eval_store is not None and not eval_store.same_vocabulary(store):
+        raise RecipeError(
+            f"data.eval_path: {config.data.eval_path} was prepared with another "
+            f"vocabulary than data.path {config.data.path}; prepare it with "
+            f"--tokenizer {config.data.path}"
         )

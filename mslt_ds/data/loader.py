@@ -40,13 +40,7 @@ class MicroBatch:
     """What one forward pass takes; tensors in main memory."""
 
     index: int  # in the global batch
-    input_ids: Tensor  # (micro_batch, seq_length) int64
-    token_type_ids: Tensor  # (micro_batch, seq_length) int64: 0 for A, 1 for B
-    attention_mask: Tensor  # (micro_batch, seq_length) bool: False at padding
-    masked_positions: Tensor  # (micro_batch, max_predictions) int64
-    masked_labels: Tensor  # (micro_batch, max_predictions) int64
-    masked_weights: Tensor  # (micro_batch, max_predictions) float32: 0 where unused, else 1
-    next_sentence_labels: Tensor  # (micro_batch,) int64: 1 where B is random or swapped
+    fields: dict[str, Tensor]
 
 
 @dataclass
@@ -54,7 +48,7 @@ class GlobalBatch:
     """One step's data: this rank's micro-batches, and the global figures its loss needs."""
 
     micro_batches: list[MicroBatch]
-    num_masked: int  # masked positions in the global batch, all ranks together
+    denominators: tuple[int, ...]
     num_instances: int  # instances in the global batch, all ranks together
 
 
@@ -103,7 +97,7 @@ def global_batches(
             [
                 MicroBatch(
                     index=i * world_size + rank,
-                    **{
+                    fields={
                         name: tensor[i * micro_batch_size : (i + 1) * micro_batch_size]
                         for name, tensor in tensors.items()
                     },
@@ -111,7 +105,9 @@ def global_batches(
                 for i in range(len(own) // micro_batch_size)
             ],
             # Not 0, as it may be where no word is short enough: the loss is divided by it.
-            num_masked=max(1, int(num_masked(entries).sum())),
+            denominators=(max(1, int(num_masked(entries).sum())), global_batch_size)[
+                : 2 if options.is_paired else 1
+            ],
             num_instances=global_batch_size,
         )
 

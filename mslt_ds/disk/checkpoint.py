@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from torch import Tensor
 from mslt_ds.atomic import replace_folder
 from mslt_ds.config.sections import RunConfig
 from mslt_ds.errors import CheckpointError
-from mslt_ds.model.growth import Weights
-from mslt_ds.optim.partition import OptimizerState
+from mslt_ds.state import TrainingState, moments, optimizer_state, step_counts
 
 FORMAT = 1
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -34,26 +32,6 @@ _FREE_KEYS = (
     "name", "output_dir", "checkpoint", "deepspeed", "telemetry", "evaluation",
     "data.path", "data.eval_path", "data.num_workers", "train.device", "optimizer.lamb.backend",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """Everything that the next step is computed from, beside the recipe and the data."""
-
-    step: int
-    """Steps done; the next step's number, counted from 0."""
-    weights: Weights
-    optimizer_state: OptimizerState = field(default_factory=dict)
-    """Of every parameter that has trained, also of those now frozen: the joint stage goes on."""
-    loss_scale: dict[str, Any] = field(default_factory=dict)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights and moments by a name for each: what has to be the same on all ranks."""
-        return self.weights | {
-            f"{kind}/{name}": entry[kind]
-            for name, entry in self.optimizer_state.items()
-            for kind in ("exp_avg", "exp_avg_sq")
-        }
 
 
 def fingerprint(config: RunConfig, data_digest: str) -> dict[str, Any]:
@@ -101,22 +79,16 @@ class CheckpointFolder:
         """Write `state` and remove the oldest beyond `keep`. For one rank only."""
         path = self.path / f"step_{state.step:010d}"
         self.path.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.contiguous() for name, tensor in state.weights.items()}
-        moments = {
-            name: tensor.contiguous()
-            for name, tensor in state.tensors().items()
-            if name not in weights
-        }
         description = {
             "format": FORMAT,
             "step": state.step,
             "loss_scale": state.loss_scale,
-            "optimizer_steps": {n: entry["step"] for n, entry in state.optimizer_state.items()},
+            "optimizer_steps": step_counts(state.optimizer_state),
             "fingerprint": fingerprint,
         }
         with replace_folder(path) as partial:
-            save_file(weights, partial / _WEIGHTS)
-            save_file(moments, partial / _OPTIMIZER)
+            save_file(_contiguous(state.weights), partial / _WEIGHTS)
+            save_file(_contiguous(moments(state.optimizer_state)), partial / _OPTIMIZER)
             (partial / _STATE).write_text(json.dumps(description, indent=1) + "\n")
         for old in sorted(self.path.glob("step_*"))[: -self.keep]:
             shutil.rmtree(old)
@@ -147,20 +119,13 @@ def load(path: Path) -> TrainingState:
     """The state that `CheckpointFolder.save` wrote; tensors on the CPU."""
     description = _describe(path)
     try:
-        weights, moments = load_file(path / _WEIGHTS), load_file(path / _OPTIMIZER)
+        weights, tensors = load_file(path / _WEIGHTS), load_file(path / _OPTIMIZER)
     except (OSError, SafetensorError) as error:
         raise _damaged(path, error) from None
     return TrainingState(
         step=description["step"],
         weights=weights,
-        optimizer_state={
-            name: {
-                "exp_avg": moments[f"exp_avg/{name}"],
-                "exp_avg_sq": moments[f"exp_avg_sq/{name}"],
-                "step": steps,
-            }
-            for name, steps in description["optimizer_steps"].items()
-        },
+        optimizer_state=optimizer_state(tensors, description["optimizer_steps"]),
         loss_scale=description["loss_scale"],
     )
 
@@ -176,6 +141,10 @@ def _describe(path: Path) -> dict[str, Any]:
             "go on with the version that wrote it, or choose another name or output_dir"
         )
     return description
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

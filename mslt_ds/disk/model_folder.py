@@ -25,7 +25,7 @@ from mslt_ds.disk.hugging_face import first_line, quiet, weight_files
 from mslt_ds.errors import CheckpointError, DataError
 from mslt_ds.model import parts
 from mslt_ds.model.family import family_of
-from mslt_ds.model.growth import Weights
+from mslt_ds.state import Weights
 
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = (

@@ -20,7 +20,7 @@ from mslt_ds.disk.hugging_face import first_line, quiet
 from mslt_ds.disk.model_folder import check_tokenizer, in_encoder, load_weights, read_config
 from mslt_ds.errors import CheckpointError, DataError
 from mslt_ds.model import parts
-from mslt_ds.model.growth import Weights
+from mslt_ds.state import Weights
 
 _KEY = "plan.init_from"
 _DEPTH = ("num_hidden_layers", "num_hidden_groups", "inner_group_num")

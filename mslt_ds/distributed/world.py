@@ -167,12 +167,12 @@ def _free_port() -> int:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> bytes:
-    """Sixteen bytes that stand for names, shapes and every bit of CPU `tensors`."""
+    """Sixteen bytes that stand for names, shapes and every bit of `tensors`."""
     state = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous()
         state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        state.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return state.digest()
 
 

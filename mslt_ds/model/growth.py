@@ -27,8 +27,7 @@ from typing import Any
 
 from torch import Tensor
 
-Weights = dict[str, Tensor]
-"""A model's weights of record: Hugging Face names, fp32 on the CPU, tied aliases left out."""
+from mslt_ds.state import Weights
 
 
 def sources(depth_from: int, depth_to: int, operator: str) -> list[int | None]:

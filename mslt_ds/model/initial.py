@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 
 from mslt_ds.model import parts
 from mslt_ds.model.family import FAMILIES
-from mslt_ds.model.growth import Weights
+from mslt_ds.state import Weights
 
 _NORM_WEIGHTS = ("LayerNorm.weight", "layer_norm.weight")
 _WORD_EMBEDDINGS = {family.TIED_WEIGHT for family in FAMILIES.values()}

@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 
 from mslt_ds.model import parts
 from mslt_ds.model.family import family_of
-from mslt_ds.model.growth import Weights
+from mslt_ds.state import Weights
 
 
 class FrozenPrefix(nn.Module):
@@ -54,10 +54,10 @@ class FrozenPrefix(nn.Module):
             super().train(self.dropout)
 
     @torch.no_grad()
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """All (batch, seq_length) -> hidden_states: (batch, seq_length, hidden)."""
-        hidden_states = self._family.embed(self, input_ids, token_type_ids)
-        bias = parts.attention_bias(attention_mask)
+        hidden_states = self._family.embed(self, inputs["input_ids"], inputs["token_type_ids"])
+        bias = parts.attention_bias(inputs["attention_mask"])
         for layer in self._family.layers_of(self, self._config):
             hidden_states = layer(hidden_states, bias)
         return hidden_states
@@ -84,7 +84,7 @@ class TrainableSuffix(nn.Module):
         inputs: dict[str, Tensor],
         hidden_states: Tensor | None,
         decoder_weight: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """The micro-batch's summed losses of masked tokens and of sentence pairs, each () fp32; the
         latter 0 where the model has no head for pairs.
 
@@ -101,7 +101,7 @@ class TrainableSuffix(nn.Module):
         )
         mlm_sum = (per_position * inputs["masked_weights"].flatten()).sum()
         if not self._has_sentence_head:
-            return mlm_sum, mlm_sum.new_zeros(())
+            return (mlm_sum,)
         sentence_sum = F.cross_entropy(
             self._family.sentence_logits(self, cls).float(),
             inputs["next_sentence_labels"],

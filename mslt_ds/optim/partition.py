@@ -18,9 +18,7 @@ from torch.nn import Parameter
 
 from mslt_ds.errors import CheckpointError
 from mslt_ds.optim.layout import GroupLayout, bind_groups, inner_optimizer, raw_groups
-
-OptimizerState = dict[str, dict[str, Any]]
-"""Parameter name -> {"exp_avg": Tensor, "exp_avg_sq": Tensor, "step": int}."""
+from mslt_ds.state import OptimizerState
 
 GATHER_ELEMENTS = 1 << 26
 """Elements of one all-gather when masters are read: bounds the buffer to 256 MiB of fp32."""
@@ -52,11 +50,14 @@ class EngineState:
         return cls(engine, bind_groups(engine, names))
 
     @torch.no_grad()
-    def read_weights(self) -> dict[str, Tensor]:
-        """Name -> the whole fp32 master, on the CPU, with the parameter's shape."""
+    def read_weights(self, to_rank: int | None = None) -> dict[str, Tensor]:
+        """Name -> the whole fp32 master, on the CPU, with the parameter's shape.
+
+        to_rank: the only rank that gets them; the others get nothing. None: every rank
+        """
         weights = {}
         for group in self.groups:
-            weights.update(_read(group, list(group.masters)))
+            weights.update(_read(group, list(group.masters), to_rank))
         return weights
 
     @torch.no_grad()
@@ -73,10 +74,12 @@ class EngineState:
                 parameter.data.copy_(weights[name])
 
     @torch.no_grad()
-    def read_optimizer_state(self) -> OptimizerState:
+    def read_optimizer_state(self, to_rank: int | None = None) -> OptimizerState:
         """Name -> whole moments (fp32, CPU, the parameter's shape) and `step` (int).
 
         Parameters that the optimizer keeps no state for yet are absent.
+
+        to_rank: the only rank that gets it; the others get nothing. None: every rank
         """
         states: OptimizerState = {}
         for group, settings in zip(self.groups, self._optimizer.param_groups, strict=True):
@@ -86,14 +89,14 @@ class EngineState:
                     self._optimizer.state[master][key] if alive else None
                     for master, alive in zip(group.masters, live, strict=True)
                 ]
-                for name, tensor in _read(group, tensors).items():
+                for name, tensor in _read(group, tensors, to_rank).items():
                     states.setdefault(name, {})[key] = tensor
             for index, name in _master_of_each(group):
                 if live[index]:
                     own = self._optimizer.state[group.masters[index]]
                     counts = settings if _counts_by_group(self._optimizer) else own
                     states.setdefault(name, {})["step"] = int(counts["step"])
-        return states
+        return states if _receives(to_rank) else {}
 
     @torch.no_grad()
     def write_optimizer_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
@@ -159,8 +162,16 @@ class EngineState:
         _write(group, targets, values)
 
 
-def _read(group: GroupLayout, tensors: Sequence[Tensor | None]) -> dict[str, Tensor]:
+def _receives(to_rank: int | None) -> bool:
+    return to_rank is None or dist.get_rank() == to_rank
+
+
+def _read(
+    group: GroupLayout, tensors: Sequence[Tensor | None], to_rank: int | None
+) -> dict[str, Tensor]:
     """Whole tensors by name from tensors laid out like the group's masters (None: left out)."""
+    if not (group.sharded or _receives(to_rank)):
+        return {}
     if group.offsets is None:
         return {
             name: tensor.detach().to("cpu", copy=True).view(parameter.shape)
@@ -170,7 +181,9 @@ def _read(group: GroupLayout, tensors: Sequence[Tensor | None]) -> dict[str, Ten
     flat = tensors[0]
     if flat is None:
         return {}
-    whole = _gather(flat.detach(), group) if group.sharded else flat.detach().to("cpu")
+    whole = _gather(flat.detach(), group, to_rank) if group.sharded else flat.detach().to("cpu")
+    if whole is None:
+        return {}
     return {
         name: whole.narrow(0, offset, parameter.numel()).view(parameter.shape).clone()
         for name, parameter, offset in zip(
@@ -179,18 +192,23 @@ def _read(group: GroupLayout, tensors: Sequence[Tensor | None]) -> dict[str, Ten
     }
 
 
-def _gather(partition: Tensor, group: GroupLayout) -> Tensor:
-    """(partition,) of each rank -> (world_size * partition,) on the CPU, by pieces."""
+def _gather(partition: Tensor, group: GroupLayout, to_rank: int | None) -> Tensor | None:
+    """(partition,) of each rank -> (world_size * partition,) on the CPU of those that receive it."""
     world_size = dist.get_world_size(group.process_group)
     device = group.parameters[0].device  # where the process group communicates
-    whole = torch.empty(world_size, partition.numel(), dtype=partition.dtype)
+    receives = _receives(to_rank)
+    whole = torch.empty(world_size if receives else 0, partition.numel(), dtype=partition.dtype)
     piece = max(1, GATHER_ELEMENTS // world_size)
     for start in range(0, partition.numel(), piece):
         mine = partition[start : start + piece].to(device).contiguous()
-        theirs = torch.empty(world_size, mine.numel(), dtype=mine.dtype, device=device)
-        dist.all_gather(list(theirs.unbind()), mine, group=group.process_group)
+        theirs = torch.empty(len(whole), mine.numel(), dtype=mine.dtype, device=device)
+        if to_rank is None:
+            dist.all_gather(list(theirs.unbind()), mine, group=group.process_group)
+        else:
+            parts = list(theirs.unbind()) if receives else None
+            dist.gather(mine, parts, dst=to_rank, group=group.process_group)
         whole[:, start : start + piece] = theirs.to("cpu")
-    return whole.view(-1)
+    return whole.view(-1) if receives else None
 
 
 def _write(

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
 from deepspeed.accelerator import get_accelerator
 
 from mslt_ds.config.sections import ModelConfig, OptimizerConfig
+from mslt_ds.distributed.sharing import broadcast_tensors, share_training
 from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.world import choose_device, join, leave, world_from_environment
 from mslt_ds.engine import EngineSettings, StageEngine
+from mslt_ds.feed import SuffixInputs
 from mslt_ds.model import bert
 from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
+from mslt_ds.state import TrainingState
 
 BATCH, SEQ_LENGTH, PREDICTIONS, VOCAB, STEPS, RATE = 4, 16, 3, 200, 6, 1e-3
 WINDOW, FIRST_SCALE = 2, 2.0**10
@@ -54,9 +58,9 @@ def batch(step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def engine_of(precision, zero_stage, weights, state, scale) -> StageEngine:
+def engine_of(precision, zero_stage, state: TrainingState) -> StageEngine:
     model = StageModel.build(
-        config, 0, weights, frozen_dropout=False, dtype=DTYPES[precision], device=device
+        config, 0, state.weights, frozen_dropout=False, dtype=DTYPES[precision], device=device
     )
     settings = EngineSettings(
         optimizer=OptimizerConfig(name="adamw", learning_rate=RATE),
@@ -69,26 +73,26 @@ def engine_of(precision, zero_stage, weights, state, scale) -> StageEngine:
         micro_batch_size=BATCH,
         gradient_accumulation_steps=1,
     )
-    return StageEngine(model, settings, weights, state, scale, meter)
+    trained = frozenset(state.weights)
+    return StageEngine(model, settings, share_training(state, trained, device), meter)
 
 
 def train(precision: str, zero_stage: int, *, boundary_after: int | None = None) -> dict:
-    weights, state, scale = fresh_weights(config, seed=1), {}, None
-    engine = engine_of(precision, zero_stage, weights, state, scale)
+    engine = engine_of(precision, zero_stage, TrainingState(0, fresh_weights(config, seed=1)))
     norms, scales = [], []
     for step in range(STEPS):
         if step == boundary_after:
-            weights, state, scale = (
-                engine.weights(), engine.optimizer_state(), engine.loss_scale_state()
-            )  # fmt: skip
+            state = engine.state(step)
             engine.close()
-            engine = engine_of(precision, zero_stage, weights, state, scale)
+            state = replace(state, weights=broadcast_tensors(state.weights, device))
+            engine = engine_of(precision, zero_stage, state)
         scales.append(engine.loss_scale())
-        mlm, nsp = engine.losses(batch(step))
-        engine.backward((mlm / PREDICTIONS + nsp) / (BATCH * world.world_size))
+        instances = BATCH * world.world_size
+        inputs = SuffixInputs(batch(step), None, None)
+        engine.accumulate(inputs, (instances * PREDICTIONS, instances))
         engine.step(RATE, want_grad_norm=True)
         norms.append(engine.grad_norm())
-    weights = engine.weights()
+    weights = engine.state(STEPS).weights
     engine.close()
     return {"norms": norms, "scales": scales, "weights": weights}
 

@@ -7,17 +7,22 @@ import json
 import os
 import sys
 import weakref
+from dataclasses import replace
 
 import psutil
 import torch
 
 from mslt_ds.config.sections import ModelConfig, OptimizerConfig
+from mslt_ds.data.loader import GlobalBatch, MicroBatch
+from mslt_ds.distributed.sharing import broadcast_tensors, share_training
 from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.world import choose_device, join, leave, world_from_environment
 from mslt_ds.engine import EngineSettings, StageEngine
+from mslt_ds.feed import Feed
 from mslt_ds.model import bert
 from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
+from mslt_ds.state import TrainingState
 
 # The launcher puts its --local_rank first.
 zero_stage, precision, optimizer = int(sys.argv[-3]), sys.argv[-2], sys.argv[-1]
@@ -39,7 +44,7 @@ settings = EngineSettings(
     micro_batch_size=BATCH,
     gradient_accumulation_steps=1,
 )
-inputs = {
+batch = GlobalBatch([MicroBatch(0, {
     "input_ids": torch.randint(1, VOCAB, (BATCH, SEQ_LENGTH)),
     "token_type_ids": torch.zeros(BATCH, SEQ_LENGTH, dtype=torch.long),
     "attention_mask": torch.ones(BATCH, SEQ_LENGTH, dtype=torch.bool),
@@ -47,31 +52,33 @@ inputs = {
     "masked_labels": torch.ones(BATCH, PREDICTIONS, dtype=torch.long),
     "masked_weights": torch.ones(BATCH, PREDICTIONS),
     "next_sentence_labels": torch.zeros(BATCH, dtype=torch.long),
-}
+})], denominators=(1, 1), num_instances=BATCH)  # fmt: skip
 
 
-def one_stage(weights, state, frozen_layers):
+def one_stage(state, frozen_layers):
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     model = StageModel.build(
-        config, frozen_layers, weights, frozen_dropout=False, dtype=dtype, device=device
+        config, frozen_layers, state.weights, frozen_dropout=False, dtype=dtype, device=device
     )
-    engine = StageEngine(model, settings, weights, state, None, meter)
+    trained = frozenset(name for name, _ in model.suffix.named_parameters())
+    engine = StageEngine(model, settings, share_training(state, trained, device), meter)
+    (micro_batch,) = Feed(model.prefix, device, seed=1).evaluation([batch])
     for _ in range(2):
-        mlm, nsp = engine.losses(inputs)
-        engine.backward((mlm + nsp) / world.world_size)
+        engine.accumulate(micro_batch, (world.world_size, world.world_size))
         engine.step(1e-3)
-    weights, state = weights | engine.weights(), state | engine.optimizer_state()
+    state = engine.state(step=0)
     left = [weakref.ref(engine._engine), weakref.ref(model.suffix)]
     engine.close()
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.suffix.modules())
-    return weights, state, left, hooks
+    return state, left, hooks
 
 
-weights, state = fresh_weights(config, seed=1), {}
+state = TrainingState(0, fresh_weights(config, seed=1))
 memory, alive, hooks_left = [], 0, 0
 engines_before = sum(type(o).__name__ == "DeepSpeedEngine" for o in gc.get_objects())
 for stage in range(20):
-    weights, state, left, hooks = one_stage(weights, state, frozen_layers=(0, 2)[stage % 2])
+    state = replace(state, weights=broadcast_tensors(state.weights, device))
+    state, left, hooks = one_stage(state, frozen_layers=(0, 2)[stage % 2])
     gc.collect()
     alive += sum(reference() is not None for reference in left)
     hooks_left += hooks

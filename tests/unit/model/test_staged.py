@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from mslt_ds.model.family import family_of
-from mslt_ds.model.growth import Weights
 from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
+from mslt_ds.state import Weights
 
 DEPTH, VOCAB, BATCH, SEQ_LENGTH, PREDICTIONS = 4, 97, 3, 24, 5
 
