@@ -34,6 +34,7 @@ class Fed:
     step: int
     batch: GlobalBatch  # that it is a part of
     inputs: SuffixInputs
+    dropout_seed: int  # of the suffix
     begins_step: bool  # on this rank
     ends_step: bool  # on this rank
 
@@ -42,7 +43,8 @@ class Feed:
     """Runs the prefix of a stage.
 
     prefix: None where nothing is frozen
-    seed: the run's; dropout is seeded by it, the step and the micro-batch's index
+    seed: the run's. Dropout is seeded by it, the step and the micro-batch's index, in prefix and
+        suffix apart: no order of execution can change a number
     """
 
     def __init__(self, prefix: FrozenPrefix | None, device: torch.device, seed: int) -> None:
@@ -53,11 +55,13 @@ class Feed:
         for step, batch in enumerate(batches, start=first_step):
             last = len(batch.micro_batches) - 1
             for position, micro_batch in enumerate(batch.micro_batches):
-                torch.manual_seed(dropout_seed(self._seed, step, micro_batch.index))
+                key = f"{self._seed}/{step}/{micro_batch.index}"
+                torch.manual_seed(seed_of(f"{key}/prefix"))
                 yield Fed(
                     step,
                     batch,
                     self._inputs(micro_batch),
+                    seed_of(key),
                     begins_step=position == 0,
                     ends_step=position == last,
                 )
@@ -85,7 +89,8 @@ def to_device(micro_batch: MicroBatch, device: torch.device) -> dict[str, Tensor
     return {name: value.to(device, non_blocking=True) for name, value in micro_batch.fields.items()}
 
 
-def dropout_seed(seed: int, step: int, micro_batch_index: int) -> int:
-    """64 bits that stand for (seed, step, index of the micro-batch in the global batch)."""
-    key = f"{seed}/{step}/{micro_batch_index}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little", signed=True)
+def seed_of(key: str) -> int:
+    """64 bits that stand for `key`."""
+    return int.from_bytes(
+        hashlib.blake2b(key.encode(), digest_size=8).digest(), "little", signed=True
+    )

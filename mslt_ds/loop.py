@@ -74,6 +74,7 @@ def train_steps(
     for fed in feed.training(window.waiting_for(batches), first_step):
         if fed.begins_step:
             stop.ask()
+        torch.manual_seed(fed.dropout_seed)
         parts.append(engine.accumulate(fed.inputs, fed.batch.denominators))
         if not fed.ends_step:
             continue
