@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks import record
 from mslt_ds.config.sections import RunConfig
-from mslt_ds.errors import MsltError
+from mslt_ds.errors import MsltError, report
 from mslt_ds.model.family import FAMILIES
 from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
@@ -113,8 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load_recipe(options.config, [*defaults, *options.overrides]).config
     except MsltError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return report(error)
     layers = config.model.num_hidden_layers
     cuts = {"full": (layers, 0)}
     for stage in build_plan(config).stages:

@@ -32,6 +32,7 @@ import torch.distributed as dist
 from torch import nn
 
 from benchmarks import record
+from mslt_ds.distributed.world import add_launcher_argument
 from mslt_ds.errors import MsltError
 from mslt_ds.optim import Lamb, LambOptions, lamb
 from mslt_ds.optim.backends import build_lamb
@@ -275,7 +276,7 @@ def main() -> int:
     parser.add_argument("--alternatives", action="store_true", help="numba's rivals on a CPU too")
     parser.add_argument("--zero", type=int, choices=(1, 2), help="under a launcher, several ranks")
     parser.add_argument("--write", action="store_true", help="also to benchmarks/results/")
-    parser.add_argument("--local_rank", type=int, default=0)
+    add_launcher_argument(parser)
     chosen = parser.parse_args()
     torch.manual_seed(0)
     result: dict[str, Any] = {}

@@ -5,7 +5,7 @@
 #
 #   PYTHON         interpreter of the environment             (default .venv/bin/python)
 #   TORCH          what to give pip for torch: a requirement with options, such as
-#                  "torch==2.11.0 --index-url ADDRESS"; or "system": torch is already there
+#                  "torch==2.14.1 --index-url ADDRESS"; or "system": torch is already there
 #                  (default: the version in requirements/torch.txt)
 #   DS_BUILD_OPS   DeepSpeed's compiled operators: 0 builds none ahead  (default 0)
 #
