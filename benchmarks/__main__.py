@@ -1,32 +1,30 @@
-"""Seconds of a stage's step against a full-depth one's, on this machine.
+"""Seconds of a step of each stage, compared with a step of the full model, on this machine.
 
     python -m benchmarks [--config RECIPE] [--set key=value ...] [--batch N] [--repeats N]
 
-Forward and backward of each distinct cut of a recipe's plan, on one process and one micro-batch,
-without an optimizer: what freezing saves in arithmetic alone. The cuts are measured in turns, so
-that a machine that slows down slows all of them down. Writes a dated JSON beside its own command,
-hardware and versions to `benchmarks/results/`.
+Times forward and backward passes for each distinct depth and number of frozen layers in a recipe's
+plan, in one process, on one micro-batch and without an optimizer: the arithmetic that freezing saves.
+Writes a dated JSON with the command, hardware and versions to `benchmarks/results/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks import record
+from benchmarks.turns import medians, seconds_of
 from mslt_ds.config.sections import RunConfig
-from mslt_ds.errors import MsltError
+from mslt_ds.errors import MsltError, report
 from mslt_ds.model.family import FAMILIES
 from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan.cost import ASSUMED_VOCAB_SIZE
-from mslt_ds.plan.methods import build_plan
 from mslt_ds.recipe.loading import load_recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,7 +33,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def random_inputs(
     config: RunConfig, batch: int, vocab_size: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """A micro-batch of random tokens, every position used and every prediction made."""
+    """A micro-batch of random tokens without padding and with all predictions used."""
     length = config.data.seq_length
     predictions = config.max_predictions(length)
     shape, masked = (batch, length), (batch, predictions)
@@ -56,7 +54,7 @@ def random_inputs(
 def step_of(
     config: RunConfig, depth: int, frozen_layers: int, batch: int, device: torch.device
 ) -> Callable[[], None]:
-    """One forward and backward pass of a stage with this cut."""
+    """A forward and backward pass of a stage with this depth and number of frozen layers."""
     vocab_size = config.model.vocab_size or ASSUMED_VOCAB_SIZE
     hf_config = FAMILIES[config.model.family].hf_config(config.model, depth, vocab_size)
     dtype = DTYPES[config.train.precision]
@@ -79,22 +77,8 @@ def step_of(
             decoder_weight = model.prefix.decoder_weight
         losses = suffix(inputs, hidden_states, decoder_weight)
         (torch.stack(losses).sum() / batch).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
     return step
-
-
-def measure(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median seconds of each step, measured in turns after one of each to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 1):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,16 +90,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # The recipes' fp16 is a GPU's.
+    # The recipes train in fp16, which needs a GPU.
     defaults = [] if device.type == "cuda" else ["train.precision=fp32"]
     try:
-        config = load_recipe(options.config, [*defaults, *options.overrides]).config
+        recipe = load_recipe(options.config, [*defaults, *options.overrides])
     except MsltError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return report(error)
+    config = recipe.config
     layers = config.model.num_hidden_layers
     cuts = {"full": (layers, 0)}
-    for stage in build_plan(config).stages:
+    for stage in recipe.plan.stages:
         name = f"stage of depth {stage.depth}, {stage.trainable_layers} trainable"
         if (stage.depth, stage.frozen_layers) not in cuts.values():
             cuts[name] = (stage.depth, stage.frozen_layers)
@@ -123,7 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
         name: step_of(config, depth, frozen, options.batch, device)
         for name, (depth, frozen) in cuts.items()
     }
-    seconds = measure(steps, options.repeats)
+    seconds = medians(
+        {name: partial(seconds_of, step, device) for name, step in steps.items()}, options.repeats
+    )
 
     print(f"{'step':32} {'seconds':>9} {'speed':>6}")
     for name, value in seconds.items():

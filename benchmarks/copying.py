@@ -1,10 +1,11 @@
-"""Whether a model copies: how often it finds masked tokens of a text that stands beside itself.
+"""Whether a model copies: how many masked tokens it predicts if the same text is the second segment.
 
     python -m benchmarks.copying --model DIR... --text FILE [--pieces N] [--words N] [--seed N]
 
-Pieces of the text are given alone, as two segments that are the same, and beside another piece; 15 % of
-the first segment's tokens are masked, the same ones each time. A model that looks across segments finds
-nearly all of them in the second case, and no more than alone in the third. Accuracy, and mean loss in nats.
+Each piece of the text is given alone, twice (as both segments), and beside another piece; 15 % of the
+first segment's tokens are masked, the same in each case. A model that attends to the second segment
+predicts nearly all of them in the second case, and no more than alone in the third. Prints the accuracy
+and the mean loss in nats.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SHARE = 0.15
 
 
 def pieces(path: Path, words: int, count: int, draw: random.Random) -> list[str]:
-    """One piece of `words` words of each of `count` long enough paragraphs."""
+    """A piece of `words` words from each of the first `count` longer paragraphs."""
     lines = [line.split() for line in path.read_text(encoding="utf-8").split("\n")]
     long_enough = [line for line in lines if len(line) > words]
     starts = [(line, draw.randrange(len(line) - words)) for line in long_enough[:count]]
@@ -31,7 +32,7 @@ def pieces(path: Path, words: int, count: int, draw: random.Random) -> list[str]
 
 @torch.inference_mode()
 def found(model: Any, tokenizer: Any, first: str, second: str | None, seed: int) -> torch.Tensor:
-    """(3,): masked tokens found, their summed loss, their number."""
+    """(3,): the number of masked tokens predicted, the sum of their losses, their number."""
     batch = tokenizer(first, second, return_tensors="pt")
     special = torch.tensor(tokenizer.all_special_ids)
     input_ids = batch["input_ids"]

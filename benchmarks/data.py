@@ -1,15 +1,15 @@
-"""How fast text becomes tokens, and tokens become training instances.
+"""Speed of turning text into tokens, and tokens into training instances.
 
     python -m benchmarks.data --input FILE [--vocab-size N] [--workers N] [--repeats N] [--write]
     python -m benchmarks.data --input FILE --store STORE [--repeats N] [--write]
 
-Tokens: megabytes of text a second by `mslt-ds prepare` (reading, sentences, WordPiece, writing)
-against the tokenizer library's own batch call on all cores.
-Instances and loader: see instances.py; alone, where STORE holds the file's text already.
+Tokens: megabytes of text per second by `mslt-ds prepare` (reading, sentences, WordPiece, writing),
+compared with the tokenizer library's batch call on all cores.
+Instances and loader: see instances.py. With --store, a store of that text, only these are measured.
 
-Everything is measured in turns and the median taken. What runs on one core is timed by that
-thread's own processor time, so that a machine shared with others doesn't count. --write leaves a
-dated JSON in benchmarks/results/.
+The figures are medians over several turns. Work on one core is measured in processor time of its
+thread, which other programs on the machine don't affect. --write writes a dated JSON to
+benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import instances, record
-from benchmarks.instances import Measurement, medians
+from benchmarks.turns import Measurement, medians
 from mslt_ds.data import tokenizer
 from mslt_ds.data.prepare.command import prepare
 from mslt_ds.data.prepare.documents import TextCounts, TextFile
@@ -38,7 +38,7 @@ LIBRARY_BATCH = 4096  # paragraphs
 
 
 def tokens_by_the_library(paragraphs: list[str], used: Any) -> Measurement:
-    """MB/s of the tokenizer's own batch call, on all cores."""
+    """MB/s of the tokenizer library's batch call, on all cores."""
     size = sum(len(paragraph.encode()) for paragraph in paragraphs) / 1e6
 
     def measure() -> float:
@@ -53,7 +53,7 @@ def tokens_by_the_library(paragraphs: list[str], used: Any) -> Measurement:
 
 
 def tokens_by_prepare(text: Path, store: TokenStore, workers: int) -> Measurement:
-    """MB/s of text to tokens by the command, from the figures it leaves."""
+    """MB/s of `mslt-ds prepare`, from the figures that it writes."""
 
     def measure() -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,9 @@ def tokens_by_prepare(text: Path, store: TokenStore, workers: int) -> Measuremen
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description="Time the data.")
     parser.add_argument("--input", type=Path, required=True, help="English text, 20 MB or more")
-    parser.add_argument("--store", type=Path, help="of that text: leave out the tokens' part")
+    parser.add_argument(
+        "--store", type=Path, help="a store of that text; measures instances and loader only"
+    )
     parser.add_argument("--vocab-size", type=int, default=30_000)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=3)

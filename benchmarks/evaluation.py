@@ -1,13 +1,13 @@
-"""Fine-tuning with buckets of like length against padding all to 128 tokens, in turns.
+"""Fine-tuning with batches of similar length, compared with padding to 128 tokens, in turns.
 
     python -m benchmarks.evaluation --model DIR --data DIR --task MRPC [--steps N] [--repeats N] [--write]
 
-Both ways take the same examples, batch size, model and arithmetic; the other way is what `run_glue.py`
-does by default (`--pad_to_max_length`, `--max_seq_length 128`): batches in random order, every one
-padded to 128. Steps are spread over all lengths; seconds a step are compared. `--scores SEEDS` fine-tunes
-both ways to the end by so many seeds, and compares the means of the metric that counts for the task: a
-difference that isn't larger than its standard error (Welch's, of unequal variances) is none that these
-runs could show.
+Both ways use the same examples, batch size, model and arithmetic. The second is the default of
+transformers' `run_glue.py` (`--pad_to_max_length`, `--max_seq_length 128`): batches in random order,
+all padded to 128. The seconds per step are compared, for steps of all lengths. `--scores SEEDS`
+fine-tunes completely in both ways with as many seeds, and compares the means of the task's main
+metric. These runs don't show a difference that isn't larger than its standard error (Welch's, for
+unequal variances).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WAYS = ("buckets", "padded to 128")
 def batches(
     encoded: Encoded, recipe: GlueRecipe, way: str, seed: int, epoch: int
 ) -> list[list[int]]:
-    """An epoch's rows, by either way."""
+    """The rows of each batch of an epoch."""
     if way == "buckets":
         return training_batches(encoded.lengths, recipe.batch_size, seed, epoch)
     order = np.random.default_rng((seed, epoch)).permutation(len(encoded))
@@ -57,7 +57,7 @@ def tensors(encoded: Encoded, rows: Sequence[int], way: str) -> Batch:
 
 
 def step_seconds(runner: GlueRunner, task: str, way: str, steps: int) -> float:
-    """The mean of `steps` steps over all lengths, after one to warm up."""
+    """Mean seconds of `steps` steps over all lengths, after one to warm up."""
     _, train, _ = runner.encoded(task)
     rows = batches(train, runner.recipe, way, 1, 0)
     rows.sort(key=lambda batch: max(train.lengths[row] for row in batch))
@@ -70,7 +70,7 @@ def step_seconds(runner: GlueRunner, task: str, way: str, steps: int) -> float:
 def final_scores(
     runner: GlueRunner, task: str, way: str, rate: float, seed: int
 ) -> dict[str, float]:
-    """Dev scores after a whole fine-tuning."""
+    """Dev scores after a complete fine-tuning."""
     _, train, dev = runner.encoded(task)
     model = runner.build(TASKS[task], seed)
     epochs = runner.recipe.epochs_for(task)
@@ -87,15 +87,15 @@ def final_scores(
 
 
 def compare(scores_of: dict[str, list[float]]) -> dict[str, Any]:
-    """Two ways' scores, a seed each: means, spreads, and their difference by Welch's t-test.
+    """The scores of two ways, one for each seed: means, spreads, and Welch's t-test of the means.
 
-    Each way needs two scores at least. Spread: largest minus smallest.
+    Each way needs at least two scores. Spread: largest minus smallest.
     """
     (first, ours), (second, theirs) = scores_of.items()
     difference = statistics.fmean(ours) - statistics.fmean(theirs)
     shares = [statistics.variance(values) / len(values) for values in (ours, theirs)]
     error = math.sqrt(sum(shares))
-    # Without any variance there's no distribution to ask.
+    # Without variance the test isn't defined.
     freedom = p_value = None
     if error:
         parts = zip(shares, (ours, theirs), strict=True)
@@ -123,7 +123,7 @@ def compare(scores_of: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def lines_of(comparison: dict[str, Any]) -> Iterator[str]:
-    """A comparison for a terminal, in percent."""
+    """The lines that print a comparison, in percent."""
     for way, found in comparison["ways"].items():
         yield (
             f"{way:16} {comparison['metric']}: mean {100 * found['mean']:.2f}, "
@@ -148,11 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each way")
     parser.add_argument(
         "--scores", type=int, default=0, metavar="SEEDS",
-        help="also train both ways by this many seeds, 2 or more, and compare the scores",
+        help="also fine-tune in both ways with this many seeds, 2 or more, and compare the scores",
     )  # fmt: skip
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--train-examples", type=int)
-    parser.add_argument("--write", action="store_true", help="a dated JSON in benchmarks/results")
+    parser.add_argument(
+        "--write", action="store_true", help="write a dated JSON to benchmarks/results/"
+    )
     options = parser.parse_args(arguments)
     if options.scores < 0 or options.scores == 1:
         parser.error(f"--scores: {options.scores}; a difference's error takes 2 seeds or more")

@@ -1,29 +1,28 @@
-"""How fast tokens become training instances: a part of `python -m benchmarks.data`.
+"""Speed of making training instances from tokens: a part of `python -m benchmarks.data`.
 
-Instances: sequences a second on one core, of every format and masking, as the loader makes them,
-by the same rules in plain Python, and by Hugging Face's collator, which only masks what was cut and
-paired before (whole words too).
-Loader: sequences a second with workers; how long a training that eats them as fast as several GPUs
-waits for them; and seconds until the first batch of a far step of an index of 10^9 instances, made
-by a new process that opens store and index.
+Instances: sequences per second on one core, for every format and masking, by the loader, by the same
+rules in plain Python, and by Hugging Face's collator, which only masks sequences that were cut and
+paired before (single tokens or whole words).
+Loader: sequences per second by number of workers; the share of its time that a training as fast as
+several GPUs waits for them; and the seconds that a new process takes to open store and index, with
+10^9 instances, and to make the first batch of a late step.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
+from benchmarks.turns import Measurement
 from mslt_ds.data.epoch_index import file_name
 from mslt_ds.data.instances import InputFormat, InstanceOptions, epoch_key, index_documents
 from mslt_ds.data.loader import InstanceSequence, global_batches
@@ -42,10 +41,9 @@ SEED, SEQ_LENGTH, MAX_PREDICTIONS = 1, 128, 20
 GLOBAL_BATCH, MICRO_BATCH = 1024, 32
 COMPILED_BATCHES, COLLATED_INSTANCES, PLAIN_DOCUMENTS = 20, 2_000, 100
 FAR_INSTANCES = 10**9
-# A Hopper GPU trains all of BERT-Base on 4,000 to 5,000 sequences a second, a fourth of it on four
-# times as many.
+# Sequences per second. A Hopper GPU trains the whole of BERT-Base at 4,000 to 5,000 and a quarter of its
+# layers at four times as many.
 HUNGRY = 20_000
-Measurement = Callable[[], float]
 VARIANTS: tuple[tuple[InputFormat, Masking], ...] = (
     *(("nsp", masking) for masking in get_args(Masking)),
     *((input_format, "token") for input_format in ("sop", "full_sentences", "doc_sentences")),
@@ -60,7 +58,7 @@ def options_of(input_format: InputFormat, masking: Masking) -> InstanceOptions:
 def measurements(
     store: TokenStore, paragraphs: list[str]
 ) -> tuple[dict[str, Measurement], list[tuple[str, str]]]:
-    """Everything to measure by name, and which figures to divide by which."""
+    """(measurements by name, pairs of names whose figures are divided)."""
     found: dict[str, Measurement] = {}
     divisions = []
     documents = documents_of(store.corpus)[: 20 * PLAIN_DOCUMENTS]
@@ -89,7 +87,7 @@ def measurements(
 
 
 def instances_compiled(store: TokenStore, options: InstanceOptions) -> Measurement:
-    """Sequences a second of thread time: looked up, in the order of training, and built."""
+    """Sequences per second of thread time: looked up in the order of training, and built."""
     sequence = InstanceSequence(store, options, SEED)
     starts = random.Random(0)
 
@@ -104,7 +102,7 @@ def instances_compiled(store: TokenStore, options: InstanceOptions) -> Measureme
 
 
 def index_entries(store: TokenStore, options: InstanceOptions) -> Measurement:
-    """Index entries a second of thread time."""
+    """Index entries per second of thread time."""
     key = epoch_key(store.digest, SEED, 0)
     continues = continuing_tokens(store)
 
@@ -142,7 +140,7 @@ def instances_in_plain_python(
 def masking_by_the_collator(
     store: TokenStore, paragraphs: list[str], *, whole_word: bool
 ) -> Measurement:
-    """Hugging Face's masking of sequences that are tokenized and cut to length already."""
+    """Hugging Face's masking of sequences that were tokenized and cut to length before."""
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
     used = AutoTokenizer.from_pretrained(store.tokenizer_dir)
@@ -166,7 +164,7 @@ def masking_by_the_collator(
 
 
 def loaded(store: TokenStore, num_workers: int, num_steps: int = 200) -> Measurement:
-    """Sequences a second of wall time from the loader, to one rank."""
+    """Sequences per second of wall-clock time from the loader, for one rank."""
 
     def measure() -> float:
         iterator = batches(store, num_workers=num_workers, num_steps=num_steps)
@@ -180,9 +178,9 @@ def loaded(store: TokenStore, num_workers: int, num_steps: int = 200) -> Measure
 
 
 def waited(store: TokenStore, num_workers: int, num_steps: int = 40) -> Measurement:
-    """Share of its time that a training of HUNGRY sequences a second waits for the loader.
+    """Share of its time that a training at HUNGRY sequences per second waits for the loader.
 
-    A batch is freed before the next one is asked for: giving its pages back takes longer than that.
+    A batch is freed before the next one is requested, so that the time to free it isn't counted.
     """
     step_seconds = GLOBAL_BATCH / HUNGRY
 
@@ -202,10 +200,11 @@ def waited(store: TokenStore, num_workers: int, num_steps: int = 40) -> Measurem
 
 
 def seconds_to_a_far_step(store: TokenStore, *, loaded: bool) -> Measurement:
-    """A new process opens store and index, which is there, and makes the batch of a step in epoch 3.
-    The index files have 10^9 entries each, are sparse, and no page of them is in memory.
+    """A new process opens store and index and makes the batch of a step in epoch 3.
 
-    loaded: whether the compiled code has been used before, elsewhere in the index
+    The index files exist, have 10^9 entries each and are sparse; none of their pages is in memory.
+
+    loaded: whether the compiled code was used before, at another place of the index
     """
 
     def measure() -> float:
@@ -250,17 +249,6 @@ def batches(store: TokenStore, *, num_workers: int, num_steps: int, start_step: 
         ),
         num_steps,
     )
-
-
-def medians(measurements: dict[str, Measurement], repeats: int) -> dict[str, float]:
-    """Of `repeats` turns, after one to warm up."""
-    found: dict[str, list[float]] = {name: [] for name in measurements}
-    for turn in range(repeats + 1):
-        for name, measure in measurements.items():
-            value = measure()
-            if turn:
-                found[name].append(value)
-    return {name: statistics.median(values) for name, values in found.items()}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What numba was chosen over for LAMB's two passes on a CPU: C++ with OpenMP, and torch.compile.
+"""Alternatives to numba for LAMB's two passes on a CPU: C++ with OpenMP, and torch.compile.
 
-Both are backends as `mslt_ds.optim.lamb_numba.NumbaBackend` is one and compute the same numbers;
-`python -m benchmarks.optimizer --alternatives` times them beside it. They live here and not in the
-package: docs/decisions/0007 says why.
+Both implement `mslt_ds.optim.passes.Passes`, as NumbaBackend does, and compute the same numbers.
+`python -m benchmarks.optimizer --alternatives` compares their speed. docs/decisions/0007 says why they
+aren't in the package.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mslt_ds.optim.passes import Passes
 from mslt_ds.optim.pieces import Coefficients, GroupTensors, Pieces
 
 BLOCK = 1 << 16
@@ -84,9 +85,7 @@ def _scalars(c: Coefficients) -> np.ndarray:
 
 
 class CppBackend:
-    """The loops of the numba backend in C++, compiled for this processor by g++."""
-
-    name = "C++"
+    """The loops of NumbaBackend in C++, compiled by g++ for this processor."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -138,13 +137,10 @@ def _apply(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, s: Tensor) -> No
 
 
 class CompiledBackend:
-    """The pure function by torch.compile (inductor's C++), one call for each parameter and pass.
+    """A pure function with torch.compile (inductor's C++), called for each parameter and pass.
 
-    Norms are fp32 all the way here, which is cheaper and not exact enough; gradients are used as
-    they are.
+    Norms are summed in fp32 only, which is cheaper but not exact enough. Gradients aren't scaled.
     """
-
-    name = "torch.compile"
 
     def __init__(self) -> None:
         torch._dynamo.config.cache_size_limit = 64
@@ -176,6 +172,6 @@ class CompiledBackend:
             self._apply(weight, exp_avg, exp_avg_sq, scalars)
 
 
-def backends() -> dict[str, Any]:
-    """By the name of their row."""
+def backends() -> dict[str, Passes]:
+    """Name in the table -> backend."""
     return {"LAMB C++": CppBackend(), "LAMB torch.compile": CompiledBackend()}

@@ -4,12 +4,12 @@
     python -m benchmarks.optimizer --alternatives [--write]
     deepspeed --num_gpus 2 --module benchmarks.optimizer --zero 1 [--write]
 
-LAMB by each backend that runs here against torch's AdamW, measured in turns, so that a machine that
-slows down slows all of them down. On a GPU also LAMB captured in a CUDA graph, and DeepSpeed's and
-apex's own where they are installed. The floor is the bytes that LAMB has to move (10 streams of
-fp32: 6 and 4) over the bandwidth that a pass over large tensors reaches. --alternatives adds the
-implementations for a CPU that numba was chosen over. With --zero, the share of LAMB's all-reduce in
-DeepSpeed's whole step. --write leaves a dated JSON in benchmarks/results/.
+Compares LAMB, by each backend that runs here, with torch's AdamW, in turns. On a GPU it also measures
+LAMB captured in a CUDA graph, and DeepSpeed's and apex's LAMB if they are installed. The floor is the
+number of bytes that LAMB has to move (10 streams of fp32: 6 and 4) divided by the bandwidth of a pass
+over large tensors. --alternatives adds the CPU implementations that numba was chosen over. --zero
+measures the share of LAMB's all-reduce in DeepSpeed's whole step. --write writes a dated JSON to
+benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ import torch.distributed as dist
 from torch import nn
 
 from benchmarks import record
+from benchmarks.turns import seconds_of
+from mslt_ds.distributed.world import add_launcher_argument
 from mslt_ds.errors import MsltError
 from mslt_ds.optim import Lamb, LambOptions, lamb
 from mslt_ds.optim.backends import build_lamb
 
 SIZES = {"base": (12, 768), "large": (24, 1024)}
 LAMB_STREAMS = 10
-
-
-# What DeepSpeed's and apex's LAMB can do, of what ours can.
+# The options of `Lamb` that DeepSpeed's and apex's LAMB have, too.
 FOREIGN = {
     "deepspeed": LambOptions(adapt="all", bias_correction=False),
     "apex": LambOptions(),
@@ -66,7 +66,7 @@ def parameters(model: str, device: str) -> list[nn.Parameter]:
 
 
 class Captured:
-    """A step as a CUDA graph: what is left when the host has nothing to do."""
+    """A step as a CUDA graph, which shows its time without work on the host."""
 
     def __init__(self, optimizer: Lamb) -> None:
         stream = torch.cuda.Stream()
@@ -85,8 +85,8 @@ class Captured:
 def candidates(
     model: str, device: str, *, alternatives: bool
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Optimizers by name, and why others are missing. Weights, gradients and moments are shared:
-    BERT-Large's would not fit a small machine five times."""
+    """(optimizers by name, the reasons why others are missing). They share weights, gradients and
+    moments, since those of BERT-Large wouldn't fit into a small machine five times."""
     shared = parameters(model, device)
     moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in shared}
     missing: dict[str, str] = {}
@@ -131,28 +131,15 @@ def candidates(
     return made, missing
 
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds_of(call: Callable[[], Any], device: str) -> float:
-    synchronize(device)
-    began = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - began
-
-
 def extra_bytes(call: Callable[[], Any], device: str) -> int:
-    """The most that a call held above what was held before it."""
+    """The peak memory of a call above the memory held before it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # what the allocator kept of earlier calls would hide some
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now
+    ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator kept would hide a part
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = psutil.Process().memory_info().rss
     call()
     status = Path("/proc/self/status").read_text()
@@ -161,14 +148,14 @@ def extra_bytes(call: Callable[[], Any], device: str) -> int:
 
 
 def bandwidth(device: str) -> float:
-    """Bytes read and written per second by the best of some passes over large tensors.
+    """Bytes read and written per second, by the fastest of several passes over large tensors.
 
-    A copy, and a pass in place: a CPU reads what it is going to overwrite, unless it is in place.
+    Copies, and passes in place: on a CPU, a copy also reads the memory that it overwrites.
     """
     source = torch.ones(1 << 27, device=device)
     target = torch.empty_like(source)
     passes = (lambda: target.copy_(source), lambda: source.mul_(1.0))
-    best = min(seconds_of(one, device) for _ in range(8) for one in passes)
+    best = min(seconds_of(one, torch.device(device)) for _ in range(8) for one in passes)
     return 2 * 4 * source.numel() / best
 
 
@@ -180,11 +167,11 @@ def measure(model: str, device: str, repeats: int, *, alternatives: bool) -> dic
     times: dict[str, list[float]] = {name: [] for name in optimizers}
     first, extra = {}, {}
     for name, optimizer in optimizers.items():
-        first[name] = seconds_of(optimizer.step, device)  # compiles, where it does
+        first[name] = seconds_of(optimizer.step, torch.device(device))  # with compilation
         extra[name] = extra_bytes(optimizer.step, device)
     for _ in range(repeats):
         for name, optimizer in optimizers.items():
-            times[name].append(seconds_of(optimizer.step, device))
+            times[name].append(seconds_of(optimizer.step, torch.device(device)))
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         "tensors": len(shapes(model)),
@@ -217,7 +204,7 @@ class _Sum(nn.Module):
 
 
 def measure_zero(model: str, stage: int, repeats: int) -> dict[str, Any]:
-    """What LAMB's own all-reduces are of DeepSpeed's optimizer step (update and gather)."""
+    """The share of LAMB's all-reduces in DeepSpeed's optimizer step (update and gather)."""
     import deepspeed
 
     deepspeed.init_distributed()
@@ -237,7 +224,7 @@ def measure_zero(model: str, stage: int, repeats: int) -> dict[str, Any]:
 
     def timed(*arguments: Any) -> torch.Tensor:
         began = time.perf_counter()
-        dist.barrier()  # what waiting for the slower rank costs is not the all-reduce's
+        dist.barrier()  # so that waiting for the slower rank isn't counted
         waited = time.perf_counter() - began
         began = time.perf_counter()
         result = reduce(*arguments)
@@ -272,10 +259,16 @@ def main() -> int:
     parser.add_argument("--model", choices=sorted(SIZES), nargs="+", default=["base"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--alternatives", action="store_true", help="numba's rivals on a CPU too")
-    parser.add_argument("--zero", type=int, choices=(1, 2), help="under a launcher, several ranks")
-    parser.add_argument("--write", action="store_true", help="also to benchmarks/results/")
-    parser.add_argument("--local_rank", type=int, default=0)
+    parser.add_argument(
+        "--alternatives", action="store_true", help="also measure numba's alternatives on a CPU"
+    )
+    parser.add_argument(
+        "--zero", type=int, choices=(1, 2), help="ZeRO stage, on several ranks under a launcher"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write a dated JSON to benchmarks/results/"
+    )
+    add_launcher_argument(parser)
     chosen = parser.parse_args()
     torch.manual_seed(0)
     result: dict[str, Any] = {}

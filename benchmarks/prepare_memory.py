@@ -1,16 +1,15 @@
-"""How much memory `mslt-ds prepare` takes, and whether it grows with the text.
+"""Memory of `mslt-ds prepare`, by the size of the text and the number of documents.
 
     python -m benchmarks.prepare_memory --input FILE... [--megabytes 25 50 100] [--documents N]
                                         [--workers N] [--vocab-size N] [--write]
 
-Text: for each size, the first megabytes of the input (over again where it's shorter; nothing is
-dropped as a duplicate) are prepared by the command, once with a vocabulary of its own and once with
-the last one's, and the peak resident memory of the process that reads and merges and of the largest
-worker is taken from the kernel (VmHWM).
-Documents: unit files of N documents of one token each, as many as a corpus of that many documents
-would leave, are merged. Only what depends on their number is left to take memory then.
+Text: for each size, the command prepares that many megabytes of the input (repeated if it is shorter;
+duplicates are kept), once training a vocabulary and once with that vocabulary. The peak resident
+memory (VmHWM of the kernel) of the main process and of the largest worker is recorded.
+Documents: as many unit files as a corpus of N documents would have, with one token in each document,
+are merged. Memory then depends on the number of documents only.
 
---write leaves a dated JSON in benchmarks/results/.
+--write writes a dated JSON to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ _DOCUMENTS_PER_UNIT = 6000
 
 
 def peaks(command: Sequence[str]) -> dict[str, float]:
-    """Run the command; peak resident megabytes of its process and of the largest below it."""
+    """Run the command; peak resident megabytes of its process and of its largest descendant."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    found: dict[int, float] = {process.pid: 0.0}  # the last look: exec begins a new count
+    found: dict[int, float] = {process.pid: 0.0}  # pid -> its latest VmHWM, which exec resets
     is_done = threading.Event()
 
     def look() -> None:

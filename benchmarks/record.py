@@ -1,4 +1,4 @@
-"""What a benchmark leaves in `results/`: a dated JSON of its figures beside command, hardware and versions."""
+"""Writes the figures of a benchmark, with command, hardware and versions, as a dated JSON to `results/`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def write(
 ) -> Path:
     """Write `folder/NAME_DATE.json` and print its path.
 
-    command: the module and its arguments; device: what the figures were measured on (default: the
-    processor); packages: whose versions they depend on
+    command: the module and its arguments
+    device: the device that was measured (default: the processor)
+    packages: packages whose versions are recorded
     """
     now = datetime.now(UTC)
     content = {

@@ -1,13 +1,13 @@
-"""Text whose documents are a piece of a sentence and a copy of it, from which a model learns to copy.
+"""Makes text from which a model learns to copy: each document is a piece of a sentence and its copy.
 
     python -m benchmarks.repeated_text --input FILE... --output FILE [--least-words 5] [--most-words 12]
                                        [--documents N] [--dropped P] [--replaced P] [--rotated P] [--seed N]
 
-Every sentence is cut into pieces of random lengths between the two. Of half of them the second line is
-an exact copy. In the others each word is dropped or replaced (by another word of the text) with the
-given probabilities. The words of a share of the copies are rotated, so that a word's place alone doesn't
-tell where it stands in the other line. Which of the two comes first is random. One process, a function of
-the input and the options; input is plain text, a paragraph on each line.
+Every sentence is cut into pieces whose lengths are random between the two bounds. Half of the copies
+are exact. In the others each word is dropped or replaced (by another word of the text) with the given
+probabilities. The words of a share of the copies are rotated, so that a word's position alone doesn't
+give its position in the other line. The order of the two lines is random. The input is plain text with
+a paragraph on each line; the output depends on the input and the options only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Words = list[str]
 
 
 def pieces(paths: Sequence[Path], least: int, most: int, draw: random.Random) -> Iterator[Words]:
-    """Pieces of sentences, `least` to `most` words each; what's left of a sentence is dropped."""
+    """Pieces of sentences, `least` to `most` words each; a shorter rest of a sentence is dropped."""
     for path in paths:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
@@ -39,7 +39,7 @@ def pieces(paths: Sequence[Path], least: int, most: int, draw: random.Random) ->
 def noisy_copy(
     words: Words, others: Words, draw: random.Random, options: argparse.Namespace
 ) -> Words:
-    """`words` again, or most of them; `others` are what a word is replaced by."""
+    """A copy of `words`, by the options' probabilities; `others` holds the words to replace by."""
     copy = list(words)
     if draw.random() < 0.5:
         copy = [
@@ -54,7 +54,7 @@ def noisy_copy(
 
 
 def documents(options: argparse.Namespace) -> Iterator[str]:
-    """Two lines and a blank one, again and again."""
+    """Documents of two lines and a blank line."""
     draw = random.Random(options.seed)
     before: Words = []
     for words in pieces(options.input, options.least_words, options.most_words, draw):
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--least-words", type=int, default=5)
     parser.add_argument("--most-words", type=int, default=12)
-    parser.add_argument("--documents", type=int, help="end after so many")
+    parser.add_argument("--documents", type=int, help="number of documents (default: all)")
     parser.add_argument("--dropped", type=float, default=0.15)
     parser.add_argument("--replaced", type=float, default=0.0)
     parser.add_argument("--rotated", type=float, default=0.2)

@@ -1,11 +1,10 @@
-"""A corpus of real English that every Python installation already holds: its docstrings.
+"""Makes a corpus of English prose from the docstrings of the Python installation.
 
-Reads the source of the standard library and of the installed packages with `ast` (nothing is
-imported), takes the prose out of module, class and function docstrings, and writes it in the form
-that `mslt-ds prepare` reads: one paragraph a line, a blank line between documents, one document
-per module. Code, doctests, tables, names and markup are dropped; a sentence that occurs twice is
-kept once, so no held-out sentence has been seen in training. The same packages give the
-same files, byte for byte.
+Parses the source of the standard library and of the installed packages with `ast` (nothing is
+imported), extracts the prose of module, class and function docstrings, and writes it in the format
+that `mslt-ds prepare` reads: one paragraph on each line, a blank line between documents, one document
+for each module. Code, doctests, tables, names and markup are dropped. A sentence is kept once, so no
+held-out sentence occurs in the training text. The same packages give the same files, byte for byte.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 SKIPPED_FOLDERS = {"__pycache__", "site-packages", "test", "tests", "testing"}
-# A heading of these is followed by code, names or citations, not by prose.
+# Sections under these headings hold code, names or citations.
 SKIPPED_SECTIONS = {
     "bibliography", "copyright", "example", "examples", "methods", "references", "see also",
     "shape", "shapes", "usage",
@@ -66,7 +65,7 @@ _CODE = re.compile(r"[=<>{}\\|@$^~]|::|__|->|\$|\(\)\s*\(|[\[\]]")
 
 
 def source_files(roots: Iterable[Path]) -> list[Path]:
-    """Python files below `roots`, without tests, in the order of their paths inside the root."""
+    """Python files below `roots`, without tests, sorted by their paths inside the root."""
     files: dict[str, Path] = {}
     for root in roots:
         for path in root.rglob("*.py"):
@@ -92,10 +91,10 @@ def docstrings(source: str) -> list[str]:
             text = ast.get_docstring(node, clean=False)
             if text:
                 found.append(inspect.cleandoc(text))
-        # Docstrings live in blocks of statements: expressions, most of a tree, are not walked.
+        # Docstrings occur in blocks of statements only: expressions, most of a tree, are skipped.
         for field in ("handlers", "orelse", "body"):
             block = getattr(node, field, None)
-            if isinstance(block, list):  # a lambda's body is none
+            if isinstance(block, list):  # the body of a lambda is an expression
                 pending.extend(reversed(block))
     return found
 
@@ -230,8 +229,12 @@ def write_corpus(
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Collect the prose of installed docstrings.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the two text files")
-    parser.add_argument("--max-words", type=int, default=3_000_000, help="stop after so many words")
-    parser.add_argument("--hold-out-every", type=int, default=20, help="one document in so many")
+    parser.add_argument(
+        "--max-words", type=int, default=3_000_000, help="stop after this many words"
+    )
+    parser.add_argument(
+        "--hold-out-every", type=int, default=20, help="hold out one document in this many"
+    )
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
 

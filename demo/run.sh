@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# From text to a trained model on this machine's CPU: collect a corpus, prepare it, pretrain by
-# multi-stage layerwise training with two processes, and print what came out.
+# Trains a model from text on this machine's CPU: collects a corpus, prepares it, pretrains by
+# multi-stage layerwise training with two processes, and prints the results.
 #
 #   MSLT_DEMO_PROCESSES   processes to train with  (default 2)
 #   further arguments go to the training, e.g. demo/run.sh --set plan.method=full
 #
-# What is there already is not made again: a demo that was interrupted goes on where it stood.
+# Finished parts are not repeated: an interrupted demo resumes when it is started again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 work=.demo
 processes=${MSLT_DEMO_PROCESSES:-2}
-# One thread for each process: on few cores, more only get in each other's way.
+# One thread for each process: on few cores, more threads are slower.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}

@@ -1,4 +1,4 @@
-"""Whether this image can train: torch and DeepSpeed import, and which GPUs they see."""
+"""The health check of the images: imports torch and DeepSpeed and prints the GPUs that they see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LAMB under ZeRO in anyone's DeepSpeed program: `deepspeed --num_gpus 2 examples/lamb_under_zero.py`."""
+"""LAMB under ZeRO in a DeepSpeed program: `deepspeed --num_gpus 2 examples/lamb_under_zero.py`."""
 
 import deepspeed
 import torch
@@ -13,7 +13,7 @@ config = {
     "train_micro_batch_size_per_gpu": 32,
     "zero_optimization": {"stage": 2},
     "zero_allow_untested_optimizer": True,
-    "zero_force_ds_cpu_optimizer": False,  # only where there is no GPU
+    "zero_force_ds_cpu_optimizer": False,  # needed without a GPU
 }
 engine, *_ = deepspeed.initialize(model=model, optimizer=lamb, config=config)
 lamb.bind(engine)  # the one line that an ordinary optimizer doesn't need

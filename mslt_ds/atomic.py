@@ -1,8 +1,8 @@
-"""Files and folders that are either whole or not there, whenever the process is killed.
+"""Writes files and folders atomically: after a kill at any time, each is complete or absent.
 
-Everything is written beside its place, under a hidden name, flushed to the disk and then renamed.
-A rename within a file system is atomic (POSIX `rename`), and it's durable once the parent folder
-is flushed too. The hidden name is fixed, so what a killed process left is cleared by the next.
+Content is written next to its final path under a hidden name, flushed to the disk and then renamed.
+A rename within a file system is atomic (POSIX `rename`), and durable once the parent folder is
+flushed too. The hidden name is fixed, so the next process removes the leftovers of a killed one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def flush_to_disk(path: Path) -> None:
-    """fsync of a file, or of a folder's list of names."""
+    """Call fsync on a file, or on a folder, whose entries are then durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -24,7 +24,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Give `path` the content `text`: a reader sees the old content or the new, never a part."""
+    """Replace the content of `path` by `text`. Readers see the old content or the new one."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     flush_to_disk(partial)
@@ -34,11 +34,10 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the name `path` when the block ends without an exception.
+    """Yield a folder to fill; it is renamed to `path` if the block ends without an exception.
 
-    A kill at any point leaves under `path` a whole folder or none. "None" is possible only while
-    an existing folder is being replaced, between two renames: POSIX has no rename onto a folder
-    that holds files.
+    After a kill at any time, `path` is a complete folder or absent. An existing folder can be absent
+    only between two renames: POSIX has no rename onto a folder that holds files.
     """
     partial = path.with_name(f".{path.name}.partial")
     old = path.with_name(f".{path.name}.old")

@@ -1,8 +1,8 @@
-"""The command `mslt-ds`: one line for each subcommand, and what all of them share.
+"""The command `mslt-ds` and its subcommands.
 
-Notable: a subcommand is a module with `add_arguments(parser)` and `run(arguments) -> exit code`, and
-it's imported when it's the one that was asked for, so `mslt-ds plan` answers without loading torch. A
-user's mistake ends in its message and exit code, no traceback.
+A subcommand is a module with `add_arguments(parser)` and `run(arguments) -> exit code`. Only the one
+that is given is imported, so `mslt-ds plan` doesn't load torch. A user's mistake ends with its message
+and exit code, without a traceback.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 
 from mslt_ds import __version__
-from mslt_ds.errors import MsltError
+from mslt_ds.errors import MsltError, report
 
 # name: (module, summary)
 _COMMANDS = {
-    "prepare": ("mslt_ds.data.prepare.command", "Make a token store from text files."),
+    "prepare": ("mslt_ds.data.prepare.command", "Make a token store from text."),
     "inspect": (
         "mslt_ds.data.inspect",
         "Print what a token store holds, or one training instance as text.",
@@ -33,9 +33,9 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: the process's); the exit code."""
+    """Run the command line `argv` (default: this process's); the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    asked = arguments[0] if arguments else ""
+    given = arguments[0] if arguments else ""
     parser = argparse.ArgumentParser(
         prog="mslt-ds", description="Pretrain BERT by multi-stage layerwise training on DeepSpeed."
     )
@@ -44,15 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name, (module_name, summary) in _COMMANDS.items():
             subparser = subparsers.add_parser(name, help=summary, description=summary)
-            if name == asked:
+            if name == given:
                 module = importlib.import_module(module_name)
                 module.add_arguments(subparser)
                 subparser.set_defaults(run=module.run)
         parsed = parser.parse_args(arguments)
         return parsed.run(parsed) or 0
     except MsltError as error:
-        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
-        return error.exit_code
+        return report(error)
 
 
 if __name__ == "__main__":

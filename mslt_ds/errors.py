@@ -1,13 +1,15 @@
-"""One family of errors, split by cause: what a user has to change decides the class.
+"""The errors that a user can cause or repair, one class for each cause, and how they are printed.
 
 Every message names the place (a recipe key, a file, an environment variable), the value found
-there, and what to do. `cli.py` and `train.py` print the message alone, without a traceback, and
-end the process with the class's `exit_code`.
+there, and the remedy. An entry point prints the message without a traceback (`report`) and ends the
+process with the class's `exit_code`.
 """
+
+import sys
 
 
 class MsltError(Exception):
-    """Base of every error a user can cause or repair."""
+    """Base of all errors that a user can cause or repair."""
 
     exit_code = 1
 
@@ -25,13 +27,13 @@ class DataError(MsltError):
 
 
 class CheckpointError(MsltError):
-    """A run folder or checkpoint doesn't fit the run that asks for it."""
+    """A run folder or checkpoint doesn't fit the run that uses it."""
 
     exit_code = 2
 
 
 class DivergenceError(MsltError):
-    """The loss is no number any more: going on would only overwrite the checkpoints before."""
+    """The loss is NaN or infinite. Going on would only overwrite the good checkpoints."""
 
     exit_code = 4
 
@@ -40,3 +42,15 @@ class EnvironmentProblem(MsltError):
     """The machine, the launcher or an installed package lacks what the run needs."""
 
     exit_code = 3
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another package's message, to quote in one of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def report(error: MsltError, where: str = "") -> int:
+    """Print the message on standard error, each line after `error<where>: `; its exit code."""
+    sys.stderr.write("".join(f"error{where}: {line}\n" for line in str(error).splitlines()))
+    sys.stderr.flush()
+    return error.exit_code

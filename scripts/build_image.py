@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Build an image with buildah, where there is no Docker engine, and if need be no image registry.
+"""Builds an image with buildah, without a Docker engine and, with a stand-in, without a registry.
 
     scripts/build_image.py                                          docker/Dockerfile.cpu as mslt-ds:cpu
     scripts/build_image.py --stand-in BASE=python                   ... on a base made from Debian's packages
     scripts/build_image.py --file docker/Dockerfile --tag mslt-ds:gpu --build-arg CUDA_ARCHS=7.0
 
-Notable: pip inside the build sees what pip sees here (index, certificates, folders of wheels), mounted
-for the RUN steps alone; all that's left of it in the image are empty mount points; `docker build` would need it all as build arguments.
-A stand-in replaces the base image named by a build argument of the Dockerfile: `python` is Debian's
-Python as an environment on /usr/local, which is where the official image has it; `debian` is bare.
+pip uses this machine's settings in the build (index, certificates, folders of wheels). They are mounted
+for the RUN steps only, so the image keeps empty mount points of them and nothing else; `docker build`
+would need them as build arguments.
+A stand-in replaces the base image that a build argument of the Dockerfile names: `python` has Debian's
+Python in an environment on /usr/local, where the official image has its own; `debian` has no Python.
 Needs Debian's or Ubuntu's buildah, mmdebstrap for stand-ins, and root for both.
 """
 
@@ -35,14 +36,14 @@ STAND_INS = {
     ),
     "debian": ("ca-certificates", "true"),
 }
-# A path of its own: installing ca-certificates in the image rewrites the usual file.
+# Not the usual path, which the installation of ca-certificates in the image overwrites.
 CERTIFICATES = "/etc/ssl/build-machine.crt"
 
 Sections = dict[str, dict[str, str]]
 
 
 def pip_sections(lines: Iterable[str]) -> Sections:
-    """`pip config list` as the sections of one pip.conf: variables before files."""
+    """The output of `pip config list` as sections of a pip.conf; variables override files."""
     sections: Sections = {"global": {}}
     variables: dict[str, str] = {}
     for line in lines:
@@ -61,7 +62,7 @@ def pip_sections(lines: Iterable[str]) -> Sections:
 
 
 def mounts(sections: Sections, is_there=os.path.exists) -> tuple[Sections, dict[str, str]]:
-    """(sections with the certificates' path in the build, {path here: path in the build})."""
+    """(sections with the path of the certificates in the build, {path here: path in the build})."""
     shown: dict[str, str] = {}
     changed = {name: dict(options) for name, options in sections.items()}
     for options in changed.values():
@@ -75,7 +76,7 @@ def mounts(sections: Sections, is_there=os.path.exists) -> tuple[Sections, dict[
             for word in value.split():
                 path = word.removeprefix("file://")
                 if word.startswith("file://"):
-                    # A folder of links points to files beside it.
+                    # The links in such a folder point to files next to it.
                     path = os.path.dirname(path.rstrip("/"))
                 if path.startswith("/") and is_there(path):
                     shown[os.path.realpath(path)] = path
@@ -83,7 +84,7 @@ def mounts(sections: Sections, is_there=os.path.exists) -> tuple[Sections, dict[
 
 
 def write_pip_conf(path: Path, sections: Sections) -> None:
-    """Write an INI file in which nothing is interpolated."""
+    """Write an INI file without interpolation."""
     parser = configparser.RawConfigParser()
     parser.read_dict(sections)
     with path.open("w") as file:
@@ -91,13 +92,13 @@ def write_pip_conf(path: Path, sections: Sections) -> None:
 
 
 def stand_in(name: str, work: Path) -> str:
-    """The name of a base image made of Debian's packages; made where it isn't there yet."""
+    """The name of a base image of Debian's packages, which is built if it doesn't exist."""
     image = f"localhost/mslt-stand-in/{name}"
     if subprocess.run(["buildah", "inspect", image], capture_output=True).returncode == 0:
         return image
     packages, command = STAND_INS[name]
     print(f"== a stand-in for {name}, made once", flush=True)
-    # Debian's time stamps are only wrong where a mirror is frozen, which this machine then knows.
+    # With a frozen mirror, apt's checks of time stamps fail unless this machine's settings are used.
     settings = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True)
     (work / "apt.conf").write_text(
         "".join(
@@ -134,7 +135,7 @@ def stand_in(name: str, work: Path) -> str:
 
 
 def run(*command: str, capture: bool = False) -> str:
-    """Run a command, which has to succeed; what it printed if that is captured."""
+    """Run a command, which has to succeed; its output if it is captured."""
     done = subprocess.run(
         command, check=True, text=True, stdout=subprocess.PIPE if capture else None
     )
@@ -144,7 +145,7 @@ def run(*command: str, capture: bool = False) -> str:
 def buildah_command(
     file: str, tag: str, volumes: Mapping[str, str], arguments: Mapping[str, str]
 ) -> list[str]:
-    """The build itself. Docker's image format: OCI's has no health check."""
+    """The command that builds, in Docker's image format, since OCI's has no health check."""
     command = ["buildah", "build", "--layers", "--format", "docker", "--isolation", "chroot"]
     for here, there in volumes.items():
         command += ["--volume", f"{here}:{there}:ro"]

@@ -4,22 +4,22 @@
 #   scripts/install.sh [EXTRAS]        e.g. scripts/install.sh dev
 #
 #   PYTHON         interpreter of the environment             (default .venv/bin/python)
-#   TORCH          what to give pip for torch: a requirement with options, such as
-#                  "torch==2.11.0 --index-url ADDRESS"; or "system": torch is already there
+#   TORCH          torch as a requirement with options of pip, such as
+#                  "torch==2.14.1 --index-url ADDRESS"; or "system": torch is already installed
 #                  (default: the version in requirements/torch.txt)
-#   DS_BUILD_OPS   DeepSpeed's compiled operators: 0 builds none ahead  (default 0)
+#   DS_BUILD_OPS   1 compiles DeepSpeed's operators now, 0 at their first use  (default 0)
 #
-# pip's own settings (index, proxy, cache) are taken from its configuration and environment.
-# Order matters: torch comes first and is then pinned to what is installed, so that no later
-# package can bring a second torch or a CUDA build of it.
+# pip's own settings (index, proxy, cache) come from its configuration and environment.
+# torch is installed first and pinned from then on, so that no other package replaces it by another
+# version or by a CUDA build.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-.venv/bin/python}
 extras=${1:-}
-# pip explains a conflict only when it isn't quiet.
+# In quiet mode pip doesn't explain conflicts.
 export PIP_QUIET=${PIP_QUIET:-1}
-trap 'echo "install.sh: failed; PIP_QUIET=0 shows all that pip has to say" >&2' ERR
+trap 'echo "install.sh: failed; PIP_QUIET=0 shows all messages of pip" >&2' ERR
 pip_install() { "$python" -m pip install --disable-pip-version-check "$@"; }
 version_of() {
     "$python" -c 'import importlib.metadata as m, sys; print(m.version(sys.argv[1]))' "$1" 2>/dev/null
@@ -51,7 +51,7 @@ pins=$prefix/mslt-constraints.txt
 {
     grep -v '^triton==' requirements/constraints.txt
     echo "torch==$(version_of torch)"
-    # A torch for CUDA has brought the Triton that it needs.
+    # A CUDA build of torch has installed the Triton that it needs.
     echo "triton==$(version_of triton || sed -n 's/^triton==//p' requirements/constraints.txt)"
 } >"$pins"
 

@@ -1,29 +1,29 @@
 # shellcheck shell=bash
-# What the job scripts of this folder share: the rendezvous, the environment of each task, and what
-# happens when Slurm takes the job's time away. To be sourced by a script that sbatch has started.
+# Functions of the job scripts: the rendezvous, the environment of each task, and the reaction to
+# Slurm's signals. A script that sbatch has started sources this file.
 #
-# Settings, all environment variables (sbatch passes the submitting shell's on):
+# Settings, all environment variables (sbatch passes on those of the submitting shell):
 #
-#   MSLT_ROOT          checkout of this repository, on all nodes  (default: where sbatch was called)
+#   MSLT_ROOT          checkout of this repository, on all nodes  (default: the folder of sbatch)
 #   MSLT_RECIPE        recipe, relative to MSLT_ROOT              (default: the script's own)
 #   MSLT_ARGS          further arguments, split at blanks, e.g. "--set train.micro_batch_size=16"
 #   MSLT_DATA          token store, instead of the recipe's data.path
-#   MSLT_OUTPUT        folder for runs, instead of the recipe's output_dir; on all nodes
+#   MSLT_OUTPUT        folder for runs, on all nodes, instead of the recipe's output_dir
 #   MSLT_MODULES       modules to load first, e.g. "cuda/12.8 gcc/12"
 #   MSLT_VENV          virtual environment                        (default: MSLT_ROOT/.venv)
-#   MSLT_CONTAINER     image for Pyxis (srun --container-image); no virtual environment then
-#   MSLT_APPTAINER     image file for Apptainer; no virtual environment then
-#   MSLT_MOUNTS        folders to show inside a container, "a:a,b:b"  (default: MSLT_ROOT)
+#   MSLT_CONTAINER     image for Pyxis (srun --container-image), instead of a virtual environment
+#   MSLT_APPTAINER     image file for Apptainer, instead of a virtual environment
+#   MSLT_MOUNTS        folders to mount in a container, "a:a,b:b"  (default: MSLT_ROOT)
 #   MSLT_INTERFACE     network interface for NCCL and gloo, e.g. ib0 or ^docker,lo
-#                      (NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, where set, go before it)
-#   MASTER_ADDR, MASTER_PORT   rendezvous     (default: first node, a port made from the job's id)
-#   MSLT_MAX_RESTARTS  restarts after which a lost node is no reason for another  (default: 20)
+#                      (NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME take precedence)
+#   MASTER_ADDR, MASTER_PORT   rendezvous     (default: first node, a port derived from the job's id)
+#   MSLT_MAX_RESTARTS  restarts after which a lost node doesn't requeue the job  (default: 20)
 #   MSLT_SRUN_ARGS     further arguments of srun, split at blanks, e.g. "--cpu-bind=cores"
 #
-# Both ways of binding GPUs work: every task sees all GPUs of its node (--gpus-per-node), or one of
-# its own (--gpus-per-task). The training takes its device among those that its task can see.
+# GPUs can be bound in two ways: every task sees all GPUs of its node (--gpus-per-node), or only its
+# own (--gpus-per-task). The training chooses its device among those that its task sees.
 
-# The exit code of a run that was told to stop and wrote a checkpoint (mslt_ds/distributed/signals.py).
+# The exit code of a run that a signal stopped after a checkpoint (mslt_ds/distributed/signals.py).
 readonly MSLT_STOPPED=85
 
 mslt_die() {
@@ -40,12 +40,12 @@ mslt_rendezvous() {
             mslt_die "scontrol can't read SLURM_JOB_NODELIST '$SLURM_JOB_NODELIST'"
         MASTER_ADDR=${nodes%%$'\n'*}
     fi
-    # Below the range from which Linux lends ports to outgoing connections.
+    # Below the range that Linux uses for outgoing connections.
     MASTER_PORT=${MASTER_PORT:-$((12000 + SLURM_JOB_ID % 18000))}
     export MASTER_ADDR MASTER_PORT
 }
 
-# Loads modules and the virtual environment, and sets what all tasks inherit.
+# Loads modules and the virtual environment, and exports the variables of all tasks.
 mslt_environment() {
     MSLT_ROOT=${MSLT_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}
     cd "$MSLT_ROOT" || mslt_die "MSLT_ROOT: no folder '$MSLT_ROOT'"
@@ -67,16 +67,15 @@ mslt_environment() {
     fi
     export MSLT_ROOT PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-    # A rank that dies is an error for the others at once, not after a timeout.
+    # If a rank dies, the others fail at once instead of after a timeout.
     export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
 }
 
-# mslt_srun COMMAND...: one task for each GPU of the allocation, with RANK, WORLD_SIZE and
-# LOCAL_RANK in each one's environment. A task that fails ends all of them. Runs in the background;
-# sets MSLT_SRUN_PID.
+# mslt_srun COMMAND...: starts one task for each GPU of the allocation in the background, with RANK,
+# WORLD_SIZE and LOCAL_RANK in its environment. A task that fails ends all of them. Sets MSLT_SRUN_PID.
 mslt_srun() {
     local launch=(srun --kill-on-bad-exit=1 --label)
-    # Inside a job that asked for GPUs, a step without --cpus-per-task gets one core a task.
+    # In a job with GPUs, a step without --cpus-per-task has one core for each task.
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || launch+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
     # shellcheck disable=SC2206 # a list, split at blanks
     launch+=(${MSLT_SRUN_ARGS:-})
@@ -91,19 +90,19 @@ mslt_srun() {
     # shellcheck disable=SC2016 # expanded in each task, not here
     "${launch[@]}" bash -c '
         export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_STEP_NUM_TASKS LOCAL_RANK=$SLURM_LOCALID
-        # Until the program listens, a warning is no reason to die; mslt_wait repeats it.
+        # A warning must not kill the task before the program handles it; mslt_warn repeats it.
         trap "" USR1
         exec "$@"' task "${inside[@]}" "$@" &
     MSLT_SRUN_PID=$!
 }
 
-# Passes USR1 on to the tasks, again and again: early in a run nobody listens to the first one.
+# Sends USR1 to the tasks repeatedly, since a program that is starting ignores the first one.
 mslt_warn() {
     while kill -USR1 "$MSLT_SRUN_PID" 2>/dev/null; do sleep 10; done
 }
 
-# mslt_nodes_answer: whether every node of the job still starts tasks. What srun says of one that
-# doesn't goes into the log; where it refuses for another reason, that is none to try again.
+# mslt_nodes_answer: whether every node of the job still starts tasks. Prints srun's message if not. If
+# srun fails for a reason other than a node, the result is true, so that the job isn't requeued.
 mslt_nodes_answer() {
     local code=0 said
     said=$(timeout 60 srun --overlap --kill-on-bad-exit=1 true 2>&1) || code=$?
@@ -114,10 +113,11 @@ mslt_nodes_answer() {
     esac
 }
 
-# mslt_wait: waits for mslt_srun's tasks and passes signals on to them. Returns their exit code.
+# mslt_wait: waits for mslt_srun's tasks, passes signals on to them, and returns their exit code.
 #
-# USR1 comes from `--signal=B:USR1@300`, to this shell alone, when the time limit is near; TERM from
-# scancel or a preemption, to all. Both make the run write a checkpoint and exit with MSLT_STOPPED.
+# Slurm sends USR1 to this shell alone when the time limit is near (`--signal=B:USR1@300`), and TERM to
+# all processes on scancel or preemption. Both make the run write a checkpoint and exit with
+# MSLT_STOPPED.
 mslt_wait() {
     MSLT_SIGNAL=
     trap '[ "$MSLT_SIGNAL" = USR1 ] || mslt_warn >/dev/null 2>&1 & MSLT_SIGNAL=USR1' USR1
@@ -126,7 +126,7 @@ mslt_wait() {
     while true; do
         code=0
         wait "$MSLT_SRUN_PID" || code=$?
-        # A trap interrupts `wait`; only when srun has gone is the code its own.
+        # A trap interrupts `wait`; the code is srun's only after srun has ended.
         kill -0 "$MSLT_SRUN_PID" 2>/dev/null || break
     done
     wait "$MSLT_SRUN_PID" 2>/dev/null || code=$?
@@ -134,7 +134,7 @@ mslt_wait() {
     return "$code"
 }
 
-# mslt_train RECIPE: the whole job. Never returns.
+# mslt_train RECIPE: runs the whole job and exits with its code.
 mslt_train() {
     mslt_environment
     mslt_rendezvous
@@ -151,9 +151,9 @@ mslt_train() {
     local code=0
     mslt_srun python mslt_ds/train.py "${arguments[@]}"
     mslt_wait || code=$?
-    # Only the warning before the time limit puts the job back into the queue. After scancel or a
-    # preemption it is for Slurm to say whether it starts again; and where a task fails, Slurm ends
-    # the others by TERM, so that their MSLT_STOPPED can hide the failure's own code.
+    # Only the warning before the time limit requeues the job. After scancel or a preemption Slurm
+    # decides whether it starts again. If a task fails, Slurm ends the others by TERM, and their
+    # MSLT_STOPPED can hide the exit code of the failure.
     if [ "$code" = "$MSLT_STOPPED" ] && [ "$MSLT_SIGNAL" = USR1 ]; then
         echo "job $SLURM_JOB_ID: stopped with a checkpoint; goes back into the queue"
         scontrol requeue "$SLURM_JOB_ID" && exit 0
@@ -162,7 +162,7 @@ mslt_train() {
         echo "job $SLURM_JOB_ID: told to end, stopped with a checkpoint"
     elif [ "$code" != 0 ] && [ -z "$MSLT_SIGNAL" ] && ! mslt_nodes_answer &&
         [ "${SLURM_RESTART_COUNT:-0}" -lt "${MSLT_MAX_RESTARTS:-20}" ]; then
-        # The surviving tasks notice it before Slurm does, which would requeue the job itself.
+        # The other tasks fail before Slurm notices the lost node and requeues the job itself.
         echo "job $SLURM_JOB_ID: a node doesn't answer; goes back into the queue" >&2
         scontrol requeue "$SLURM_JOB_ID" && exit 0
         echo "job $SLURM_JOB_ID: can't be requeued; submit the same command again to go on" >&2

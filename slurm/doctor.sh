@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Whether an allocation can train: devices, versions, disk, clocks, all-reduce, and each link.
+# Checks whether an allocation can train: devices, versions, disk, clocks, all-reduce and each link.
 #
-#   sbatch --nodes=4 slurm/doctor.sh                     the nodes that a training will ask for
+#   sbatch --nodes=4 slurm/doctor.sh                     as many nodes as the training will use
 #   sbatch --nodes=4 slurm/doctor.sh --path /scratch/runs --json
 #
-# Arguments are those of `mslt-ds doctor`. The job fails where something stops a training. Settings:
-# the top of slurm/common.sh.
+# The arguments are those of `mslt-ds doctor`. The job fails if a finding would stop a training.
+# Settings: the top of slurm/common.sh.
 #SBATCH --job-name=doctor
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8

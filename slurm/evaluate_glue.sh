@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# GLUE by the tasks of an array: each fine-tunes its share of the grid on a GPU of its own.
+# Fine-tunes on GLUE by an array of tasks; each does its share of the grid on its own GPU.
 #
 #   sbatch slurm/evaluate_glue.sh --model runs/base/model --data data/glue --output results/base
 #
 # The arguments are those of `mslt-ds evaluate glue`. --array can be overridden on sbatch's command
-# line, as long as it counts from 1. The task that finishes the last run writes results.json and
-# table.md. A run that was finished stays so: a task that fails, is killed or runs into its time limit
-# goes on when the same array, or that task alone, is submitted again. Settings: the top of
-# slurm/common.sh.
+# line, but has to count from 1. The task that finishes the last run writes results.json and table.md.
+# Finished runs are kept: if a task fails, is killed or reaches its time limit, submit the same array,
+# or that task alone, again. Settings: the top of slurm/common.sh.
 #SBATCH --job-name=evaluate_glue
 #SBATCH --array=1-16
 #SBATCH --ntasks=1
@@ -23,7 +22,7 @@ set -euo pipefail
 source "${MSLT_ROOT:-${SLURM_SUBMIT_DIR:-.}}/slurm/common.sh"
 mslt_environment
 [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || mslt_die "no task of an array; start it by sbatch --array=1-N"
-# MSLT_SHARDS=16 with --array=3 repeats the third of sixteen shares alone.
+# MSLT_SHARDS=16 with --array=3 repeats only the third of sixteen shares.
 mslt_srun python -m mslt_ds.cli evaluate glue "$@" \
     --shard "$SLURM_ARRAY_TASK_ID/${MSLT_SHARDS:-$SLURM_ARRAY_TASK_MAX}"
 code=0

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# From text to GLUE: a store, a pretrained model and its scores, each job after the one before.
+# From text to GLUE scores: jobs that prepare, pretrain and evaluate, one after the other.
 #
 #   MSLT_DATA=/scratch/train MSLT_OUTPUT=/scratch/runs MSLT_GLUE=/scratch/glue \
 #       slurm/pipeline.sh --input text/*.xz --tokenizer data/vocabulary
 #
-# Run it where sbatch is, from the root of the checkout; it submits four jobs, or none, and ends. A job
-# starts when the one before has succeeded; where one fails, Slurm cancels those after it (their
-# dependency is never satisfied). Start it again by the same command: what is finished is found and not
-# repeated.
+# Run it on a machine with sbatch, from the root of the checkout. It submits four jobs, or none, and
+# ends. Each job starts after the one before has succeeded. If one fails, Slurm cancels the later ones,
+# whose dependency can't be satisfied; the same command submits all of them again, and finished work is
+# not repeated.
 #
-# Arguments are those of `mslt-ds prepare`, without --output. Settings, beside those at the top of
-# slurm/common.sh:
+# The arguments are those of `mslt-ds prepare` without --output. Settings, in addition to those at the
+# top of slurm/common.sh:
 #
 #   MSLT_DATA       token store to make and train on                    (required)
 #   MSLT_OUTPUT     folder for runs                                     (required)
@@ -46,7 +46,7 @@ unset MSLT_SHARDS
 
 training="--set name=$name ${MSLT_ARGS:-} --set data.eval_path=${MSLT_VALID:-null}"
 mslt_environment
-# A recipe that can't be read ends it here, where it's seen; with an image there may be no Python here.
+# A wrong recipe is an error here, before any job starts. With an image there may be no Python here.
 if [ -z "${MSLT_CONTAINER:-}${MSLT_APPTAINER:-}" ]; then
     # shellcheck disable=SC2086 # a list, split at blanks
     python -m mslt_ds.cli plan \
@@ -58,7 +58,7 @@ submit() {
     local what=$1 after=$2 own=MSLT_SBATCH_$1
     shift 2
     local options=(--parsable)
-    # A job that can never start is cancelled, not left in the queue.
+    # Slurm cancels a job that can never start, instead of leaving it in the queue.
     [ -z "$after" ] || options+=("--dependency=afterok:$after" --kill-on-invalid-dep=yes)
     # shellcheck disable=SC2206 # lists, split at blanks
     options+=(${MSLT_SBATCH:-} ${!own:-})
@@ -66,7 +66,7 @@ submit() {
 }
 
 submitted=()
-# A job that nothing follows would spend its hours for no result.
+# If a job is refused, those submitted before it are cancelled.
 trap '[ "${#submitted[@]}" = 0 ] || scancel "${submitted[@]}"' ERR
 prepared=$(submit PREPARE "" --array="1-${MSLT_PREPARERS:-8}" slurm/prepare.sh "$@" --output "$MSLT_DATA")
 submitted+=("$prepared")

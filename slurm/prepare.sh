@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# A token store by the tasks of an array: each makes its part, then one command puts them together.
+# Makes a token store by an array of tasks: each prepares a part, then a second job merges them.
 #
 #   sbatch slurm/prepare.sh --input text/*.xz --output data/train --tokenizer data/vocabulary
-#   sbatch --array=1 slurm/prepare.sh --merge --output data/train        when all tasks are done
+#   sbatch --array=1 slurm/prepare.sh --merge --output data/train        after all tasks
 #
 # The tokenizer comes from a store that was prepared from a part of the text. --array can be
-# overridden on sbatch's command line, as long as it counts from 1. A task that fails or is killed
-# goes on where it stood when the same array, or that task alone, is submitted again. Settings: the
-# top of slurm/common.sh.
+# overridden on sbatch's command line, but has to count from 1. If a task fails or is killed, submit the
+# same array, or that task alone, again: it resumes. Settings: the top of slurm/common.sh.
 #SBATCH --job-name=prepare
 #SBATCH --array=1-8
 #SBATCH --ntasks=1
@@ -24,7 +23,7 @@ mslt_environment
 [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || mslt_die "no task of an array; start it by sbatch --array=1-N"
 share=()
 if [ "${1:-}" != --merge ]; then
-    # MSLT_SHARDS=8 with --array=3 repeats the third of eight parts alone.
+    # MSLT_SHARDS=8 with --array=3 repeats only the third of eight parts.
     share=(--workers "${SLURM_CPUS_PER_TASK:-1}"
         --shard "$SLURM_ARRAY_TASK_ID/${MSLT_SHARDS:-$SLURM_ARRAY_TASK_MAX}")
 fi

@@ -2,12 +2,12 @@
 # BERT-Base by multi-stage layerwise training on 4 nodes of 8 GPUs.
 #
 #   sbatch slurm/pretrain_base.sh                                     from the root of the checkout
-#   sbatch --nodes=1 slurm/pretrain_base.sh                           the same run on fewer GPUs, accumulated
+#   sbatch --nodes=1 slurm/pretrain_base.sh                           the same run on 8 GPUs, by gradient accumulation
 #   MSLT_DATA=/scratch/train sbatch slurm/pretrain_base.sh            settings: the top of slurm/common.sh
 #
-# Every #SBATCH line can be overridden on sbatch's command line (--partition, --account and
-# --constraint have to be given there where the cluster wants them). Five minutes before the time
-# limit the run writes a checkpoint and the job requeues itself; it goes on where it stood.
+# Every #SBATCH line can be overridden on sbatch's command line; give --partition, --account and
+# --constraint there if the cluster needs them. Five minutes before the time limit the run writes a
+# checkpoint and the job requeues itself and resumes.
 #SBATCH --job-name=pretrain_base
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
@@ -20,7 +20,7 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-# sbatch runs a copy of this script from its spool folder, so the checkout is named, not derived.
+# sbatch runs a copy of this script from its spool folder, so its own path doesn't give the checkout.
 # shellcheck source=slurm/common.sh
 source "${MSLT_ROOT:-${SLURM_SUBMIT_DIR:-.}}/slurm/common.sh"
 mslt_train configs/bert_base_mslt.yaml

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
-from mslt_ds.disk.hugging_face import first_line, quiet, weight_files
-from mslt_ds.errors import CheckpointError, DataError
+from mslt_ds.disk.hugging_face import quiet, weight_files
+from mslt_ds.errors import CheckpointError, DataError, first_line
 from mslt_ds.model import parts
 from mslt_ds.model.family import family_of
 from mslt_ds.state import Weights

@@ -1,9 +1,9 @@
-"""Stopping in good order: a signal sets a flag, and at a step boundary all ranks agree to stop.
+"""Orderly stopping: a signal sets a flag, and at a step boundary all ranks agree to stop.
 
-A scheduler's warning reaches some ranks a step earlier than others; whoever stopped alone would
-leave the rest waiting in an all-reduce. So the flags are summed over the ranks once a step, on gloo
-and asynchronously: started before the step's work and read after it, no rank waits for it, and the
-GPU is not asked.
+A scheduler's warning reaches some ranks a step earlier than others. A rank that stopped alone would
+leave the others waiting in an all-reduce, so the flags are summed over all ranks in each step. This
+all-reduce runs on gloo, asynchronously: it starts before the step's work and is read after it, so no
+rank waits for it and the GPU isn't synchronised.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 
 EXIT_CODE_STOPPED = 85
-"""Exit code of a run that was told to stop and wrote a checkpoint: start the same command again."""
+"""Exit code of a run that a signal stopped after writing a checkpoint. The same command resumes it."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopFlag:
-    """Set by SIGTERM and SIGUSR1, from the moment it's made. For the main thread."""
+    """Is set by SIGTERM and SIGUSR1 once it is constructed. Construct it in the main thread."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -30,10 +30,10 @@ class StopFlag:
             signal.signal(number, self._receive)
 
     def close(self) -> None:
-        """Ignore both signals: nothing is left to stop, and what comes now kills the interpreter.
+        """Ignore both signals from now on, since the process is about to exit.
 
-        The first rank that exits with EXIT_CODE_STOPPED makes srun end the others by SIGTERM. One
-        that dies of it on its way out would turn an orderly stop into a failure.
+        The first rank that exits with EXIT_CODE_STOPPED makes srun send SIGTERM to the others. If
+        one of them died of the signal during its exit, the orderly stop would count as a failure.
         """
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -43,7 +43,7 @@ class StopFlag:
 
 
 class StopRequest:
-    """Whether any rank's flag is set. Every rank has to make the same calls in the same order."""
+    """Tells all ranks if any rank's flag is set. Every rank makes the same calls in the same order."""
 
     def __init__(self, flag: StopFlag) -> None:
         self._flag = flag
@@ -52,23 +52,23 @@ class StopRequest:
         self._group: Any = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
 
     def ask(self) -> None:
-        """Start asking the other ranks."""
+        """Start the all-reduce of the flags."""
         self._agreed.fill_(self._flag.is_set)
         if self._group is not None:
             self._work = dist.all_reduce(self._agreed, group=self._group, async_op=True)
 
     def answer(self) -> bool:
-        """True, on all ranks alike, if any flag was set when its rank asked."""
+        """Whether any rank's flag was set when it called `ask`; the same on all ranks."""
         if self._work is not None:
             self._work.wait()
         return bool(self._agreed.item())
 
     def asked_now(self) -> bool:
-        """Ask and wait for the answer."""
+        """`ask`, then `answer`."""
         self.ask()
         return self.answer()
 
     def wait_for_all(self) -> None:
-        """Return when every rank is here: the one that writes files is done with them."""
+        """A barrier, for example until rank 0 has written its files."""
         if self._group is not None:
             dist.barrier(group=self._group)

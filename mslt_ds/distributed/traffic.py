@@ -1,9 +1,9 @@
-"""Counts the elements that DeepSpeed hands to collectives, where it hands them over.
+"""Counts the elements that DeepSpeed passes to its collectives.
 
-That frozen layers cost no communication is the claim of the method; this is its meter. Every
-collective of DeepSpeed goes through one backend object, whose methods are wrapped once per process.
-Scalars (gradient norms, overflow flags) are reduced outside the backward pass, so what is reduced
-*inside* it is gradients and nothing else.
+The counts show that frozen layers cost no communication, as the method claims. All collectives of
+DeepSpeed go through one backend object, whose methods are wrapped once per process. Scalars (gradient
+norms, overflow flags) are reduced outside the backward pass, so everything that is reduced inside it
+is gradients.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-# Position of the tensor that holds this rank's contribution, per method of the backend.
+# For each method of the backend, the position of the argument with this rank's contribution.
 _REDUCTIONS = {"all_reduce": 0, "reduce": 0, "reduce_scatter": 1, "reduce_scatter_tensor": 1}
 _GATHERS = {"all_gather": 1, "all_gather_into_tensor": 0, "all_gather_coalesced": 0}
 
@@ -28,7 +28,7 @@ class Traffic:
     parameters_gathered: int = 0
 
     def take(self) -> Traffic:
-        """The counts so far; counting starts anew."""
+        """The counts so far, which are reset to 0."""
         taken = Traffic(self.gradients_reduced, self.parameters_gathered)
         self.gradients_reduced = self.parameters_gathered = 0
         return taken
@@ -50,7 +50,7 @@ class TrafficMeter:
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """Inside, reductions are of gradients."""
+        """Count the reductions in the block as reductions of gradients."""
         self._in_backward = True
         try:
             yield

@@ -1,13 +1,14 @@
-"""Who this process is among the others, and the process group they share.
+"""The rank and device of this process, and the process group.
 
-Three ways of starting are understood, by their environment variables: a launcher that sets `RANK`,
-`WORLD_SIZE` and `LOCAL_RANK` (`deepspeed`, `torchrun`), a Slurm step (`srun`), and none at all: a
-single process. Nothing here imports DeepSpeed until the group is joined, so that a recipe can be
-refused before.
+A process can be started in three ways, which its environment variables tell apart: by a launcher that
+sets `RANK`, `WORLD_SIZE` and `LOCAL_RANK` (`deepspeed`, `torchrun`), as a task of a Slurm step
+(`srun`), or alone. DeepSpeed is imported only when the group is joined, so that a wrong recipe is
+refused at once.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import platform
@@ -23,13 +24,13 @@ from torch import Tensor
 
 from mslt_ds.errors import EnvironmentProblem, RecipeError
 
-# DeepSpeed's own.
+# DeepSpeed's default.
 _TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class World:
-    """rank in [0, world_size); local_rank counts the processes of one node."""
+    """rank: in [0, world_size); local_rank: the process's number on its node."""
 
     rank: int
     world_size: int
@@ -37,7 +38,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 writes files and speaks to the terminal."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
 
@@ -46,7 +47,7 @@ _SLURM_STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
 
 def world_from_environment(environment: Mapping[str, str]) -> World:
-    """Read rank, world size and local rank. EnvironmentProblem where they don't fit together."""
+    """Rank, world size and local rank. EnvironmentProblem if a variable is missing or wrong."""
     for names in (_LAUNCHER, _SLURM_STEP):
         if names[0] not in environment:
             continue
@@ -58,6 +59,14 @@ def world_from_environment(environment: Mapping[str, str]) -> World:
             )
         return World(rank, world_size, local_rank)
     return World(rank=0, world_size=1, local_rank=0)
+
+
+def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
+    """Accept `--local_rank`, which the deepspeed launcher adds to a script's own arguments.
+
+    Its value isn't used: the environment holds the same.
+    """
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:
@@ -72,10 +81,10 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
 
 
 def choose_device(requested: str, world: World, precision: str = "fp32") -> torch.device:
-    """The device of this process, which can compute in `precision`.
+    """The device of this process. RecipeError if it can't compute in `precision`.
 
-    requested: `auto`, `cpu` or `cuda` (`train.device`). Where each task is shown a GPU of its own
-    (one visible device, local rank 3), the index is taken among the visible ones.
+    requested: `auto`, `cpu` or `cuda` (`train.device`). If each task sees only its own GPU (one
+    visible device, local rank 3), the index counts the visible devices.
     """
     if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -101,7 +110,7 @@ def choose_device(requested: str, world: World, precision: str = "fp32") -> torc
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's own name."""
+    """The model name of the GPU or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
@@ -118,7 +127,7 @@ def join(
 ) -> None:
     """Join the process group: NCCL between GPUs, gloo between CPUs.
 
-    timeout: how long to wait for the other processes, now and in each collective.
+    timeout: the longest wait for the other processes, here and in each collective
     """
     if world.world_size == 1:
         environment.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -127,7 +136,7 @@ def join(
     environment["RANK"] = str(world.rank)
     environment["WORLD_SIZE"] = str(world.world_size)
     environment["LOCAL_RANK"] = str(device.index if device.type == "cuda" else world.local_rank)
-    # DeepSpeed picks its accelerator when it is first imported.
+    # DeepSpeed chooses its accelerator when it is imported.
     environment["DS_ACCELERATOR"] = device.type
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -135,8 +144,8 @@ def join(
     import deepspeed
 
     if device.type == "cpu":
-        # An operator for inference that DeepSpeed would compile here: half a minute the first
-        # time, and a lock file that makes every later run wait if this one is killed meanwhile.
+        # DeepSpeed would compile this operator for inference here. It takes half a minute the first
+        # time, and if the process is killed meanwhile, a lock file makes every later run wait.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
@@ -145,7 +154,7 @@ def join(
 
 
 def check_rendezvous(world: World, environment: Mapping[str, str]) -> None:
-    """EnvironmentProblem unless it's said where the processes meet."""
+    """EnvironmentProblem unless MASTER_ADDR and MASTER_PORT are set."""
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in environment:
             raise EnvironmentProblem(
@@ -167,7 +176,7 @@ def _free_port() -> int:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> bytes:
-    """Sixteen bytes that stand for names, shapes and every bit of `tensors`."""
+    """A 16-byte hash of the names, shapes, types and bits of `tensors`."""
     state = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous()
@@ -177,7 +186,7 @@ def digest(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def check_equal_on_all_ranks(tensors: Mapping[str, Tensor], what: str) -> None:
-    """EnvironmentProblem, on every rank, unless all ranks hold the same bits. A collective."""
+    """EnvironmentProblem on every rank unless all hold the same bits. Every rank has to call it."""
     mine = digest(tensors)
     everyones: list[bytes] = [b""] * dist.get_world_size()
     dist.all_gather_object(everyones, mine)

@@ -1,5 +1,5 @@
-"""`mslt-ds doctor`: is this machine, allocation or image fit to train, and if not, what to do.
+"""`mslt-ds doctor`: checks whether a machine, an allocation or an image can train.
 
-`facts.py` holds what is known, as values; `machine.py` and `network.py` measure it; `judge.py` turns
-facts into findings, and is pure; `command.py` brings them together and prints.
+`facts.py` holds the measured values; `machine.py` and `network.py` measure them; `judge.py` derives
+findings from them and is pure; `page.py` prints both; `command.py` is the entry point.
 """

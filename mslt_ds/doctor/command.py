@@ -1,11 +1,11 @@
-"""The command: measure on all ranks, judge and print on rank 0, and end with what was found.
+"""`mslt-ds doctor`: measures on all ranks, then judges and prints on rank 0.
 
     mslt-ds doctor                                              this machine
     sbatch --nodes=4 slurm/doctor.sh                            all tasks of an allocation
     deepspeed --module mslt_ds.doctor.command                   all GPUs of this machine
     torchrun --nproc-per-node 8 --module mslt_ds.doctor.command
 
-Exit code: 0 if nothing was found that stops a run, else 3, as for a run that it would have stopped.
+Exit code: 3 if a finding would stop a run, as that run's own would be; else 0.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ import datetime
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from mslt_ds.distributed.world import World, check_rendezvous, leave, world_from_environment
+from mslt_ds.distributed.world import (
+    World,
+    add_launcher_argument,
+    check_rendezvous,
+    leave,
+    world_from_environment,
+)
 from mslt_ds.doctor import machine, network, page
 from mslt_ds.doctor.facts import Facts, RankFacts
 from mslt_ds.doctor.judge import judge
-from mslt_ds.errors import EnvironmentProblem, MsltError
+from mslt_ds.errors import EnvironmentProblem, first_line
 
 _MIB = 1 << 20
 
@@ -45,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long to wait for the other processes (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="facts and findings as one JSON object")
-    # The deepspeed launcher adds it; the environment says the same.
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    add_launcher_argument(parser)
 
 
 def _positive(text: str) -> int:
@@ -89,7 +93,7 @@ def _together(world: World, mine: RankFacts, arguments: argparse.Namespace) -> F
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise EnvironmentProblem(
             f"rank {world.rank} of {world.world_size} on {mine.host} can't meet the others at "
-            f"{address} ({_first_line(error)}); "
+            f"{address} ({first_line(error)}); "
             "check that every task was started, that this name leads to the first node from all of "
             "them, that no firewall closes the port, and MSLT_INTERFACE"
         ) from error
@@ -104,31 +108,18 @@ def _together(world: World, mine: RankFacts, arguments: argparse.Namespace) -> F
     except RuntimeError as error:
         raise EnvironmentProblem(
             f"rank {world.rank} of {world.world_size} on {mine.host}: {backend} fails between the "
-            f"processes ({_first_line(error)}); NCCL_DEBUG=INFO says more, MSLT_INTERFACE chooses the "
+            f"processes ({first_line(error)}); NCCL_DEBUG=INFO says more, MSLT_INTERFACE chooses the "
             "network"
         ) from error
     offsets, uncertainty = network.clock_offsets()
     seen = network.file_seen(machine.first_there(arguments.path).resolve())
     disk = machine.disk(arguments.path, arguments.megabytes) if world.is_main else None
     facts = Facts(ranks, backend, reduces, links, offsets, uncertainty, disk, seen)
-    # All ranks end with the same code, which is rank 0's.
+    # Every rank needs rank 0's facts, to end with the same exit code.
     return network.from_main(facts)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """For launchers that start a module: `deepspeed --module`, `torchrun --module`."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except MsltError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from mslt_ds.cli import main
+
+    sys.exit(main(["doctor", *sys.argv[1:]]))

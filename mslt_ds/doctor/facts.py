@@ -1,7 +1,7 @@
-"""What the doctor knows: values, as measured, without an opinion on them.
+"""The values that the doctor measures, without a judgement of them.
 
-Notable: every quantity has its unit in its name, and what couldn't be measured is None or an empty
-tuple, never a zero that looks like a measurement.
+The name of a quantity holds its unit. A value that couldn't be measured is None or an empty tuple,
+never 0.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ class Gpu:
     """The device that this rank would train on."""
 
     uuid: str
-    """The same for two processes that use the same device, however each numbers it."""
+    """Identifies the device: two processes that use it see the same, whatever its index is."""
     name: str
     capability: tuple[int, int]
     memory_bytes: int
     free_bytes: int
     in_arch_list: bool
-    """Whether torch has code for it: for its architecture, or code to compile for a newer one."""
+    """Whether torch has code for its architecture, or code that can be compiled for it."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Where a run's folder will be. Rates are of one file of `bytes_written`, flushed to the disk."""
+    """The disk of the run folder. The rate is that of a file of `bytes_written` with its fsync."""
 
     path: str
     free_bytes: int
     bytes_written: int
     write_bytes_per_second: float
     fsync_seconds: float
-    """The median time that it takes to make a small file durable: checkpoints wait for it."""
+    """The median time to write a small file and fsync it. Checkpoints wait for this."""
     error: str = ""
 
 
 @dataclass(frozen=True)
 class RankFacts:
-    """One process, as it sees itself."""
+    """One process."""
 
     rank: int
     local_rank: int
     host: str
     device: str
-    """`cpu`, `cuda:3`; empty where no device can be chosen."""
+    """`cpu`, `cuda:3`; empty if no device can be chosen."""
     device_error: str
     visible_devices: str | None
-    """CUDA_VISIBLE_DEVICES as it was found."""
+    """The value of CUDA_VISIBLE_DEVICES."""
     gpus_visible: int
     gpu: Gpu | None
     versions: dict[str, str]
     optimizers: dict[str, str]
-    """LAMB backend -> `usable`, or why it isn't."""
+    """LAMB backend -> `usable`, or the reason why it isn't."""
     cores: int
     """Cores that this process may run on."""
     threads: int
@@ -62,12 +62,12 @@ class RankFacts:
     """None: unlimited."""
     shm_bytes: int
     memory_limit_bytes: int | None
-    """The control group's limit; None: none."""
+    """The control group's limit; None: no limit."""
     container: str
-    """`docker`, `apptainer`, ...; empty outside of one."""
+    """`docker`, `apptainer`, ...; empty outside a container."""
     slurm: dict[str, str]
     gflops: float | None
-    """fp32 matrix products of a fixed size, to tell a slow device from its like; None: it can't."""
+    """Speed of fp32 matrix products of a fixed size, to find a slow device; None: it failed."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class AllReduce:
     """The median."""
 
     def bus_bytes_per_second(self, world_size: int) -> float:
-        """What each link has to carry: 2 (n - 1) / n of the buffer, whatever the algorithm."""
+        """The traffic of each link: 2 (n - 1) / n of the buffer, for any algorithm."""
         return 2 * (world_size - 1) / world_size * self.num_bytes / self.seconds
 
 
 @dataclass(frozen=True)
 class Link:
-    """From one rank to another, and back again."""
+    """The connection of two ranks; the rate is that of a message there and back."""
 
     source: int
     target: int
@@ -94,21 +94,20 @@ class Link:
 
 @dataclass(frozen=True)
 class Facts:
-    """All ranks together."""
+    """All ranks, and what was measured between them."""
 
     ranks: tuple[RankFacts, ...]
     backend: str
-    """What was measured with: `nccl`, or `gloo` where not every rank has a GPU that works; empty where
-    there is one process."""
+    """`nccl`, or `gloo` if not every rank has a working GPU; empty for a single process."""
     all_reduces: tuple[AllReduce, ...]
     links: tuple[Link, ...]
     clock_offsets: tuple[float, ...]
     """Seconds by which each rank's clock is ahead of rank 0's."""
     clock_uncertainty: float
-    """Half of the longest round trip that an offset was read from, in seconds."""
+    """Half of the longest round trip among those that gave an offset, in seconds."""
     disk: Disk | None
     file_seen_by: tuple[bool, ...]
-    """For each rank, whether it saw the file that rank 0 wrote under the disk's path."""
+    """For each rank, whether it saw a file that rank 0 wrote to the disk's path."""
 
     @property
     def world_size(self) -> int:

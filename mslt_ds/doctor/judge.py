@@ -1,8 +1,8 @@
-"""From facts to findings: what is wrong, and what to do. Pure.
+"""Derives findings from facts: what is wrong, where, and the remedy. Pure.
 
-Notable: a finding names the ranks and hosts that it's about. Bounds are for what stops a run or makes
-it wait for one slow part; where no bound makes sense for all machines, ranks are compared with each
-other: a link or device at less than half of the median is one to look at.
+A finding names its ranks and hosts. Some checks have a fixed bound, beyond which a run fails or waits.
+Speeds have no bound that fits all machines, so ranks are compared with each other: a link or device
+with less than half of the median speed is reported.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ Level = Literal["problem", "warning", "note"]
 
 MIB = 1 << 20
 GIB = 1 << 30
-# NCCL's shared-memory transport takes a few MiB for each pair of ranks; containers give 64 MiB.
+# NCCL's shared-memory transport needs a few MiB for each pair of ranks; Docker's default is 64 MiB.
 LEAST_SHM_BYTES = 256 * MIB
 LEAST_OPEN_FILES = 1024
 LEAST_FREE_BYTES = 10 * GIB
 SLOW_DISK_BYTES_PER_SECOND = 50e6
 SLOW_FSYNC_SECONDS = 0.5
-# Logs of several nodes are compared by their clocks; certificates and Kerberos want minutes.
+# Logs of several nodes are compared by time; certificates and Kerberos tolerate minutes.
 LARGEST_SKEW_SECONDS = 1.0
-# One part that is slower than its like by this factor holds all others up.
+# A rank or link that is slower than the median by this factor is reported: all others wait for it.
 SLOW_BY = 2.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found. level: a problem stops a run or spoils it, a warning costs time."""
+    """A result of a check. level: a problem stops or spoils a run, a warning costs time."""
 
     level: Level
     check: str
@@ -41,7 +41,7 @@ class Finding:
 
 
 def judge(facts: Facts) -> tuple[Finding, ...]:
-    """All findings, the gravest first."""
+    """All findings, the most serious first."""
     order = {"problem": 0, "warning": 1, "note": 2}
     found = [finding for check in _CHECKS for finding in check(facts)]
     return tuple(sorted(found, key=lambda finding: order[finding.level]))
@@ -55,7 +55,7 @@ def _ranks(ranks: list[RankFacts]) -> str:
 
 
 def _differing(facts: Facts, of: Callable[[RankFacts], object]) -> list[RankFacts]:
-    """The ranks that don't have what most have."""
+    """The ranks whose value isn't the most common one."""
     values = [of(rank) for rank in facts.ranks]
     common = max(values, key=values.count)
     return [rank for rank, value in zip(facts.ranks, values, strict=True) if value != common]
@@ -89,7 +89,7 @@ def _devices(facts: Facts) -> Iterator[Finding]:
                 "warning", "device",
                 f"{_ranks([rank])}: {gpu.name} has {gpu.free_bytes / GIB:.1f} of "
                 f"{gpu.memory_bytes / GIB:.1f} GiB free",
-                "nvidia-smi shows what else runs on it; end what is left of an earlier run",
+                "nvidia-smi shows the processes that use it; end those left by an earlier run",
             )  # fmt: skip
     taken: dict[tuple[str, str], list[RankFacts]] = {}
     for rank in facts.ranks:
@@ -105,7 +105,7 @@ def _devices(facts: Facts) -> Iterator[Finding]:
     if len(names) > 1:
         yield Finding(
             "warning", "device", f"different GPUs: {', '.join(sorted(names))}",
-            "all wait for the slowest in every step; ask for one kind (--constraint, --gres=gpu:KIND)",
+            "every step waits for the slowest; ask for one kind (--constraint, --gres=gpu:KIND)",
         )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def _optimizers(facts: Facts) -> Iterator[Finding]:
 def _limits(facts: Facts) -> Iterator[Finding]:
     small = [rank for rank in facts.ranks if rank.shm_bytes < LEAST_SHM_BYTES]
     if small:
-        # gloo goes through sockets; NCCL fails.
+        # Without it NCCL fails; gloo uses sockets.
         level = "problem" if any(rank.gpu for rank in facts.ranks) else "warning"
         yield Finding(
             level, "shared memory",

@@ -1,7 +1,7 @@
-"""Measures what one process can see of its machine: devices, versions, limits, disk.
+"""Measures the machine of one process: devices, versions, limits, disk.
 
-Nothing here talks to another process, and no failure of a measurement is an error: what can't be had
-is left out, and `judge.py` decides what that means.
+Nothing here communicates with another process. A measurement that fails raises no error: its value is
+missing, which `judge.py` interprets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MIB = 1 << 20
 
 
 def rank_facts(world: World, environment: Mapping[str, str]) -> RankFacts:
-    """Everything about this process; takes about a second."""
+    """The facts of this process; takes about a second."""
     device, gpu, error = None, None, ""
     try:
         device = choose_device("auto", world)
@@ -72,7 +72,7 @@ def _versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = ""
-    # The build that runs, not the one that was installed.
+    # The torch that is imported, with its build (+cpu, +cu126).
     found["torch"] = str(torch.__version__)
     found["cuda"] = torch.version.cuda or ""
     if torch.cuda.is_available():
@@ -99,8 +99,8 @@ def _gpu(device: torch.device) -> Gpu:
 def has_code_for(capability: tuple[int, int], arch_list: list[str]) -> bool:
     """Whether code for one of `arch_list` (sm_80, compute_90) runs on `capability`.
 
-    sm_XY runs on later minor versions of the same major one; compute_XY is compiled on the first
-    start for whatever is newer.
+    Code for sm_XY runs on the same major version and the same or a later minor one. compute_XY is
+    compiled at the first start for any later architecture.
     """
     for entry in arch_list:
         kind, _, number = entry.partition("_")
@@ -116,7 +116,7 @@ def has_code_for(capability: tuple[int, int], arch_list: list[str]) -> bool:
 def gflops(device: torch.device, repeats: int = 5) -> float | None:
     """The median speed of an fp32 matrix product, in 10^9 operations per second.
 
-    None on a device that can't: a GPU that torch has no code for, or without free memory.
+    None if it fails: torch has no code for the GPU, or the GPU has no free memory.
     """
     size = 4096 if device.type == "cuda" else 512
     seconds = []
@@ -130,7 +130,7 @@ def gflops(device: torch.device, repeats: int = 5) -> float | None:
             seconds.append(time.perf_counter() - started)
     except RuntimeError:
         return None
-    # The first one loads libraries.
+    # The first product loads libraries.
     return 2 * size**3 / statistics.median(seconds[1:]) / 1e9
 
 
@@ -149,7 +149,7 @@ def memory_limit(root: Path) -> int | None:
             text = path.read_text().strip()
         except OSError:
             continue
-        # Version 1 says "none" as a number next to 2^63.
+        # Version 1 reports "no limit" as a number close to 2^63.
         if text.isdecimal() and int(text) < 1 << 60:
             return int(text)
         return None
@@ -157,7 +157,7 @@ def memory_limit(root: Path) -> int | None:
 
 
 def container(environment: Mapping[str, str], root: Path) -> str:
-    """The kind of container that this process is in, by the mark that each leaves; or empty."""
+    """The kind of container that this process runs in; empty outside a container."""
     if "APPTAINER_CONTAINER" in environment or "SINGULARITY_CONTAINER" in environment:
         return "apptainer"
     if (root / ".dockerenv").exists():
@@ -170,14 +170,14 @@ def container(environment: Mapping[str, str], root: Path) -> str:
 
 
 def first_there(path: Path) -> Path:
-    """`path`, or its first parent that's there: a run makes the folders, on the same file system."""
-    while not os.path.exists(path):  # which Path's own isn't: a folder that can't be read is none
+    """`path` or its nearest existing parent, in whose file system a run would create the folder."""
+    while not os.path.exists(path):  # Path.exists raises for a folder without permission
         path = path.parent
     return path
 
 
 def disk(path: Path, megabytes: int) -> Disk:
-    """Write and flush a file of `megabytes` under `path`, and small ones one by one."""
+    """Write and flush one file of `megabytes` and several small files in the folder `path`."""
     where = first_there(path)
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=where) as folder:

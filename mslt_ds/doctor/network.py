@@ -1,11 +1,10 @@
-"""Measures between processes: how fast they reduce, how fast each link is, how clocks differ.
+"""Measures between processes: the speed of all-reduces and of each link, and clock differences.
 
-Notable: the processes meet over gloo, which needs no GPU, and tell each other what each one has; NCCL
-is tried only where it can work. A GPU that is missing, shared or without code in torch would make it
-hang, and the others would never hear why. Every rank makes the same calls in the same order, and only
-rank 0's numbers count. Links are
-measured one after another along a ring, so that a slow one shows alone; between nodes where there are
-several, and between ranks where there is one.
+The processes meet over gloo, which needs no GPU, and exchange their facts. NCCL is used only if it can
+work: with a GPU that is missing, shared or unsupported by torch it would hang without a message. Every
+rank makes the same calls in the same order, and rank 0's numbers are used. Links are measured one
+after another along a ring of the nodes, or of the ranks if there is one node, so that a slow link
+can't affect the others.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ _CLOCK_ROUNDS = 5
 
 
 def meet(world: World, timeout: timedelta) -> None:
-    """Join the others. timeout: for that, and for each measurement that waits for another rank."""
+    """Join the process group. timeout: of this, and of each wait for another rank."""
     dist.init_process_group("gloo", rank=world.rank, world_size=world.world_size, timeout=timeout)
 
 
 def nccl_can_work(ranks: tuple[RankFacts, ...]) -> bool:
-    """Whether each rank has a GPU of its own that torch has code for."""
+    """Whether each rank has its own GPU and torch has code for it."""
     gpus = {(rank.host, rank.gpu.uuid) for rank in ranks if rank.gpu and rank.gpu.in_arch_list}
     return len(gpus) == len(ranks)
 
 
 def nccl_group(device: torch.device, timeout: timedelta) -> Any:
-    """All ranks, each with the GPU that it would train on."""
+    """A process group of all ranks, each with the GPU that it would train on."""
     torch.cuda.set_device(device)
     return dist.new_group(backend="nccl", timeout=timeout)
 
@@ -59,7 +58,7 @@ def _wait(device: torch.device) -> None:
 def all_reduces(
     sizes: tuple[int, ...], device: torch.device, group: Any, repeats: int = 5
 ) -> tuple[AllReduce, ...]:
-    """Median times of all-reduces of `sizes` bytes in `group`, of all ranks."""
+    """Median seconds of an all-reduce of each of `sizes` bytes, in `group` of all ranks."""
     measured = []
     for num_bytes in sizes:
         buffer = torch.zeros(num_bytes // 4, device=device)
@@ -76,7 +75,7 @@ def all_reduces(
 
 
 def ring(ranks: tuple[RankFacts, ...]) -> list[tuple[int, int]]:
-    """Neighbouring pairs: the first ranks of each node, or all ranks of the only node."""
+    """Pairs of neighbours: the first ranks of all nodes, or all ranks if there is one node."""
     leaders: dict[str, int] = {}
     for rank in ranks:
         leaders.setdefault(rank.host, rank.rank)
@@ -95,7 +94,7 @@ def links(
     group: Any,
     repeats: int = 3,
 ) -> tuple[Link, ...]:
-    """The speed of each pair in `group`, of all ranks, there and back, one pair at a time."""
+    """The speed of each pair, there and back, one pair after another, in `group` of all ranks."""
     me = dist.get_rank()
     measured = []
     buffer = torch.zeros(num_bytes // 4, device=device)
@@ -113,7 +112,7 @@ def links(
                 dist.send(buffer, source, group=group)
             _wait(device)
             seconds.append(time.perf_counter() - started)
-        # The first one opens the connection. The ranks that look on have no time to tell.
+        # The first round opens the connection. Only the two ranks of the pair have measured it.
         told = [statistics.median(seconds[1:])]
         dist.broadcast_object_list(told, src=source)
         measured.append(Link(source, target, 2 * num_bytes / told[0]))
@@ -123,8 +122,8 @@ def links(
 def clock_offsets() -> tuple[tuple[float, ...], float]:
     """(seconds that each rank is ahead of rank 0, half of the longest round trip).
 
-    As the network time protocol does: rank 0 asks, the other answers with its time, and the middle
-    of asking and hearing is the moment of the answer; the shortest of some round trips counts.
+    As in the network time protocol, rank 0 sends a request and the other rank replies with its time,
+    which is compared with the middle of the round trip. The shortest of several round trips is used.
     """
     me, size = dist.get_rank(), dist.get_world_size()
     offsets, uncertainty = [0.0] * size, 0.0
@@ -149,18 +148,18 @@ def clock_offsets() -> tuple[tuple[float, ...], float]:
 
 
 def file_seen(path: Path, attempts: int = 20) -> tuple[bool, ...]:
-    """Whether each rank sees a file that rank 0 makes under `path` (a folder that is there)."""
+    """Whether each rank sees a file that rank 0 writes to the existing folder `path`."""
     name = [f".doctor-seen-{time.time_ns()}"]
     dist.broadcast_object_list(name, src=0)
     file = path / name[0]
     if dist.get_rank() == 0:
-        # Where it can't be written, nobody sees it.
+        # If this fails, no rank sees the file.
         with contextlib.suppress(OSError):
             file.touch()
     dist.barrier()
     seen = False
     for _ in range(attempts):
-        # Network file systems show a new file to others after some time.
+        # On a network file system, a new file appears on other nodes after some time.
         seen = file.exists()
         if seen:
             break

@@ -1,4 +1,4 @@
-"""Prints facts and findings for a reader at a terminal or in a job's log."""
+"""Prints facts and findings on a terminal or into a job's log."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mslt_ds.doctor.judge import Finding
 
 _GIB = 1 << 30
 _STYLES = {"problem": "bold red", "warning": "yellow", "note": "cyan"}
-# In a log there is no terminal to ask for its width.
+# Columns if the output is no terminal.
 _LOG_WIDTH = 120
 
 
 def show(facts: Facts, findings: Sequence[Finding], console: Console | None = None) -> None:
-    """Print tables of the ranks and of what was measured, then the findings."""
+    """Print tables of the ranks and of the measurements, then the findings."""
     console = console or Console()
     if not console.is_terminal:
         console.width = _LOG_WIDTH

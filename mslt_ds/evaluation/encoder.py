@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from mslt_ds.disk.hugging_face import first_line, quiet, weight_files
-from mslt_ds.errors import CheckpointError, RecipeError
+from mslt_ds.disk.hugging_face import quiet, weight_files
+from mslt_ds.errors import CheckpointError, RecipeError, first_line
 
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

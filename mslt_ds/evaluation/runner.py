@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from mslt_ds.distributed.world import World, choose_device, device_name
-from mslt_ds.errors import EnvironmentProblem, MsltError
+from mslt_ds.errors import EnvironmentProblem, MsltError, report
 from mslt_ds.evaluation.cells import CellFolder
 from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune
 from mslt_ds.evaluation.grid import Cell
@@ -188,9 +188,7 @@ def _work(target: Callable[[Any, World], None], arguments: Any, world: World, lo
     try:
         target(arguments, world)
     except MsltError as error:
-        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
-        sys.stderr.flush()
-        sys.exit(error.exit_code)
+        sys.exit(report(error))
 
 
 @dataclass(frozen=True)

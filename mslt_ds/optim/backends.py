@@ -1,20 +1,19 @@
-"""Which code runs LAMB: our own passes by device, or another's optimizer where it is legal.
+"""Builds the optimizer that the recipe's `optimizer.lamb.backend` names.
 
-auto | triton | numba | torch choose the passes of `Lamb`. deepspeed and apex are other classes, with
-other defaults, that know nothing of partitions: at ZeRO 0 only, and only with options that they have.
+`auto`, `triton`, `numba` and `torch` build `Lamb`, which chooses its passes by them (`passes.py`).
+`deepspeed` and `apex` build the FusedLamb of DeepSpeed or the FusedLAMB of NVIDIA's apex. These don't
+know ZeRO's partitions, so they are accepted at ZeRO 0 only, and only with options that they have.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mslt_ds.errors import EnvironmentProblem, RecipeError
 from mslt_ds.optim.lamb import Lamb
@@ -33,7 +32,11 @@ def build_lamb(
     backend: Any = "auto",
     zero_stage: int = 0,
 ) -> torch.optim.Optimizer:
-    """LAMB by the backend's name, or a clear error. Each group brings its own `weight_decay`."""
+    """The LAMB optimizer of `backend`. Each group has its own `weight_decay`.
+
+    Raises RecipeError if the backend lacks what the recipe asks for, EnvironmentProblem if it can't
+    run here.
+    """
     if backend not in FOREIGN:
         return Lamb(groups, lr=lr, betas=betas, eps=eps, options=options, backend=backend)
     if zero_stage != 0:
@@ -53,7 +56,7 @@ def _deepspeed(groups: Sequence[dict[str, Any]], options: LambOptions, **setting
             "adapt": (options.adapt, "all"),
             "decay": (options.decay, "update"),
             "gradient_normalization": (options.gradient_normalization, "none"),
-            # With it, theirs scales the step after the trust ratio, where ours is inside.
+            # DeepSpeed corrects the bias after the trust ratio is taken, `Lamb` before.
             "bias_correction": (options.bias_correction, False),
         },
     )
@@ -72,7 +75,7 @@ def _deepspeed(groups: Sequence[dict[str, Any]], options: LambOptions, **setting
             max_coeff=options.max_trust_ratio,
             **settings,
         )
-    except Exception as error:  # its builder raises whatever the compiler's absence leads to
+    except Exception as error:  # a missing compiler raises errors of many types
         raise EnvironmentProblem(
             f"optimizer.lamb.backend: deepspeed can't build its FusedLamb here ({error}); "
             "it needs nvcc of torch's CUDA version; choose auto"
@@ -122,7 +125,7 @@ def _apex(groups: Sequence[dict[str, Any]], options: LambOptions, **settings: An
 
 
 def available() -> dict[str, str]:
-    """Each backend's name -> `usable` here, or why it isn't. Builds nothing."""
+    """Backend name -> `usable`, or the reason why it isn't usable here. Compiles nothing."""
     gpu = torch.cuda.is_available()
     found = {"torch": "usable"}
     for name, device in (("numba", "cpu"), ("triton", "cuda")):
@@ -148,7 +151,7 @@ def available() -> dict[str, str]:
 
 
 def apex_problem() -> str:
-    """What is wrong with the installed package apex; empty where it's NVIDIA's."""
+    """What is wrong with the installed package apex; empty if it is NVIDIA's."""
     found = importlib.util.find_spec("apex")
     if found is None:
         return "not installed"
@@ -164,46 +167,3 @@ def _require(backend: str, needed: dict[str, tuple[Any, Any]]) -> None:
             raise RecipeError(
                 f"optimizer.lamb.{field}: {value}, but backend {backend} can only do {only}"
             )
-
-
-def choose(name: str, tensors: Sequence[Tensor]) -> str:
-    """ "auto" made concrete for these tensors; raises where the wanted backend can't run them.
-
-    With TRITON_INTERPRET=1 in the environment "triton" runs on a CPU too, in Triton's interpreter.
-    """
-    device = tensors[0].device.type
-    compiled = {"cpu": "numba", "cuda": "triton"}.get(device)
-    # The compiled loops walk memory in fp32; anything else is torch's to get right.
-    plain = all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-    if name == "auto":
-        usable = compiled is not None and plain and importlib.util.find_spec(compiled)
-        return compiled if compiled and usable else "torch"
-    if name == "torch":
-        return name
-    if name not in ("numba", "triton"):
-        raise EnvironmentProblem(
-            f"optimizer backend {name!r}: choose auto, torch, numba (CPU) or triton (GPU)"
-        )
-    interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-    if name != compiled and not interpreted:
-        raise EnvironmentProblem(f"optimizer backend {name}: it can't run on {device}; use auto")
-    if not plain:
-        raise EnvironmentProblem(f"optimizer backend {name}: it needs contiguous fp32; use auto")
-    if not importlib.util.find_spec(name):
-        raise EnvironmentProblem(f"optimizer backend {name}: not installed; use auto")
-    return name
-
-
-def make(name: str) -> Any:
-    """A backend by its concrete name; compilers are imported only where they are used."""
-    if name == "numba":
-        from mslt_ds.optim.lamb_numba import NumbaBackend
-
-        return NumbaBackend()
-    if name == "triton":
-        from mslt_ds.optim.lamb_triton import TritonBackend
-
-        return TritonBackend()
-    from mslt_ds.optim.lamb_torch import TorchBackend
-
-    return TorchBackend()

@@ -1,10 +1,11 @@
 """LAMB that is exact under ZeRO 0 to 3: one trust ratio for each parameter, wherever it lies.
 
-Notable: ZeRO hands an optimizer one flat tensor for each group and rank, so an ordinary LAMB computes
-one trust ratio for all of it, and nothing says so. Here, after `bind(engine)`, each rank sums the
-squares of its slices, one all-reduce of one small vector (2 x parameters of the group) makes them
-whole, and then the update is applied. The formulas are those of `lamb_reference.py` (You et al.
-2019); a backend does the two passes over memory. Nothing in a step waits for a GPU.
+ZeRO gives an optimizer one flat tensor for each group and rank, from which an ordinary LAMB silently
+computes one trust ratio for all parameters in it. After `bind(engine)`, `Lamb` knows where each
+parameter lies: each rank sums the squares of its slices, one all-reduce per group adds them up
+(2 x parameters elements), and each parameter is updated with its own ratio. The formulas are those of
+`lamb_reference.py` (You et al. 2019); `passes.py` chooses the code that runs over memory. A step does
+not synchronise with a GPU.
 """
 
 # torch's multi-tensor operations have an underscore, but no other name.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,18 +32,18 @@ from mslt_ds.optim.lamb_reference import (
     trust_ratios,
 )
 from mslt_ds.optim.layout import GroupLayout, bind_groups, inner_optimizer, raw_groups
+from mslt_ds.optim.passes import BackendName, Passes, choose, make
 from mslt_ds.optim.pieces import Coefficients, GroupTensors, Pieces, squared_norms
-
-BackendName = Literal["auto", "torch", "numba", "triton"]
+from mslt_ds.optim.statistics import by_layer
 
 
 @dataclass(frozen=True, eq=False)
 class _Bound:
-    """A group whose masters DeepSpeed made."""
+    """Where DeepSpeed keeps the masters of one group."""
 
     layout: GroupLayout
     pieces: Pieces | None
-    """This rank's slices of a flat master; None where each parameter has a master of its own."""
+    """This rank's slices of a flat master; None if each parameter has a master of its own."""
 
 
 class Lamb(torch.optim.Optimizer):
@@ -53,9 +54,9 @@ class Lamb(torch.optim.Optimizer):
             with `options.adapt == "decayed"` (the default) such a group has a trust ratio of 1.
         lr, betas, eps, weight_decay: as in Adam; each group may have its own.
         options: the choices in which implementations of LAMB differ.
-        backend: "auto" takes triton on a GPU and numba on a CPU where they can be had, else torch.
+        backend: "auto" uses triton on a GPU and numba on a CPU if they are installed, else torch.
 
-    Exact as it is wherever each parameter has its own tensor: without DeepSpeed and at ZeRO 0.
+    Without DeepSpeed and at ZeRO 0, each parameter has its own tensor and nothing else is needed.
     At ZeRO 1, 2 and 3 call `bind(engine)` after `deepspeed.initialize`; a step without it raises.
     """
 
@@ -76,7 +77,7 @@ class Lamb(torch.optim.Optimizer):
             raise ValueError(f"lr {lr}, eps {eps}, weight_decay {weight_decay}: none below 0")
         self.options = options or LambOptions()
         self.backend_name = backend
-        self._backends: dict[str, Any] = {}
+        self._backends: dict[str, Passes] = {}
         self._given: list[list[tuple[weakref.ref[Tensor], torch.Size]]] = []
         self._bound: dict[int, _Bound] = {}
         self._wrapper: weakref.ref[Any] | None = None
@@ -91,9 +92,9 @@ class Lamb(torch.optim.Optimizer):
             self._given.append([(weakref.ref(p), p.shape) for p in members])
 
     def bind(self, engine: Any) -> None:
-        """Learn from a DeepSpeed engine where each parameter lies. Needed at ZeRO 1, 2 and 3.
+        """Read from a DeepSpeed engine where each parameter lies. Needed at ZeRO 1, 2 and 3.
 
-        Raises EnvironmentProblem where that can't be had; nothing has been changed then.
+        Raises EnvironmentProblem, without having changed anything, if the layout isn't known.
         """
         if inner_optimizer(engine) is not self:
             raise EnvironmentProblem("Lamb.bind: this engine was made with another optimizer")
@@ -110,7 +111,7 @@ class Lamb(torch.optim.Optimizer):
             for layout in layouts
         }
         self._last_ratios.clear()
-        # Weak: the wrapper owns this optimizer, and a released engine has to be free at once.
+        # A weak reference: the wrapper owns this optimizer, and a cycle would delay its release.
         self._wrapper = weakref.ref(engine.optimizer)
 
     @torch.no_grad()
@@ -169,7 +170,7 @@ class Lamb(torch.optim.Optimizer):
         layout: GroupLayout | None,
         scale: Tensor | None,
     ) -> None:
-        """The two passes, and between them the norms of all ranks."""
+        """The first pass, the sum of squares over all ranks, and the second pass."""
         device = masters[0].device
         tensors = self._tensors(masters)
         decay = group["weight_decay"]
@@ -198,8 +199,8 @@ class Lamb(torch.optim.Optimizer):
     def _advance(self, masters: list[Tensor]) -> Tensor:
         """Count the step; (masters,) counts, this step included, on the masters' device.
 
-        A count lives beside its moments: an int on the CPU, a tensor on a GPU, where reading or
-        sending a number would make the step wait, and couldn't be captured in a graph.
+        The count is kept with the moments: an int on the CPU, a tensor on a GPU. Copying a number
+        from or to the GPU would synchronise, and can't be captured in a CUDA graph.
         """
         device = masters[0].device
         for master in masters:
@@ -245,10 +246,8 @@ class Lamb(torch.optim.Optimizer):
             tuple(self.state[master]["exp_avg_sq"] for master in masters),
         )
 
-    def _backend(self, tensors: GroupTensors) -> Any:
-        """The backend for these tensors, made when it is first needed."""
-        from mslt_ds.optim.backends import choose, make
-
+    def _backend(self, tensors: GroupTensors) -> Passes:
+        """The passes for these tensors, made at their first use."""
         held = (tensors.weights, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs)
         name = choose(self.backend_name, [tensor for stream in held for tensor in stream])
         if name not in self._backends:
@@ -262,9 +261,9 @@ class Lamb(torch.optim.Optimizer):
         return gradient_scale(self._total_norm(), self.options)
 
     def _total_norm(self) -> Tensor:
-        """() norm of all groups' gradients as the optimizer sees them, float64."""
+        """() global norm of the gradients that the optimizer was given, float64."""
         if len(self._bound) > sum(bool(group["params"]) for group in self.param_groups):
-            # ZeRO steps one group (or sub-group) at a time, but has the norm of all by then.
+            # ZeRO steps one group or sub-group at a time, and has computed the global norm before.
             return self._norm_from_wrapper()
         total = None
         for group in self.param_groups:
@@ -291,14 +290,14 @@ class Lamb(torch.optim.Optimizer):
                 "deepspeed doesn't compute; set zero_optimization.compute_grad_norm to true"
             )
         norm = torch.as_tensor(norm).double()
-        if wrapper.clip_grad > 0.0:  # clipping came after the norm was taken
+        if wrapper.clip_grad > 0.0:  # the norm is of the gradients before clipping
             norm = norm / torch.clamp((norm + 1e-6) / wrapper.clip_grad, min=1.0)
         return norm
 
     def _steppable_unbound(self) -> bool:
-        """Whether to step without `bind`; False for the step that DeepSpeed's constructors make.
+        """Whether a step without `bind` is correct; False for the step in DeepSpeed's constructors.
 
-        Raises where the tensors aren't parameters one by one.
+        Raises EnvironmentProblem if the tensors aren't single parameters.
         """
         groups = [group["params"] for group in self.param_groups if group["params"]]
         given = all(
@@ -329,11 +328,9 @@ class Lamb(torch.optim.Optimizer):
     def trust_ratios(self) -> dict[str, dict[str, dict[str, float]]]:
         """The last step's trust ratios by layer, for metrics (synchronises a GPU once).
 
-        {"trust_ratio": {"layer_0": {"min", "median", "max"}, ...}}; parameters that don't adapt
-        are left out, and without `bind` nothing is known of layers. Empty before the first step.
+        {"trust_ratio": {"layer_0": {"min", "median", "max"}, ...}}, without the parameters whose
+        ratio is always 1. Layers are known after `bind` only. Empty before the first step.
         """
-        from mslt_ds.optim.statistics import by_layer
-
         adapting = [(names, ratios) for names, ratios, adapt in self._last_ratios.values() if adapt]
         if not adapting:
             return {}
@@ -343,7 +340,7 @@ class Lamb(torch.optim.Optimizer):
 
 
 def _sum_over_ranks(values: Tensor, layout: GroupLayout) -> Tensor:
-    """All-reduce where the process group communicates: a GPU, though masters may be offloaded."""
+    """All-reduce on the parameters' device: masters may be offloaded to a CPU, NCCL needs a GPU."""
     there = values.to(layout.parameters[0].device)
     dist.all_reduce(there, group=layout.process_group)
     return there.to(values.device)

@@ -1,11 +1,11 @@
 """LAMB's two passes over memory on a CPU, compiled by numba.
 
-Notable: one table of blocks (addresses, length, parameter) describes the work, so whole parameters
-and slices of a flat partition run through the same two loops: moments + update + norms (4 reads, 2
-writes), then apply (3 reads, 1 write), where torch's separate operations move three times as much.
-Norms are summed in fp32 over `LANES` elements and in float64 above: fp32 all the way is off by 1e-3
-for an embedding. Threads are a pool of our own that calls the loops without the GIL: numba's
-parallel back ends don't survive a fork after use, and data loaders fork.
+A table of blocks (addresses, length, parameter) describes the work, so whole parameters and slices of
+a flat partition run through the same two loops: moments, update and norms (4 reads, 2 writes), then
+apply (3 reads, 1 write). torch's separate operations move three times as much. Norms are summed in
+fp32 over `LANES` elements and in float64 beyond; in fp32 alone the sum is off by 1e-3 for an
+embedding. The loops release the GIL and run in a thread pool of this module: numba's own parallel
+back ends fail in a process that forks after their use, and data loaders fork.
 """
 
 # numba's own stubs lack `carray` and don't know what `intrinsic` does to a signature.
@@ -31,7 +31,7 @@ BLOCK = 1 << 16
 LANES = 2048
 """Elements whose squares are summed in fp32 before float64 takes over."""
 
-# Sums may be reordered, so that they vectorise, and multiply-add fused; NaN and infinity stay.
+# Sums may be reordered to vectorise, and multiply-add fused; NaN and infinity propagate.
 _FAST = {"reassoc", "contract", "nsz"}
 
 
@@ -113,8 +113,6 @@ def _apply(
 class NumbaBackend:
     """`moments`, then `apply`, for one group of fp32 tensors on the CPU at a time."""
 
-    name = "numba"
-
     def __init__(self) -> None:
         self._table = np.empty((0, 6), dtype=np.int64)
         self._scalars = np.empty(7, dtype=np.float32)
@@ -144,7 +142,7 @@ class NumbaBackend:
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}
-os.register_at_fork(after_in_child=_pools.clear)  # the threads stayed with the parent
+os.register_at_fork(after_in_child=_pools.clear)  # a child has none of the threads
 
 
 def _in_threads(loop: Callable[..., None], table: np.ndarray, *arguments: np.ndarray) -> None:

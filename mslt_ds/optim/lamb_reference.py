@@ -1,9 +1,9 @@
-"""LAMB's mathematics, once, in plain torch: what every faster path has to equal.
+"""LAMB's mathematics in plain torch: the reference that every faster implementation must equal.
 
 You et al. 2019, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
 algorithm 2, with phi(z) = z. Implementations differ in five places; each is an option here. The
-defaults are the paper's, and a trust ratio of 1 for what isn't decayed, as in the code that it was
-used with for BERT. docs/lamb.md has the table of who does what.
+defaults are the paper's, with a trust ratio of 1 for parameters without weight decay, as in the
+code that trained BERT with it. docs/lamb.md compares the implementations.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class LambOptions:
     """Divide the moments by 1 - beta ** step, as Adam does."""
 
     decay: Literal["update", "gradient"] = "update"
-    """Weight decay joins the update, inside the trust ratio (the paper), or the gradient (L2)."""
+    """Add weight decay to the update, inside the trust ratio (the paper), or to the gradient (L2)."""
 
     adapt: Literal["decayed", "all"] = "decayed"
     """Trust ratio for groups with weight decay only (1 for biases and LayerNorm), or for all."""
 
     min_trust_ratio: float = 0.0
     max_trust_ratio: float = math.inf
-    """Clamp of the trust ratio. A ratio that isn't defined (a norm of 0) is 1, whatever these."""
+    """Clamp of the trust ratio. A ratio that isn't defined (a norm of 0) is 1 in any case."""
 
     gradient_normalization: Literal["none", "clip", "unit"] = "none"
-    """Of the global gradient: as it is, scaled down to `max_grad_norm`, or divided by its norm."""
+    """Use the global gradient unchanged, scaled down to `max_grad_norm`, or divided by its norm."""
 
     max_grad_norm: float = 1.0
-    """For "clip" only. DeepSpeed's own `gradient_clipping` comes before and does the same."""
+    """For "clip" only. DeepSpeed's own `gradient_clipping` is applied before and does the same."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_trust_ratio <= self.max_trust_ratio:
@@ -81,7 +81,7 @@ def bias_corrections(
 ) -> tuple[Tensor, Tensor]:
     """(n,) step counts, this one included -> (n,) factors on exp_avg and on sqrt(exp_avg_sq).
 
-    In float64: 1 - 0.999 has lost four digits in fp32.
+    In float64: in fp32, 1 - 0.999 loses four digits.
     """
     if not options.bias_correction:
         ones = torch.ones_like(steps, dtype=torch.float64)
@@ -99,7 +99,7 @@ def trust_ratios(
         return ones
     ratios = torch.sqrt(weight_squares / update_squares)
     ratios = ratios.clamp(options.min_trust_ratio, options.max_trust_ratio)
-    # A NaN has to show, so only an exact zero counts as undefined.
+    # Only an exact zero is undefined: a NaN must propagate.
     return torch.where((weight_squares == 0) | (update_squares == 0), ones, ratios)
 
 
@@ -157,7 +157,7 @@ def lamb_reference_step(
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor, int]], dict[str, float]]:
     """One step of a whole model, by name: (weights, state, trust ratios) after it.
 
-    state: name -> (exp_avg, exp_avg_sq, steps made); absent for a parameter without any
+    state: name -> (exp_avg, exp_avg_sq, steps made); a parameter without state is absent
     """
     squares = [gradient.double().square().sum() for gradient in gradients.values()]
     scale = gradient_scale(torch.stack(squares).sum().sqrt(), options).item()

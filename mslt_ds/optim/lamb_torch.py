@@ -1,7 +1,7 @@
 """LAMB's two passes in torch's multi-tensor operations: any device, any floating type.
 
-The path without a compiler: it moves three times the memory of the compiled ones and holds one
-buffer as large as the group while it works.
+It needs no compiler. It moves three times the memory of the compiled backends and holds a buffer as
+large as the group during a step.
 """
 
 # torch's multi-tensor operations have an underscore, but no other name.
@@ -17,8 +17,6 @@ from mslt_ds.optim.pieces import Coefficients, GroupTensors, Pieces, squared_nor
 
 class TorchBackend:
     """`moments`, then `apply`, for one group at a time."""
-
-    name = "torch"
 
     def __init__(self) -> None:
         self._updates: list[Tensor] = []

@@ -1,11 +1,11 @@
 """LAMB's two passes over memory on a GPU: one launch each for a whole group, in Triton.
 
-Notable: the block table of the CPU path (addresses, length, parameter) lives on the device, so one
-grid covers tensors of any number and size, whole parameters and slices of a ZeRO partition alike.
-The table is made and sent again only when an address has changed; a step in between reads nothing
-from the host, waits for nothing and can be captured in a CUDA graph (with static gradients, and `lr`
-a tensor if it is to change). Norms are reproducible: each program writes its block's sums to a place
-of its own, no atomics. Streams: 6 in the first pass, 4 in the second, 40 bytes for each element.
+The table of blocks (addresses, length, parameter) that lamb_numba.py uses lies on the device here, so
+one grid covers any number of tensors of any size, whole parameters and slices of a ZeRO partition
+alike. The table is built and copied again only if an address has changed. Other steps copy nothing
+from the host, do not synchronise, and can be captured in a CUDA graph (with static gradients, and with
+`lr` as a tensor if it changes). Norms are reproducible: each program writes its block's sums to its
+own place, without atomics. The first pass has 6 streams, the second 4: 40 bytes for each element.
 """
 
 # A Triton kernel is no Python function to a type checker.
@@ -119,14 +119,14 @@ def _apply(
 
 
 class _Blocks(NamedTuple):
-    """A block table as it was sent."""
+    """A block table on the device."""
 
     made_of: np.ndarray
-    """int64: the addresses and pieces that it stands for."""
+    """int64: the addresses and pieces that it was built from."""
     table: Tensor
     """int64 (blocks, 7), on the device: the columns are described at `_moments`."""
     width: int
-    """The most blocks that a parameter has: places in `squares` for each."""
+    """The largest number of blocks of a parameter: the places that each has in `squares`."""
     vector: int
     """Elements that one instruction may move: 4, 2 or 1."""
 
@@ -134,10 +134,8 @@ class _Blocks(NamedTuple):
 class TritonBackend:
     """`moments`, then `apply`, for one group of fp32 tensors on a GPU at a time."""
 
-    name = "triton"
-
     def __init__(self) -> None:
-        # By a group's first weight, and forgotten with it.
+        # The key is a group's first weight; the entry is dropped with it.
         self._sent: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._captured: list[Tensor] = []
         self._blocks: _Blocks
@@ -188,10 +186,10 @@ class TritonBackend:
                 )
 
     def _blocks_of(self, pieces: Pieces, tensors: GroupTensors) -> _Blocks:
-        """The table that was sent for these pieces and addresses, else a new one.
+        """The table for these pieces and addresses: the last one if it still holds, else a new one.
 
-        A table is checked by all that it was made of, so an address that was freed and given to
-        another tensor can't bring back an old one.
+        All addresses and pieces are compared, so a table isn't reused when an address was freed and
+        given to another tensor.
         """
         held = (tensors.weights, tensors.gradients, tensors.exp_avgs, tensors.exp_avg_sqs)
         addresses = np.array([t.data_ptr() for stream in held for t in stream], dtype=np.int64)
@@ -209,13 +207,13 @@ class TritonBackend:
                     "(zero_grad(set_to_none=False))"
                 )
             blocks = self._sent[first] = _send(pieces, tensors, made_of)
-        if capturing:  # its replays read the table even when later steps have others
+        if capturing:  # replays of the graph read this table, even if later steps build another
             self._captured.append(blocks.table)
         return blocks
 
 
 def _send(pieces: Pieces, tensors: GroupTensors, made_of: np.ndarray) -> _Blocks:
-    """Make the block table and send it to the device, without waiting for it."""
+    """Build the block table and copy it to the device, without synchronising."""
     width = -(-int(pieces.numel.max(initial=1)) // BLOCK)
     blocks = pieces.block_table(tensors, BLOCK)
     starts = np.searchsorted(blocks[:, 5], blocks[:, 5])  # parameters come in order
@@ -228,10 +226,10 @@ def _send(pieces: Pieces, tensors: GroupTensors, made_of: np.ndarray) -> _Blocks
 
 
 def _vector(blocks: np.ndarray) -> int:
-    """Elements, 4 at most, that divide the lengths and alignments of all blocks.
+    """The largest of 4, 2 and 1 elements that divides the lengths and alignments of all blocks.
 
-    Whole parameters of a Transformer give 4 (loads of 16 bytes). Slices of a ZeRO partition may be
-    only 2 or 1, if the world's size isn't a power of two or a group has a small odd parameter.
+    It is 4 (loads of 16 bytes) for whole parameters of a Transformer. It may be 2 or 1 for slices of
+    a ZeRO partition, if the world size isn't a power of two or a group has a small odd parameter.
     """
     alignments = np.append(blocks[:, :4].ravel() // 4, blocks[:, 4])
     return next(n for n in (4, 2, 1) if not (alignments % n).any())

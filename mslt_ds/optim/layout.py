@@ -1,15 +1,15 @@
 """Where DeepSpeed keeps the fp32 master of each parameter: offsets from addresses, checked once.
 
-Notable: *addresses are the truth*. Under ZeRO 1 and 2 every model parameter is a view into its
-group's flat buffer, so the distance of the two data pointers is the parameter's offset, whatever
-order DeepSpeed chose (round-robin gradients, alignment padding). DeepSpeed's own map
-(`_hp_mapping`) is wrong with round-robin gradients, so it isn't used. Rank r of a group's process
-group owns elements [r * partition, (r + 1) * partition) of the flat buffer, and its fp32 master is
-one flat tensor. Each slice is checked when it is bound: master cast down == parameter.
+Under ZeRO 1 and 2 every model parameter is a view into its group's flat buffer, so the difference of
+the two data pointers is the parameter's offset, whatever order DeepSpeed chose (round-robin
+gradients, alignment padding). DeepSpeed's own map (`_hp_mapping`) is wrong with round-robin
+gradients, so it isn't used. Rank r of a group's process group owns elements
+[r * partition, (r + 1) * partition) of the flat buffer, and its fp32 master is one flat tensor. Each
+slice is checked when it is bound: the master, cast to the model's precision, equals the parameter.
 
-Written against `deepspeed/runtime/` 0.19 (`zero/stage_1_and_2.py`, `bf16_optimizer.py`,
-`fp16/unfused_optimizer.py`, `fp16/fused_optimizer.py`); a version that keeps these things elsewhere
-gets an `EnvironmentProblem`, never a wrong number.
+Written for `deepspeed/runtime/` 0.19 (`zero/stage_1_and_2.py`, `bf16_optimizer.py`,
+`fp16/unfused_optimizer.py`, `fp16/fused_optimizer.py`). A version that stores its masters otherwise
+raises EnvironmentProblem.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class GroupLayout:
     names: tuple[str, ...]
     parameters: tuple[Parameter, ...]
     masters: tuple[Tensor, ...]
-    """fp32 tensors, the very objects in the optimizer's `params`: one flat one, or one each."""
+    """fp32, the same objects as in the optimizer's `params`: one flat tensor or one each."""
     offsets: tuple[int, ...] | None
-    """Of each parameter in the group's whole flat buffer; None where each has its own master."""
+    """Of each parameter in the group's whole flat buffer; None if each has its own master."""
     slices: tuple[Slice, ...]
     process_group: Any = None
-    """The ranks that share the flat buffer; None where every rank holds all of it."""
+    """The ranks that share the flat buffer; None if every rank holds all of it."""
 
     @property
     def sharded(self) -> bool:
@@ -80,7 +80,7 @@ def bind_groups(engine: Any, names: Mapping[str, Parameter]) -> tuple[GroupLayou
     """The layout of every parameter group of a DeepSpeed engine, each slice checked.
 
     `names` must hold exactly the parameters that the engine's optimizer trains. Raises
-    `EnvironmentProblem` where the mapping can't be had or doesn't hold.
+    EnvironmentProblem if a parameter's master isn't found or doesn't hold its values.
     """
     name_of = {id(parameter): name for name, parameter in names.items()}
     layouts = []
@@ -103,7 +103,7 @@ def bind_groups(engine: Any, names: Mapping[str, Parameter]) -> tuple[GroupLayou
 
 
 def inner_optimizer(engine: Any) -> Optimizer:
-    """The optimizer inside DeepSpeed's wrapper, or the engine's own where nothing wraps it."""
+    """The optimizer inside DeepSpeed's wrapper, or the engine's own if nothing wraps it."""
     wrapper = engine.optimizer
     return wrapper if isinstance(wrapper, Optimizer) else wrapper.optimizer
 
@@ -116,12 +116,12 @@ class RawGroup(NamedTuple):
     masters: list[Tensor]
     """fp32: one flat tensor, or one for each parameter."""
     flat: Tensor | None
-    """The whole group in the model's precision; None where each parameter has its own master."""
+    """The whole group in the model's precision; None if each parameter has its own master."""
     process_group: Any
-    """The ranks that share the flat buffer; None where each rank holds all of it."""
+    """The ranks that share the flat buffer; None if each rank holds all of it."""
 
 
-# Where each wrapper keeps its groups: parameters, masters, flat buffers, process groups.
+# The attributes of each wrapper: parameters, masters, flat buffers, process groups.
 _WRAPPERS: dict[str, tuple[str, str, str | None, str | None]] = {
     "FP16_UnfusedOptimizer": ("fp16_groups", "fp32_groups", None, None),
     "FP16_Optimizer": ("fp16_groups", "fp32_groups_flat", "fp16_groups_flat", None),
@@ -186,7 +186,7 @@ def _layout(
     process_group: Any,
     name_of: Mapping[int, str],
 ) -> GroupLayout:
-    """One group's slices, from addresses, each verified against the parameter's values."""
+    """One group's slices by address, each verified against the parameter's values."""
     names = tuple(name_of[id(parameter)] for parameter in parameters)
     offsets = None
     if flat is None:

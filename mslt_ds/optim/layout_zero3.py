@@ -1,9 +1,9 @@
 """Where ZeRO 3 keeps the fp32 master of each parameter's shard, for `Lamb` used alone.
 
-Notable: ZeRO 3 cuts each parameter, not the flat buffer: rank r holds elements
-[r * partition, (r + 1) * partition) of every parameter, the last shards padded. A sub-group (some
-parameters of one group) has one flat master; a shard's offset in it is the running sum of the
-shards before. Each shard is checked once against the parameter's own (`ds_tensor`). Written against
+ZeRO 3 partitions each parameter, where ZeRO 1 and 2 partition the flat buffer: rank r holds elements
+[r * partition, (r + 1) * partition) of every parameter, with padding in the last shards. A sub-group
+(some parameters of one group) has one flat master; a shard's offset in it is the sum of the lengths of
+the shards before it. Each shard is checked once against the parameter's own (`ds_tensor`). Written for
 `deepspeed/runtime/zero/stage3.py` 0.19.
 """
 
@@ -24,7 +24,7 @@ WRAPPER = "DeepSpeedZeroOptimizer_Stage3"
 
 
 def bind_sub_groups(wrapper: Any, names: Mapping[str, Parameter]) -> tuple[GroupLayout, ...]:
-    """The layout of every sub-group; raises EnvironmentProblem where it can't be had."""
+    """The layout of every sub-group. Raises EnvironmentProblem if it isn't the one known here."""
     name_of = {id(parameter): name for name, parameter in names.items()}
     try:
         return tuple(
@@ -43,7 +43,7 @@ def bind_sub_groups(wrapper: Any, names: Mapping[str, Parameter]) -> tuple[Group
 def shard_slices(
     numels: Sequence[int], rank: int, world_size: int
 ) -> tuple[tuple[int, ...], tuple[Slice, ...]]:
-    """Where a sub-group's shards begin in its flat master, and what of them isn't padding."""
+    """The offsets of a sub-group's shards in its flat master, and their parts without padding."""
     offsets, slices, offset = [], [], 0
     for index, numel in enumerate(numels):
         partition = -(-numel // world_size)

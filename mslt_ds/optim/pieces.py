@@ -1,8 +1,8 @@
 """The work of one LAMB step on one parameter group, as contiguous pieces of parameters.
 
-Whole parameters and slices of a ZeRO partition look the same here: a piece is a part of one
-parameter inside one tensor. A parameter has at most one piece on a rank, since both it and the
-rank's partition are contiguous.
+A piece is a contiguous part of one parameter inside one tensor: a whole parameter or its slice in a
+ZeRO partition. A parameter has at most one piece on a rank, since it and the rank's partition are both
+contiguous in the flat buffer.
 """
 
 # torch's multi-tensor operations have an underscore, but no other name.
@@ -20,12 +20,12 @@ from torch import Tensor
 from mslt_ds.optim.layout import GroupLayout
 
 NORM_BLOCK = 1 << 16
-"""Elements of which torch may take a norm in fp32 on a CPU; float64 sums the blocks' squares."""
+"""Elements whose norm torch takes in fp32 on a CPU; the blocks' squares are summed in float64."""
 
 
 @dataclass(frozen=True, eq=False)
 class GroupTensors:
-    """A group's tensors of this step, all fp32 and of the same shapes, one tuple entry each."""
+    """A group's tensors in one step: entry i of each tuple has the same shape and type."""
 
     weights: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
@@ -93,7 +93,7 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What the elementwise formula needs. Tensors stay on the device: nothing here synchronises."""
+    """The numbers in the elementwise formula. Tensors stay on the device, so nothing synchronises."""
 
     first: Tensor
     """fp32 (num_parameters,): factor on exp_avg, the bias correction."""
@@ -111,8 +111,8 @@ class Coefficients:
 def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     """float64 (len(tensors),): the sum of squares of each.
 
-    torch's fp32 norm on a CPU is off by 1e-3 for 23 million elements, by 2e-7 for blocks of 64 k;
-    a GPU sums in blocks anyway.
+    On a CPU, torch's fp32 norm is off by 1e-3 for 23 million elements and by 2e-7 for blocks of 64 k,
+    so blocks are summed in float64. On a GPU torch sums in blocks itself.
     """
     if not tensors:
         return torch.zeros(0, dtype=torch.float64)

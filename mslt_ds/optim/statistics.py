@@ -1,4 +1,4 @@
-"""Trust ratios, summed up for metrics.jsonl: a few numbers for each layer."""
+"""Trust ratios for metrics.jsonl: the minimum, median and maximum of each layer."""
 
 from __future__ import annotations
 

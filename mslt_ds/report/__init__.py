@@ -1,1 +1,1 @@
-"""Tables made of what a run wrote down about itself."""
+"""Tables of a plan and of a run, and the command that prints a plan."""

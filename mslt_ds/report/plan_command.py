@@ -1,4 +1,4 @@
-"""`mslt-ds plan`: a recipe's stages and what they cost, without loading torch."""
+"""`mslt-ds plan`: prints a recipe's stages and their cost, without loading torch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _vocab_size(config: RunConfig) -> int | None:
-    """The recipe's or its token store's; None where neither says."""
+    """From the recipe or from its token store; None if neither has it."""
     if config.model.vocab_size is not None or not os.path.exists(config.data.path):
         return config.model.vocab_size
     return read_manifest(Path(config.data.path))["vocab_size"]

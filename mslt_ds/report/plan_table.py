@@ -1,4 +1,4 @@
-"""The plan as a table, from the same description that plan.json holds (cost.py)."""
+"""Prints a plan as a table, from the description that plan.json holds too (plan/cost.py)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_PIPE_WIDTH = 160  # columns where the output is no terminal: nothing is cut off then
+_PIPE_WIDTH = 160  # columns if the output is no terminal, so that nothing is cut off
 
 
 def print_plan(
     description: dict[str, Any], *, vocab_size_assumed: bool, console: Console | None = None
 ) -> None:
-    """Print `description` (cost.describe_plan); a note tells if its vocabulary was assumed."""
+    """Print `description` (cost.describe_plan), with a note if its vocabulary size was assumed."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, _PIPE_WIDTH)

@@ -1,10 +1,10 @@
-"""A run on one screen: its stages, what they cost and what they learned, and how to load the model.
+"""Prints the summary of a run: its stages, their cost and losses, and how to load the model.
 
-Notable: everything is read from the run folder (`plan.json`, `metrics.jsonl`), so the table can be
-printed at any time and of a run that was interrupted; what isn't there yet is shown as a dash.
+All of it is read from the run folder (`plan.json`, `metrics.jsonl`), so a run that goes on or was
+interrupted can be summarised too. A dash stands for a number that isn't known yet.
 
-A stage's speed-up compares its median step with a step of the whole model, everything trained, that
-the same run measured on the same machine at the same sequence length: the joint stage's median.
+A stage's speed-up is the median step of the stage that trains the whole model (the joint stage), in
+the same run and at the same sequence length, over the stage's own median step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True)
 class StageSummary:
-    """What is known of a stage. None: not measured, or not yet."""
+    """A stage of a run. None: not measured, or not yet."""
 
     index: int  # 1-based
     depth: int  # layers
@@ -43,7 +43,7 @@ class StageSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What is known of a run."""
+    """A run. None: not known, or not yet."""
 
     stages: tuple[StageSummary, ...]
     sentence_objective: str  # whose losses `eval_sentence_loss` are: "nsp" or "sop"
@@ -52,7 +52,7 @@ class RunSummary:
 
 
 def summarize(run_dir: Path) -> RunSummary:
-    """Read the run folder. CheckpointError if it's none."""
+    """Read the run folder. CheckpointError if it isn't one."""
     plan = json.loads(_existing(run_dir / PLAN_FILE).read_text(encoding="utf-8"))
     lines = list(read_lines(_existing(run_dir / METRICS_FILE)))
     run_end = next((line for line in reversed(lines) if line.get("event") == "run_end"), {})
@@ -87,10 +87,10 @@ def summarize(run_dir: Path) -> RunSummary:
 
 
 def print_summary(run_dir: Path, console: Console | None = None) -> None:
-    """Print the table, to standard output unless `console` says otherwise."""
+    """Print the table, on standard output by default."""
     console = console or Console(highlight=False, soft_wrap=True)
     summary = summarize(run_dir)
-    # Narrow enough for the 80 columns that a log or a pipe is taken to have.
+    # At most 80 columns, which rich assumes for a log or a pipe.
     table = Table(
         title=f"run {run_dir}", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title_justify="left"
     )
@@ -130,7 +130,7 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
 
 
 def _conclusions(summary: RunSummary) -> list[str]:
-    """What was learned beyond word frequencies, and how to load the model."""
+    """The loss against the unigram entropy, and how to load the model."""
     texts = []
     entropy, loss = summary.unigram_entropy, summary.stages[-1].eval_mlm_loss
     if entropy is not None:
@@ -140,9 +140,10 @@ def _conclusions(summary: RunSummary) -> list[str]:
             texts.append(f"held-out MLM loss: {loss:.3f}, {abs(entropy - loss):.3f} {side} it")
     if summary.model is not None:
         texts.append(f"model: {summary.model}")
+        auto_class = _auto_class(summary.model)
         texts.append(
-            "  from transformers import AutoModelForPreTraining, AutoTokenizer\n"
-            f'  model = AutoModelForPreTraining.from_pretrained("{summary.model}")\n'
+            f"  from transformers import {auto_class}, AutoTokenizer\n"
+            f'  model = {auto_class}.from_pretrained("{summary.model}")\n'
             f'  tokenizer = AutoTokenizer.from_pretrained("{summary.model}")'
         )
     else:
@@ -150,10 +151,19 @@ def _conclusions(summary: RunSummary) -> list[str]:
     return texts
 
 
+def _auto_class(model: Path) -> str:
+    """The class of transformers that loads all weights of `model`: one trained on packed sentences
+    has no sentence head."""
+    config = model / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    masked_lm = any(name.endswith("ForMaskedLM") for name in settings.get("architectures") or ())
+    return "AutoModelForMaskedLM" if masked_lm else "AutoModelForPreTraining"
+
+
 def _step_seconds(
     index: int, stage_end: dict[str, Any], lines: list[dict[str, Any]]
 ) -> float | None:
-    """Median seconds of the stage's steps: told at its end, else from the steps logged so far."""
+    """Median seconds of a step, from the stage's end event, else from the steps logged so far."""
     if (median := stage_end.get("median_step_seconds")) is not None:
         return median
     logged = [
@@ -167,7 +177,7 @@ def _step_seconds(
 def _full_step_seconds(
     stages: list[dict[str, Any]], step_seconds: dict[int, float | None]
 ) -> dict[int, float | None]:
-    """Sequence length -> seconds of a step of the whole model with nothing frozen."""
+    """Sequence length -> seconds of a step that trains the whole model."""
     full_depth = max(stage["depth"] for stage in stages)
     found: dict[int, float | None] = {}
     for index, stage in enumerate(stages, start=1):

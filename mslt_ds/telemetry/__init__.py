@@ -1,8 +1,7 @@
-"""What a run tells about itself: metrics.jsonl, the progress display, wandb and TensorBoard.
+"""A run's metrics and events: metrics.jsonl, the progress display, wandb and TensorBoard.
 
-All four are sinks of the same lines: a step's metrics or an event's fields with `step` and `time`.
-Only rank 0 has sinks; on the other ranks the same calls do nothing, so the trainer never asks which
-rank it is.
+All four are sinks of the same lines: a step's metrics or an event's fields, with `step` and `time`.
+Only rank 0 has sinks. On other ranks the same calls do nothing, so callers need not know their rank.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Sink(Protocol):
-    """Somewhere that lines go."""
+    """A destination of lines."""
 
     def write(self, line: Line) -> None: ...
 
@@ -31,7 +30,7 @@ class Sink(Protocol):
 
 
 class Telemetry:
-    """Hands every line to all sinks. Also a context manager that closes at the end."""
+    """Passes every line to all sinks. As a context manager it closes them at the end."""
 
     def __init__(self, sinks: Sequence[Sink], resume_step: int) -> None:
         self._sinks = sinks
@@ -41,12 +40,12 @@ class Telemetry:
     def open(
         cls, config: RunConfig, run_dir: Path, plan: Plan, rank: int, resume_step: int
     ) -> Telemetry:
-        """The sinks that the recipe asks for, on rank 0; none on other ranks.
+        """With the recipe's sinks on rank 0, without sinks on other ranks.
 
-        resume_step: steps done before this process; 0 for a run that starts
+        resume_step: steps done before this process; 0 for a new run
         """
         settings = config.telemetry
-        # On every rank: one that fails alone leaves the others waiting for it.
+        # Checked on every rank: if rank 0 failed alone, the others would wait for it.
         if settings.wandb.enabled:
             wandb_sink.check_installed()
         if settings.tensorboard:
@@ -63,21 +62,21 @@ class Telemetry:
         return cls(sinks, resume_step)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """A step's metrics. step: its number, counted from 0."""
+        """Write a step's metrics. step: its number, from 0."""
         self._step = step
         self._write({"step": step, "time": time.time(), **metrics})
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        """Something that happened beside the steps.
+        """Write an event.
 
-        `step` in `fields` is the last step that it belongs to: a run that resumes there or earlier
-        repeats the event. Left out, it's the step logged last.
+        `step` in `fields` is the last step that the event belongs to (default: the step logged
+        last). A run that resumes at that step or an earlier one repeats the event.
         """
         self._write({"event": name, "step": self._step, "time": time.time(), **fields})
 
     def close(self) -> None:
-        """Flush everything; the object can't be used afterwards."""
-        with ExitStack() as stack:  # one that fails doesn't keep the others from closing
+        """Flush and close all sinks. The object can't be used afterwards."""
+        with ExitStack() as stack:  # closes all of them, even if one raises
             for sink in self._sinks:
                 stack.callback(sink.close)
 

@@ -1,4 +1,4 @@
-"""What this process holds of the machine's memory, in bytes. Reads counters, waits for nothing."""
+"""Memory of this process, in bytes. Reads counters only, without synchronising with a GPU."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _MAXRSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 def memory_metrics(device: torch.device) -> dict[str, int | None]:
-    """`memory`: resident now; `memory_peak`: resident at most so far; both of this process.
+    """`memory`: resident now; `memory_peak`: the largest resident size so far.
 
-    `cuda_memory_peak`: most that PyTorch's tensors took on the GPU so far; None on a CPU.
+    `cuda_memory_peak`: the largest size of PyTorch's tensors on the GPU so far; None on a CPU.
     """
     on_gpu = device.type == "cuda"
     return {

@@ -1,8 +1,7 @@
 """metrics.jsonl: one JSON object a line, steps and events in one file. Schema: docs/metrics.md.
 
-Notable: the file tells one story whatever happened to the process. A resumed run first drops the
-lines of the steps that it's about to repeat, and a last line that a kill tore in two; what remains
-plus what follows is what an uninterrupted run would have written.
+A resumed run first drops the lines of the steps that it will repeat, and a last line that a kill left
+incomplete. The file then has the same lines as that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Line = Mapping[str, Any]
 
 
 def json_safe(value: Any) -> Any:
-    """`value` with every NaN and infinity, for which JSON has no number, replaced by None."""
+    """`value` with None for every NaN and infinity, which JSON has no numbers for."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -34,7 +33,7 @@ def json_safe(value: Any) -> Any:
 
 
 def scalars(line: Line) -> dict[str, float]:
-    """The line's numbers by tag, for programs that draw curves.
+    """The line's numbers by tag, for TensorBoard and wandb.
 
     A tag is `train/<key>` for a step, `<event>/<key>` for an event; nested keys are joined by `/`.
     """
@@ -52,7 +51,7 @@ def _numbers(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, floa
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The file's lines in order. Those that can't be read are left out, with a warning."""
+    """The file's lines in order. A line that can't be read is skipped with a warning."""
     for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             line = json.loads(raw)
@@ -60,7 +59,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             line = None
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             logger.warning(
-                "%s, line %d: not a metrics line (torn by a kill?); left out", path, number
+                "%s, line %d: not a metrics line (cut off by a kill?); left out", path, number
             )
             continue
         yield line
@@ -77,7 +76,7 @@ class MetricsWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: Line) -> None:
-        """Hand the line to the operating system; events, which are few, reach the disk too."""
+        """Write the line to the operating system; flush events, which are few, to the disk."""
         self._file.write(_encode(line))
         self._file.flush()
         if "event" in line:

@@ -1,13 +1,13 @@
-"""How long the stage and the run still take: the time that the plan's steps need, from those seen.
+"""Estimates the time left for the stage and for the run.
 
-Notable: stages differ in what a step costs, so the run's time left is not "steps left x seconds a
-step". The cost of a step is taken to be proportional to
+Steps of different stages cost differently, so the run's time left is not the steps left times the
+seconds of a step. The cost of a step is estimated as proportional to
 
     (depth + 2 x trainable layers) x seq_length
 
-since a layer's backward pass does twice the arithmetic of its forward pass and frozen layers have
-none (embeddings and heads are left out). It's an estimate, and only the stages still to come rest
-on it: the present stage is measured.
+since a layer's backward pass takes twice the arithmetic of its forward pass and frozen layers have no
+backward pass (embeddings and heads are neglected). The estimate is used for later stages only; the
+current stage is measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def relative_step_cost(stage: Stage) -> float:
 
 
 class Pace:
-    """Follows the seconds a step takes, stage by stage."""
+    """A running mean of the seconds per step, which starts again with each stage."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -31,7 +31,7 @@ class Pace:
         self._step_seconds = 0.0
 
     def update(self, step: int, step_seconds: float) -> tuple[float, float]:
-        """Seconds left for the stage and for the run after `step` (0-based), which took so long."""
+        """Seconds left for the stage and for the run after `step` (from 0) took `step_seconds`."""
         stage = self._plan.stage_at(step)
         if stage is not self._stage:
             self._stage, self._step_seconds = stage, step_seconds
@@ -44,7 +44,7 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """The two largest units that say something: `42 s`, `3 min 05 s`, `2 h 10 min`, `1 d 04 h`."""
+    """In the two largest units: `42 s`, `3 min 05 s`, `2 h 10 min`, `1 d 04 h`."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
     hours, minutes_left = divmod(minutes, 60)

@@ -1,8 +1,8 @@
-"""What a person who watches a run sees: a live display on a terminal, plain lines anywhere else.
+"""The progress of a run on standard output: a live display on a terminal, else plain lines.
 
 Both show the stage, the step, the loss, the learning rate, sequences/s and the time left for the
-stage and for the run. Plain lines come every few seconds at most, so that a log file of days stays
-readable; a stage's start and end are always told.
+stage and for the run. Plain lines are at least some seconds apart, so that the log of a long run stays
+readable. The start and end of a stage are always printed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLAIN_INTERVAL_SECONDS = 5.0
 
 
 def open_progress(plan: Plan, resume_step: int) -> LiveProgress | PlainProgress:
-    """The display that fits standard output. resume_step: steps done before this process."""
+    """The display for this standard output. resume_step: steps done before this process."""
     console = Console(highlight=False, soft_wrap=True)
     if console.file.isatty() and not console.is_dumb_terminal:
         return LiveProgress(plan, resume_step, console)
@@ -37,7 +37,7 @@ def step_text(line: Line) -> str:
 
 
 def event_text(line: Line, plan: Plan) -> str | None:
-    """A sentence for an event that a watcher wants to know of; None for any other."""
+    """The text of an event that is displayed; None for any other."""
     where = f"stage {line['stage']}/{len(plan.stages)}" if "stage" in line else "run"
     if line["event"] == "stage_start":
         stage = plan.stages[line["stage"] - 1]
@@ -89,15 +89,15 @@ class PlainProgress:
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False)
-        self._console.file.flush()  # a pipe or a file holds lines back otherwise
+        self._console.file.flush()  # a pipe or a file is buffered by blocks
 
 
 class LiveProgress:
-    """Two bars, the stage's and the run's, that stay at the bottom of the terminal."""
+    """Two bars at the bottom of the terminal, for the stage and for the run."""
 
     def __init__(self, plan: Plan, resume_step: int, console: Console) -> None:
         self._plan, self._pace = plan, Pace(plan)

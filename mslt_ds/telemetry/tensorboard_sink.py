@@ -1,7 +1,7 @@
-"""The run's numbers as TensorBoard event files, in `tensorboard/` of the run folder.
+"""Metrics as TensorBoard event files, in `tensorboard/` of the run folder.
 
-A resumed run writes a file of its own, which begins by telling readers to drop what earlier files
-have from `resume_step` on (`purge_step`): a curve shows each step once.
+A resumed run writes a new file. Its `purge_step` makes readers drop the values of earlier files from
+`resume_step` on, so a curve shows each step once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FOLDER = "tensorboard"
 
 
 def check_installed() -> None:
-    """EnvironmentProblem if the package is missing. Imports nothing."""
+    """EnvironmentProblem if the package is missing. Doesn't import it."""
     if importlib.util.find_spec("tensorboard") is None:
         raise EnvironmentProblem(
             "telemetry.tensorboard: true, but the package tensorboard isn't installed; "

@@ -1,8 +1,8 @@
-"""The run's numbers to Weights & Biases: into files under the run folder unless the recipe says online.
+"""Metrics for Weights & Biases, in files of the run folder unless `telemetry.wandb.mode` is online.
 
-Notable: a run keeps its id in the run folder, so every continuation is the same run to the service.
-Curves are drawn over the key `step` and not over wandb's own counter, which never goes back: after
-a resume the repeated steps are logged again where the counter would drop them.
+The run's id is kept in the run folder, so a resumed run continues the same run at the service. Curves
+use the key `step` as their axis. wandb's own counter can't go back: with it, the steps that a resumed
+run repeats would be dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RUN_ID_FILE = "wandb_run_id"
 
 
 def check_installed() -> None:
-    """EnvironmentProblem if the package is missing. Imports nothing."""
+    """EnvironmentProblem if the package is missing. Doesn't import it."""
     if importlib.util.find_spec("wandb") is None:
         raise EnvironmentProblem(
             "telemetry.wandb.enabled: true, but the package wandb isn't installed; "
@@ -29,7 +29,7 @@ def check_installed() -> None:
 
 
 class WandbSink:
-    """One wandb run, begun or continued."""
+    """A new or continued wandb run."""
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
         import wandb
@@ -41,13 +41,13 @@ class WandbSink:
                 project=settings.project,
                 name=config.name,
                 id=_run_id(run_dir),
-                # Offline, wandb joins the parts by the id when they're synced; asked to resume, it
-                # would only warn that it can't look the run up.
+                # Offline parts are joined by their id when they are synced. With `resume`, wandb
+                # would only warn that it can't look up the run.
                 resume="allow" if settings.mode == "online" else None,
                 mode=settings.mode,
                 dir=run_dir,
                 config=config.model_dump(mode="json"),
-                # Its capture of the terminal would fight with the progress display.
+                # Capturing the terminal would interfere with the progress display.
                 settings=wandb.Settings(console="off", silent=True),
             )
         except wandb.errors.Error as error:
@@ -65,13 +65,13 @@ class WandbSink:
         import wandb
 
         self._run.finish()
-        # `finish` can return while wandb's service process still has the file's content to write
-        # (0.31, offline); this waits until that process has ended.
+        # `finish` can return before wandb's service process has written the file (0.31, offline);
+        # this waits until that process has ended.
         wandb.teardown()
 
 
 def _run_id(run_dir: Path) -> str:
-    """The id that this run folder has at the service; made at its first start."""
+    """The run's id at the service, created with the run folder."""
     path = run_dir / RUN_ID_FILE
     if not path.exists():
         replace_text(path, secrets.token_hex(4) + "\n")

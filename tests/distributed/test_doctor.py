@@ -26,8 +26,8 @@ def test_a_rank_whose_partner_never_comes_says_where_it_looked(launch, tmp_path)
     script.write_text(
         "import os, sys\n"
         f"os.environ |= {environment!r}\n"
-        "from mslt_ds.doctor.command import main\n"
-        "sys.exit(main(['--timeout', '3']))\n"
+        "from mslt_ds.cli import main\n"
+        "sys.exit(main(['doctor', '--timeout', '3']))\n"
     )
     ended = launch(script, 1, launcher="environment", check=False)
     assert ended.returncode == 3, ended.output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from mslt_ds.optim.lamb import BackendName
+from mslt_ds.optim.passes import BackendName
 
 # test_lamb_triton.py starts such a process. The interpreter is slow: a tenth of the work is enough.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

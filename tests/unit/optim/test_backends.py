@@ -12,7 +12,8 @@ import torch
 
 from mslt_ds.errors import EnvironmentProblem, RecipeError
 from mslt_ds.optim import Lamb, LambOptions
-from mslt_ds.optim.backends import build_lamb, choose
+from mslt_ds.optim.backends import build_lamb
+from mslt_ds.optim.passes import choose
 
 NOT_HERE = pytest.mark.skipif(torch.cuda.is_available(), reason="says what lacks without a GPU")
 FITS_DEEPSPEED = LambOptions(bias_correction=False, adapt="all", max_trust_ratio=10.0)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mslt_ds.errors import EnvironmentProblem
 from mslt_ds.optim import Lamb, LambOptions
-from mslt_ds.optim.lamb import BackendName
 from mslt_ds.optim.lamb_reference import lamb_reference_step, lamb_step
+from mslt_ds.optim.passes import BackendName
 from mslt_ds.optim.pieces import squared_norms
 from tests.unit.optim.backends_here import BACKENDS, fewer
 

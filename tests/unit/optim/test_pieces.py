@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mslt_ds.optim.backends import make
 from mslt_ds.optim.lamb_reference import (
     LambOptions,
     bias_corrections,
@@ -25,6 +24,7 @@ from mslt_ds.optim.lamb_reference import (
 )
 from mslt_ds.optim.layout import GroupLayout, Slice, partition_slices
 from mslt_ds.optim.layout_zero3 import shard_slices
+from mslt_ds.optim.passes import make
 from mslt_ds.optim.pieces import Coefficients, GroupTensors, Pieces
 from tests.unit.optim.backends_here import BACKENDS, fewer
 

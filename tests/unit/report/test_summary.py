@@ -145,6 +145,15 @@ def test_table_shows_stages_entropy_and_how_to_load(tmp_path):
     assert 'AutoModelForPreTraining.from_pretrained("runs/x/model")' in text
 
 
+def test_model_of_packed_sentences_is_loaded_as_a_masked_lm(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
+    text = printed(write_run(tmp_path, MSLT, [*WHOLE, RUN_END | {"model": str(model)}]))
+    assert f'AutoModelForMaskedLM.from_pretrained("{model}")' in text
+    assert "AutoModelForPreTraining" not in text
+
+
 def test_table_of_a_long_run_fits_80_columns(tmp_path):
     stages = [stage | {"steps": 1_000_000} for stage in MSLT] * 4
     text = printed(write_run(tmp_path, stages, [stage_end(12, 123.4567, 10.5)]))
