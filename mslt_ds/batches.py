@@ -26,11 +26,15 @@ class Batches:
     store: TokenStore
     eval_store: TokenStore | None
 
-    def training(self, stage: Stage, first_step: int) -> Iterator[GlobalBatch]:
-        """The batches of the stage's steps from global step `first_step` on."""
-        done = first_step - stage.start_step
+    def training(self, stage: Stage, state: TrainingState) -> Iterator[GlobalBatch]:
+        """The batches of the stage's steps from that of `state` on, without those passed over."""
+        done = state.step - stage.start_step
         return self._batches(
-            self.store, stage, start_step=stage.data_start_step + done, num_steps=stage.steps - done
+            self.store,
+            stage,
+            start_step=stage.data_start_step + done,
+            num_steps=stage.steps - done,
+            gaps=state.passed_over.get(stage.seq_length, ()),
         )
 
     def evaluation(self, stage: Stage) -> Iterator[GlobalBatch] | None:

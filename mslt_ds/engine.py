@@ -119,6 +119,7 @@ class StageEngine:
             parameters, step_counts(state.optimizer_state), settings.optimizer.weight_decay
         )
         zero_stage = deepspeed_json.zero_stage(settings.deepspeed)
+        self._is_plain = zero_stage == 0 and settings.precision == "fp32"
         optimizer = _build_optimizer(settings.optimizer, groups, zero_stage)
         engine, *_ = deepspeed.initialize(
             model=model.suffix,
@@ -128,12 +129,16 @@ class StageEngine:
                 micro_batch_size=settings.micro_batch_size,
                 gradient_accumulation_steps=settings.gradient_accumulation_steps,
                 precision=settings.precision,
-                gradient_clipping=settings.gradient_clipping,
+                # In plain fp32 the norm that clipping needs is also the check of the gradient.
+                gradient_clipping=0.0 if self._is_plain else settings.gradient_clipping,
             ),
         )
         # Any: its type is a union of all that DeepSpeed might wrap.
         self._engine: Any = engine
         self._scales_loss_itself = settings.precision == "fp16" and not engine.zero_optimization()
+        if zero_stage and settings.precision != "fp16":
+            # ZeRO applies such a gradient in bf16, and in fp32 where nothing is clipped.
+            engine.optimizer.check_grad_overflow = True
         self._scale_window = 0
         if self._scales_loss_itself:
             # Doubling is done by `_grow_loss_scale`, after the step and not inside it.
@@ -149,13 +154,18 @@ class StageEngine:
         )
         for name, value in state.loss_scale.items():
             setattr(self._scaler, name, value)
-        self._grad_norm: Tensor | float | None = None
+        if hasattr(self._scaler, "raise_error_at_min_scale"):
+            self._scaler.raise_error_at_min_scale = False  # `loss_scale_is_exhausted` tells it
+        self._grad_norm: Tensor | None = None  # in plain fp32
 
     def accumulate(self, inputs: SuffixInputs, denominators: tuple[int, ...]) -> Tensor:
         """Add the gradient of a micro-batch's part of the step's loss. The last one reduces it.
 
         denominators: what each summed loss is divided by, on the global batch: the parts of all
             micro-batches of all ranks add up to the loss of the step
+
+        Where the part isn't finite, so is none of its gradient: the reduction tells every rank,
+        and `step` skips.
 
         -> (losses,) this micro-batch's parts, detached
         """
@@ -166,22 +176,53 @@ class StageEngine:
         factor = self._engine.dp_world_size * (
             self.loss_scale() if self._scales_loss_itself else 1.0
         )
+        weight = factor + 0.0 * loss.detach()  # NaN where the loss is infinite or NaN
         with self._meter.backward():
-            self._engine.backward(loss * factor, scale_wrt_gas=False)
+            self._engine.backward(loss * weight, scale_wrt_gas=False)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the micro-batch, and does nothing else
         return torch.stack(parts).detach()
 
-    def step(self, learning_rate: float, *, want_grad_norm: bool = False) -> None:
-        """Update the weights, after the `accumulate` of the step's last micro-batch."""
+    def step(self, learning_rate: float) -> bool | Tensor:
+        """Update the weights, after the `accumulate` of the step's last micro-batch.
+
+        -> whether the step was skipped, on all ranks alike, because the loss or the gradient wasn't
+        finite: weights, moments and step counts stay as they were. A () bool tensor where the
+        device decides and the host need not wait.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        # DeepSpeed keeps no norm in plain fp32, and clipping there changes the gradients.
-        self._grad_norm = self._plain_grad_norm() if want_grad_norm else None
         self._scale_of_step = self.loss_scale()
+        if self._is_plain:
+            return self._plain_step()
         self._engine.step()
-        if self._scales_loss_itself:
+        skipped = bool(self._engine.optimizer.overflow)
+        if self._scales_loss_itself and not skipped:
             self._grow_loss_scale()
+        return skipped
+
+    def _plain_step(self) -> bool | Tensor:
+        """The step at ZeRO 0 in fp32, where DeepSpeed checks nothing."""
+        from deepspeed.runtime.utils import clip_grad_norm_
+
+        parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
+        if self.settings.gradient_clipping > 0.0:
+            norm = clip_grad_norm_(parameters, self.settings.gradient_clipping)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self._grad_norm = norm
+        skipped = norm.isfinite().logical_not().reshape(())
+        optimizer = self._engine.basic_optimizer
+        if norm.device.type == "cuda" and isinstance(optimizer, torch.optim.AdamW):
+            # Its fused kernel reads the flag; a scaler of gradients would set the same attribute.
+            optimizer.found_inf = skipped.float()  # pyright: ignore[reportAttributeAccessIssue]
+            self._engine.step()
+            return skipped
+        if skipped:
+            for parameter in parameters:
+                parameter.grad = None
+        self._engine.step()
+        return bool(skipped)
 
     @torch.no_grad()
     def evaluate(self, inputs: SuffixInputs) -> Tensor:
@@ -198,12 +239,6 @@ class StageEngine:
         steady_steps = scaler.cur_iter - 1 - scaler.last_overflow_iter - 1
         if scaler.dynamic_loss_scale and steady_steps > 0 and not steady_steps % self._scale_window:
             scaler.cur_scale *= scaler.scale_factor
-
-    def _plain_grad_norm(self) -> Tensor | None:
-        if self._engine.zero_optimization() or self.settings.precision != "fp32":
-            return None
-        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
 
     def grad_norm(self) -> float | None:
         """Norm of the last step's global gradient before clipping (synchronises the device)."""
@@ -230,6 +265,12 @@ class StageEngine:
     def loss_scale(self) -> float:
         """The factor on the loss; 1 outside fp16."""
         return float(getattr(self._scaler, "cur_scale", 1.0))
+
+    def loss_scale_is_exhausted(self) -> bool:
+        """Whether the dynamic loss scale of fp16 can't shrink any further."""
+        scaler = self._scaler
+        least = getattr(scaler, "min_scale", getattr(scaler, "min_loss_scale", None))
+        return least is not None and self.loss_scale() <= least
 
     def state(self, step: int) -> TrainingState:
         """The training state after `step` steps: whole on rank 0, empty elsewhere. A collective."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from mslt_ds.distributed.traffic import Traffic
 from mslt_ds.engine import StageEngine
 from mslt_ds.errors import DivergenceError
 from mslt_ds.feed import Feed
+from mslt_ds.guard import GoBack, StepGuard, StepResult
 from mslt_ds.model.objective import Objective
 from mslt_ds.telemetry.memory import memory_metrics
 
@@ -39,8 +40,11 @@ class Hooks:
     """(step) -> its rate."""
     log: Callable[[int, dict[str, Any]], None]
     """(step, metrics), every `log_every_steps` steps."""
-    checkpoint: Callable[[int], None]
-    """(steps done), every `checkpoint_every_steps` steps and before an early end."""
+    skipped: Callable[[StepResult], None]
+    """For each step that was skipped."""
+    checkpoint: Callable[[int], bool]
+    """(steps done) -> whether all numbers are finite, else nothing was written; every
+    `checkpoint_every_steps` steps and before an early end."""
     log_every_steps: int
     checkpoint_every_steps: int
 
@@ -50,8 +54,15 @@ class StageTrace:
     """How far the steps of a stage came, and the mean seconds of a step in each timed window."""
 
     next_step: int
-    stopped: bool
     step_seconds: list[float]
+    unsaved: tuple[int, int] | None = None  # instances since the last checkpoint
+    stopped: bool = False
+    go_back: GoBack | None = None
+
+    def not_finite(self) -> GoBack:
+        """Why the run goes back where the state after the last step isn't finite."""
+        assert self.unsaved is not None
+        return GoBack(self.next_step - 1, self.unsaved, "weights or moments aren't finite")
 
 
 def train_steps(
@@ -62,15 +73,21 @@ def train_steps(
     *,
     first_step: int,
     hooks: Hooks,
+    guard: StepGuard,
     stop: StopRequest,
     traffic: Traffic,
     device: torch.device,
 ) -> StageTrace:
-    """One optimizer step for each of `batches`. Ends early where `stop` says so."""
+    """One optimizer step for each of `batches`. Ends early where `stop` or `guard` says so.
+
+    DivergenceError where fp16's loss scale can't shrink any further.
+    """
     window = _Window(device, traffic)
     step_seconds: list[float] = []
     next_step = first_step
     parts: list[Tensor] = []  # of the step, (losses,) each
+    pending: list[_Pending] = []
+    unsaved: tuple[int, int] | None = None  # instances since the last checkpoint
     for fed in feed.training(window.waiting_for(batches), first_step):
         if fed.begins_step:
             stop.ask()
@@ -79,24 +96,83 @@ def train_steps(
         if not fed.ends_step:
             continue
         step, next_step = fed.step, fed.step + 1
-        logged = next_step % hooks.log_every_steps == 0
+        instances = fed.batch.instances
+        unsaved = (instances[0] if unsaved is None else unsaved[0], instances[1])
+        loss_parts = torch.stack(parts).sum(0)
+        parts.clear()
         rate = hooks.learning_rate(step)
-        engine.step(rate, want_grad_norm=logged)
+        skipped = engine.step(rate)
+        pending.append(_Pending(step, instances, skipped, loss_parts))
         window.add(fed.batch.num_instances)
+        logged = next_step % hooks.log_every_steps == 0
         if logged:
-            losses = _mean_losses(torch.stack(parts).sum(0), objective)
-            metrics = window.metrics(losses)
-            _check_finite(metrics["loss"], step)
+            metrics = window.metrics(_mean_losses(loss_parts, objective))
             step_seconds.append(metrics["step_seconds"])
             hooks.log(step, metrics | engine.metrics() | {"learning_rate": rate})
-        parts.clear()
         stopped = stop.answer()
-        if stopped or next_step % hooks.checkpoint_every_steps == 0:
-            hooks.checkpoint(next_step)
+        saves = stopped or next_step % hooks.checkpoint_every_steps == 0
+        if logged or saves or guard.needs_values or skipped is True:
+            go_back = _judge(pending, engine, objective, hooks, guard)
+            if go_back is not None:
+                return StageTrace(next_step, step_seconds, go_back=go_back)
+        if saves:
+            if not hooks.checkpoint(next_step):
+                trace = StageTrace(next_step, step_seconds, unsaved)
+                return replace(trace, go_back=trace.not_finite())
+            unsaved = None
             window.restart()
         if stopped:
-            return StageTrace(next_step, True, step_seconds)
-    return StageTrace(next_step, False, step_seconds)
+            return StageTrace(next_step, step_seconds, stopped=True)
+    go_back = _judge(pending, engine, objective, hooks, guard)
+    return StageTrace(next_step, step_seconds, unsaved, go_back=go_back)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step that was made, and whose flag the host has not read."""
+
+    step: int
+    instances: tuple[int, int]
+    skipped: bool | Tensor
+    loss_parts: Tensor  # (losses,) of this rank
+
+
+def _judge(
+    pending: list[_Pending],
+    engine: StageEngine,
+    objective: Objective,
+    hooks: Hooks,
+    guard: StepGuard,
+) -> GoBack | None:
+    """Tell the guard about the `pending` steps, which are taken from the list. A collective where a
+    step was skipped or the guard needs values; every rank has the same flags."""
+    is_fp16 = engine.settings.precision == "fp16"
+    steps, verdict = list(pending), None
+    pending.clear()
+    for made in steps:
+        skipped = bool(made.skipped)
+        loss = grad_norm = None
+        if skipped or guard.needs_values:
+            loss = _mean_losses(made.loss_parts, objective)["loss"]
+            grad_norm = engine.grad_norm() if guard.needs_values else None
+        result = StepResult(
+            made.step,
+            made.instances,
+            skipped,
+            loss=loss,
+            grad_norm=grad_norm,
+            scale_overflow=skipped and is_fp16 and loss is not None and math.isfinite(loss),
+        )
+        if skipped:
+            hooks.skipped(result)
+        if result.scale_overflow and engine.loss_scale_is_exhausted():
+            raise DivergenceError(
+                f"train.precision: fp16: the gradient of step {made.step} overflows at a loss scale of "
+                f"{engine.loss_scale():g}, the least that fp16.min_loss_scale allows. The model's "
+                "numbers don't fit fp16: lower optimizer.learning_rate, or train in bf16 or fp32"
+            )
+        verdict = verdict or guard.observe(result)
+    return verdict
 
 
 def evaluate_losses(
@@ -127,16 +203,6 @@ def _mean_losses(parts: Tensor, objective: Objective) -> dict[str, float]:
     values = summed.tolist()
     named = {f"{name}_loss": value for name, value in zip(objective.losses, values, strict=True)}
     return {"loss": sum(values, start=0.0), **named}
-
-
-def _check_finite(loss: float, step: int) -> None:
-    """DivergenceError, on every rank alike, for a loss that is no number."""
-    if not math.isfinite(loss):
-        raise DivergenceError(
-            f"the loss of step {step} is {loss}; the checkpoints of earlier steps are kept. "
-            "Lower optimizer.learning_rate or lengthen schedule.warmup_steps (and in fp16 try "
-            "bf16 or fp32), under another name or from an earlier checkpoint"
-        )
 
 
 class _Window:

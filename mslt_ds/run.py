@@ -35,8 +35,9 @@ from mslt_ds.distributed.signals import EXIT_CODE_STOPPED, StopFlag, StopRequest
 from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.world import World, check_equal_on_all_ranks
 from mslt_ds.engine import EngineSettings, StageEngine
-from mslt_ds.errors import RecipeError
+from mslt_ds.errors import DivergenceError, RecipeError
 from mslt_ds.feed import Feed
+from mslt_ds.guard import GoBack, StepGuard, StepResult
 from mslt_ds.loop import Hooks, StageTrace, evaluate_losses, train_steps
 from mslt_ds.model.family import FAMILIES
 from mslt_ds.model.growth import grow, grow_optimizer_state
@@ -65,7 +66,6 @@ class Run:
     batches: Batches
     objective: Objective
     folder: RunFolder
-    resume_from: Path | None
     description: dict[str, Any]
     """The plan with its costs, as `mslt-ds plan` prints it."""
 
@@ -108,7 +108,6 @@ class Run:
             Batches(recipe, world, device, store, eval_store),
             objective_of(config.data),
             folder,
-            resume_from,
             description,
         )
 
@@ -119,40 +118,96 @@ class Run:
     # ---- the story ---------------------------------------------------------------------------
 
     def train(self, flag: StopFlag) -> int:
-        """All stages that are still to do, then the export. The exit code."""
+        """All stages that are still to do, then the export. The exit code.
+
+        Where the numbers go wrong (`guard`), the run goes back to its last checkpoint, passes over
+        the batches in question, and tries again. DivergenceError after `train.max_rollbacks`.
+        """
         stop, meter = StopRequest(flag), TrafficMeter()
-        state = on_rank_0(self._first_state) or TrainingState(0)
-        state = replace(state, step=broadcast_value(state.step))
+        state = self._last_state()
+        passed_over = broadcast_value(state.passed_over)
         self.folder.describe(self.config, self.description)
-        with Telemetry.open(
-            self.config, self.folder.path, self.recipe.plan, self.world.rank, state.step
-        ) as telemetry:
-            for stage in self.recipe.plan.stages:
-                if state.step >= stage.end_step:
-                    continue
-                engine = self._begin_stage(stage, state, meter)
-                state = TrainingState(state.step)  # the engine holds the tensors now
-                with closing(engine):
-                    trace = self._train_stage(stage, state.step, engine, stop, meter, telemetry)
-                    stopped = trace.stopped
-                    if trace.next_step == stage.end_step:
-                        state = self._end_stage(stage, engine, trace, telemetry)
-                        stopped = stopped or stop.asked_now()
-                if stopped:
-                    telemetry.event("stopped", {"step": trace.next_step - 1})
-                    # A launcher ends all ranks once one has ended; from here on it may.
-                    stop.wait_for_all()
-                    return EXIT_CODE_STOPPED
-            self._export(state, telemetry)
-        if self.world.is_main:
+        rollbacks: list[GoBack] = []
+        while True:
+            state = replace(state, passed_over=passed_over)
+            with Telemetry.open(
+                self.config, self.folder.path, self.recipe.plan, self.world.rank, state.step
+            ) as telemetry:
+                if rollbacks:
+                    telemetry.event("rolled_back", vars(rollbacks[-1]) | {"to_step": state.step})
+                result = self._train_from(state, stop, meter, telemetry)
+            if isinstance(result, int):
+                break
+            rollbacks.append(result)
+            self._check_rollbacks(rollbacks)
+            length = self.recipe.plan.stage_at(result.step).seq_length
+            passed_over = passed_over | {
+                length: (*passed_over.get(length, ()), result.instances)
+            }
+            state = self._last_state()
+        if self.world.is_main and result == 0:
             print_summary(self.folder.path)
+        # A launcher ends all ranks once one has ended; from here on it may.
         stop.wait_for_all()
+        return result
+
+    def _train_from(
+        self, state: TrainingState, stop: StopRequest, meter: TrafficMeter, telemetry: Telemetry
+    ) -> int | GoBack:
+        """The stages from `state` on. The exit code, or why the run has to go back."""
+        while state.step < self.recipe.plan.total_steps:
+            stage = self.recipe.plan.stage_at(state.step)
+            engine = self._begin_stage(stage, state, meter)
+            # The engine holds the tensors now.
+            state = TrainingState(state.step, passed_over=state.passed_over)
+            with closing(engine):
+                trace = self._train_stage(stage, state, engine, stop, meter, telemetry)
+                if trace.go_back is not None:
+                    return trace.go_back
+                stopped = trace.stopped
+                if trace.next_step == stage.end_step:
+                    state = engine.state(stage.end_step)
+                    if not self._is_finite(state):
+                        return trace.not_finite()
+                    self._end_stage(stage, state, engine, trace, telemetry)
+                    stopped = stopped or stop.asked_now()
+            if stopped:
+                telemetry.event("stopped", {"step": trace.next_step - 1})
+                return EXIT_CODE_STOPPED
+        self._export(state, telemetry)
         return 0
 
-    def _first_state(self) -> TrainingState:
-        """The newest checkpoint's state, or first weights."""
-        if self.resume_from is not None:
-            return checkpoint.load(self.resume_from)
+    def _is_finite(self, state: TrainingState) -> bool:
+        """Whether rank 0's state is. A collective."""
+        return broadcast_value(state.is_finite())
+
+    def _check_rollbacks(self, rollbacks: list[GoBack]) -> None:
+        """DivergenceError after more than `train.max_rollbacks` of them."""
+        allowed = self.config.train.max_rollbacks
+        if len(rollbacks) <= allowed:
+            return
+        lines = [
+            f"  step {back.step}, instances {back.instances[0]} to {back.instances[1] - 1}: "
+            f"{back.reason}"
+            for back in rollbacks
+        ]
+        raise DivergenceError(
+            f"train.max_rollbacks: {allowed}: the numbers of the run went wrong once more:\n"
+            + "\n".join(lines)
+            + "\nThe checkpoints before are kept, and are sound. Lower optimizer.learning_rate, lengthen "
+            "schedule.warmup_steps, or look at the text (mslt-ds inspect --instance)"
+        )
+
+    def _last_state(self) -> TrainingState:
+        """The newest checkpoint's state, or first weights: whole on rank 0. A collective."""
+        state = on_rank_0(self._read_last_state) or TrainingState(0)
+        return replace(state, step=broadcast_value(state.step))
+
+    def _read_last_state(self) -> TrainingState:
+        newest = self.folder.checkpoints.latest()
+        if newest is not None:
+            checkpoint.check_resumable(newest, self.folder.fingerprint)
+            return checkpoint.load(newest)
         return TrainingState(step=0, weights=self._first_weights())
 
     def _first_weights(self) -> Weights:
@@ -239,23 +294,29 @@ class Run:
     def _train_stage(
         self,
         stage: Stage,
-        first_step: int,
+        state: TrainingState,
         engine: StageEngine,
         stop: StopRequest,
         meter: TrafficMeter,
         telemetry: Telemetry,
     ) -> StageTrace:
-        """The stage's steps from `first_step` on."""
-        telemetry.event("stage_start", self._described(stage) | {"step": first_step})
+        """The stage's steps from that of `state` on."""
+        telemetry.event("stage_start", self._described(stage) | {"step": state.step})
 
-        def save_checkpoint(step: int) -> None:
+        def save_checkpoint(step: int) -> bool:
             # The last step's checkpoint is written at the stage's end, after all else there.
-            if step < stage.end_step:
-                self.folder.save_checkpoint(engine.state(step))
+            if step == stage.end_step:
+                return True
+            reached = engine.state(step)
+            finite = self._is_finite(reached)
+            if finite:
+                self.folder.save_checkpoint(reached)
+            return finite
 
         hooks = Hooks(
             learning_rate=partial(learning_rate, self.config, self.recipe.plan),
             log=lambda step, metrics: telemetry.log(step, {"stage": stage.index} | metrics),
+            skipped=partial(_tell_skipped, telemetry),
             checkpoint=save_checkpoint,
             log_every_steps=self.config.telemetry.log_every_steps,
             checkpoint_every_steps=self.config.checkpoint.every_steps,
@@ -263,18 +324,24 @@ class Run:
         return train_steps(
             engine,
             self._feed(engine),
-            self.batches.training(stage, first_step),
+            self.batches.training(stage, state),
             self.objective,
-            first_step=first_step,
+            first_step=state.step,
             hooks=hooks,
+            guard=StepGuard(self.config.train),
             stop=stop,
             traffic=meter.traffic,
             device=self.device,
         )
 
     def _end_stage(
-        self, stage: Stage, engine: StageEngine, trace: StageTrace, telemetry: Telemetry
-    ) -> TrainingState:
+        self,
+        stage: Stage,
+        state: TrainingState,
+        engine: StageEngine,
+        trace: StageTrace,
+        telemetry: Telemetry,
+    ) -> None:
         """Held-out losses, the boundary's model, a checkpoint: in this order, so that a kill in
         between repeats the stage's last steps and nothing is missing afterwards. A collective."""
         check_equal_on_all_ranks(
@@ -287,10 +354,8 @@ class Run:
         if held_out is not None:
             fields |= evaluate_losses(engine, self._feed(engine), held_out, self.objective)
         telemetry.event("stage_end", fields)
-        state = engine.state(stage.end_step)
         self.folder.save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
         self.folder.save_checkpoint(state)
-        return state
 
     def _described(self, stage: Stage) -> dict[str, Any]:
         described = self.description["stages"][stage.index - 1]
@@ -306,6 +371,13 @@ class Run:
                 "unigram_entropy": self.batches.store.unigram_entropy(),
             },
         )
+
+
+def _tell_skipped(telemetry: Telemetry, result: StepResult) -> None:
+    telemetry.event(
+        "step_skipped",
+        {"step": result.step, "reason": result.reason, "instances": list(result.instances)},
+    )
 
 
 def _hf_config(config: RunConfig, vocab_size: int, depth: int) -> PretrainedConfig:

@@ -37,6 +37,9 @@ class TrainingState:
     in the joint stage."""
     loss_scale: dict[str, Any] = field(default_factory=dict)
     """The dynamic loss scale; empty outside fp16."""
+    passed_over: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """Sequence length -> ranges of its instances (first, one after the last) that the run leaves
+    out, because its numbers stopped being finite there."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and moments, each by a name of its own."""
@@ -49,7 +52,12 @@ class TrainingState:
             {name: tensor for name, tensor in self.weights.items() if name not in names},
             {name: entry for name, entry in self.optimizer_state.items() if name not in names},
             self.loss_scale,
+            self.passed_over,
         )
+
+    def is_finite(self) -> bool:
+        """Whether no weight and no moment is infinite or NaN."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
 
 
 def moments(state: OptimizerState) -> dict[str, Tensor]:

@@ -152,6 +152,14 @@ class TrainConfig(Section):
     gradient_clipping: Annotated[float, Field(ge=0)] = 1.0  # of the global norm; 0: none
     frozen_dropout: Literal["off", "on"] = "off"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Skipped steps in a row (loss or gradient not finite) before the run goes back to its last
+    # checkpoint and passes over their batches, and how often it may.
+    max_skipped_steps: Positive = 5
+    max_rollbacks: NotNegative = 3
+    # Standard deviations of loss or gradient norm above their mean over the last spike_window
+    # steps at which the run goes back; None: never.
+    spike_sigmas: Annotated[float, Field(gt=0)] | None = None
+    spike_window: Annotated[Whole, Field(ge=20)] = 100
 
 
 class LambConfig(Section):

@@ -49,6 +49,7 @@ class GlobalBatch:
 
     micro_batches: list[MicroBatch]
     denominators: tuple[int, ...]
+    instances: tuple[int, int]  # the first, and the one after the last, in the endless sequence
     num_instances: int  # instances in the global batch, all ranks together
 
 

@@ -31,6 +31,7 @@ _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "
 _FREE_KEYS = (
     "name", "output_dir", "checkpoint", "deepspeed", "telemetry", "evaluation",
     "data.path", "data.eval_path", "data.num_workers", "train.device", "optimizer.lamb.backend",
+    "train.max_skipped_steps", "train.max_rollbacks", "train.spike_sigmas", "train.spike_window",
 )  # fmt: skip
 
 
@@ -83,6 +84,7 @@ class CheckpointFolder:
             "format": FORMAT,
             "step": state.step,
             "loss_scale": state.loss_scale,
+            "passed_over": {str(n): ranges for n, ranges in state.passed_over.items()},
             "optimizer_steps": step_counts(state.optimizer_state),
             "fingerprint": fingerprint,
         }
@@ -127,6 +129,10 @@ def load(path: Path) -> TrainingState:
         weights=weights,
         optimizer_state=optimizer_state(tensors, description["optimizer_steps"]),
         loss_scale=description["loss_scale"],
+        passed_over={
+            int(seq_length): tuple((first, end) for first, end in ranges)
+            for seq_length, ranges in description.get("passed_over", {}).items()
+        },
     )
 
 

@@ -21,6 +21,10 @@ Line = Mapping[str, Any]
 """`step`, `time` and either a step's metrics or, where `event` names it, an event's fields."""
 
 
+FAULTS = ("step_skipped", "rolled_back", "checkpoint_damaged")
+"""Events that tell what went wrong and was mended."""
+
+
 def json_safe(value: Any) -> Any:
     """`value` with None for every NaN and infinity, which JSON has no numbers for."""
     if isinstance(value, float):
@@ -66,17 +70,28 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class MetricsWriter:
-    """Appends lines to `path`, after dropping those of steps from `resume_step` on."""
+    """Appends lines to `path`, after dropping those of steps from `resume_step` on.
+
+    Faults stay whatever step they were at, since a run that went back doesn't meet them again. One that
+    is met again, by a run that was killed meanwhile, isn't written twice.
+    """
 
     def __init__(self, path: Path, resume_step: int) -> None:
         self._path = path
+        self._faults: set[str] = set()
         if path.exists():
-            kept = [line for line in read_lines(path) if line["step"] < resume_step]
+            lines = list(read_lines(path))
+            self._faults = {key for line in lines if (key := _fault(line))}
+            kept = [line for line in lines if line["step"] < resume_step or _fault(line)]
             replace_text(path, "".join(map(_encode, kept)))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: Line) -> None:
         """Write the line to the operating system; flush events, which are few, to the disk."""
+        if (key := _fault(line)) is not None:
+            if key in self._faults:
+                return
+            self._faults.add(key)
         self._file.write(_encode(line))
         self._file.flush()
         if "event" in line:
@@ -84,6 +99,13 @@ class MetricsWriter:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _fault(line: Line) -> str | None:
+    """What tells a fault from another; None for any other line."""
+    if line.get("event") not in FAULTS:
+        return None
+    return json.dumps({key: json_safe(line[key]) for key in sorted(line) if key != "time"})
 
 
 def _encode(line: Line) -> str:
