@@ -41,7 +41,7 @@ from mslt_ds.model.initial import fresh_parameter, fresh_weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan import cost
 from mslt_ds.plan.schedule import learning_rate
-from mslt_ds.plan.stages import Plan, Stage
+from mslt_ds.plan.stages import Plan, Stage, held_out
 from mslt_ds.recipe.loading import Recipe
 from mslt_ds.report.summary import print_summary
 from mslt_ds.telemetry import Telemetry
@@ -287,14 +287,13 @@ class Run:
             dtype=_DTYPES[train.precision],
             device=self.device,
         )
-        accumulation = train.global_batch_size // (stage.micro_batch_size * self.world.world_size)
         settings = EngineSettings(
             optimizer=self.config.optimizer,
             deepspeed=self.recipe.deepspeed,
             precision=train.precision,
             gradient_clipping=train.gradient_clipping,
             micro_batch_size=stage.micro_batch_size,
-            gradient_accumulation_steps=accumulation,
+            gradient_accumulation_steps=stage.gradient_accumulation_steps(self.world.world_size),
         )
         return StageEngine(
             model, settings, state.weights, state.optimizer_state, state.loss_scale, meter
@@ -308,16 +307,9 @@ class Run:
         instruments: _Instruments,
         checkpoint_at: Callable[[int], None],
     ) -> StageTrace:
-        done = first_step - stage.start_step
-        batches = self._batches(
-            self.store,
-            stage,
-            start_step=stage.data_start_step + done,
-            num_steps=stage.steps - done,
-        )
         return train_steps(
             engine,
-            batches,
+            self._batches(self.store, stage, first_step - stage.start_step),
             first_step=first_step,
             settings=LoopSettings(
                 seed=self.config.seed,
@@ -336,13 +328,14 @@ class Run:
         )
 
     def _batches(
-        self, store: TokenStore, stage: Stage, *, start_step: int, num_steps: int
+        self, store: TokenStore, stage: Stage, done_steps: int = 0
     ) -> Iterator[GlobalBatch]:
+        """The global batches of the stage's steps after the first `done_steps`."""
         data = self.config.data
         options = InstanceOptions(
             seq_length=stage.seq_length,
-            max_predictions=self.config.max_predictions(stage.seq_length),
-            masked_lm_prob=data.masked_lm_prob,
+            max_predictions=self.config.max_predictions(stage.seq_length, stage.masked_lm_prob),
+            masked_lm_prob=stage.masked_lm_prob,
             short_seq_prob=data.short_seq_prob,
             input_format=data.input_format,
             masking=data.masking,
@@ -351,12 +344,13 @@ class Run:
             store,
             options,
             seed=self.config.seed,
-            global_batch_size=self.config.train.global_batch_size,
+            global_batch_size=stage.global_batch_size,
             micro_batch_size=stage.micro_batch_size,
             rank=self.world.rank,
             world_size=self.world.world_size,
-            start_step=start_step,
-            num_steps=num_steps,
+            first_instance=stage.first_instance + done_steps * stage.global_batch_size,
+            num_steps=stage.steps - done_steps,
+            first_step=stage.start_step + done_steps,
             num_workers=data.num_workers,
             device=self.device,
             say=partial(print, flush=True),
@@ -378,17 +372,13 @@ class Run:
         if self.eval_store is not None:
             fields |= evaluate_losses(
                 engine,
-                self._eval_batches(self.eval_store, stage),
+                self._batches(self.eval_store, held_out(self.config, stage)),
                 self.device,
                 self.config.data.sentence_objective,
             )
         telemetry.event("stage_end", fields)
         self._save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
         self._checkpoint(state)
-
-    def _eval_batches(self, eval_store: TokenStore, stage: Stage) -> Iterator[GlobalBatch]:
-        num_steps = -(-self.config.evaluation.instances // self.config.train.global_batch_size)
-        return self._batches(eval_store, stage, start_step=0, num_steps=num_steps)
 
     # ---- what it writes (rank 0 alone) -------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""From a recipe to its plan: the stages that each method makes.
+"""The stages that each method makes of a recipe.
 
 `mslt`: Yang et al. 2020, "Progressively Stacking 2.0: A Multi-stage Layerwise Training Method for
 BERT Training Speedup", section 3: k stages of N/k new layers each, the layers below frozen, then
@@ -14,25 +14,30 @@ from dataclasses import dataclass, replace
 
 from mslt_ds.config.sections import LongSequenceConfig, PlanConfig, RunConfig
 from mslt_ds.errors import RecipeError
-from mslt_ds.plan.stages import Plan, Stage
+from mslt_ds.plan import by_stage
+from mslt_ds.plan.stages import GLOBAL_BATCH_SIZE_KEY, MICRO_BATCH_SIZE_KEY, Plan, Stage
 
 STACKING_SHARES = (0.125, 0.175, 0.7)
 
-# These operators place new layers among or below the old ones' copies: the layers of the
-# shallower model don't stay what they were trained to be, so all have to go on training.
+# These operators place new layers among or below copies of the old ones, so that the old layers get
+# inputs for which they were not trained: every layer has to go on training.
 WHOLE_MODEL_OPERATORS = ("copy_all", "interpolate")
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """A stage before its place in the run is known."""
+    """A stage whose place in the run is not known yet. The fields are those of Stage."""
 
     depth: int
     trainable_layers: int
     steps: int
     seq_length: int
     micro_batch_size: int
-    seq_length_key: str  # the recipe's key that gave the length
+    global_batch_size: int
+    masked_lm_prob: float
+    seq_length_key: str = "data.seq_length"  # the recipe's key that gave the length
+    global_batch_size_key: str = GLOBAL_BATCH_SIZE_KEY
+    micro_batch_size_key: str = MICRO_BATCH_SIZE_KEY
     init: str | None = None
     learning_rate_factor: float = 1.0
     warmup_steps: int = 0
@@ -40,7 +45,7 @@ class _Draft:
 
 
 def build_plan(config: RunConfig) -> Plan:
-    """The plan that a recipe asks for. RecipeError, one line for each problem, if it has none."""
+    """The plan of a recipe. RecipeError, with a line for each problem, if it has none."""
     model = config.model
     if model.num_hidden_layers % model.num_blocks:
         raise RecipeError(
@@ -50,6 +55,8 @@ def build_plan(config: RunConfig) -> Plan:
         )
     problems: list[str] = []
     drafts = _METHODS[config.plan.method](config, problems)
+    if not problems and config.plan.method != "custom":
+        drafts = _with_values_by_stage(drafts, config, problems)
     if not problems and config.plan.long_sequence is not None:
         drafts = _split_long(drafts, config.plan.long_sequence, config, problems)
     if not problems:
@@ -61,7 +68,7 @@ def build_plan(config: RunConfig) -> Plan:
 
 def _place(drafts: Sequence[_Draft], first_init: str) -> Plan:
     stages: list[Stage] = []
-    steps_at_length: dict[int, int] = {}
+    end_instances: dict[int, int] = {}  # seq_length -> instances that the stages so far took
     start_step = 0
     for index, draft in enumerate(drafts, start=1):
         stages.append(
@@ -71,17 +78,21 @@ def _place(drafts: Sequence[_Draft], first_init: str) -> Plan:
                 trainable_layers=draft.trainable_layers,
                 steps=draft.steps,
                 start_step=start_step,
-                data_start_step=steps_at_length.get(draft.seq_length, 0),
+                first_instance=end_instances.get(draft.seq_length, 0),
                 seq_length=draft.seq_length,
                 micro_batch_size=draft.micro_batch_size,
+                global_batch_size=draft.global_batch_size,
+                masked_lm_prob=draft.masked_lm_prob,
                 init=_init(draft, drafts[index - 2]) if index > 1 else first_init,
                 learning_rate_factor=draft.learning_rate_factor,
                 warmup_steps=draft.warmup_steps,
                 continues=draft.continues,
+                global_batch_size_key=draft.global_batch_size_key,
+                micro_batch_size_key=draft.micro_batch_size_key,
             )
         )
         start_step += draft.steps
-        steps_at_length[draft.seq_length] = stages[-1].data_start_step + draft.steps
+        end_instances[draft.seq_length] = stages[-1].end_instance
     return Plan(tuple(stages))
 
 
@@ -89,7 +100,7 @@ def _init(draft: _Draft, before: _Draft) -> str:
     return "keep" if draft.depth == before.depth else draft.init or "copy_top"
 
 
-# ---- methods: a recipe in, drafts out, problems appended -----------------------------------
+# ---- methods: each takes a recipe, returns drafts and appends problems ---------------------
 
 
 def _draft(config: RunConfig, depth: int, trainable_layers: int, steps: int) -> _Draft:
@@ -100,20 +111,21 @@ def _draft(config: RunConfig, depth: int, trainable_layers: int, steps: int) -> 
         steps=steps,
         seq_length=config.data.seq_length,
         micro_batch_size=config.train.micro_batch_size,
-        seq_length_key="data.seq_length",
+        global_batch_size=config.train.global_batch_size,
+        masked_lm_prob=config.data.masked_lm_prob,
         init=config.plan.init or default,
     )
 
 
 def _block_key(config: RunConfig) -> str:
-    """The key that says how many blocks there are to make stages of."""
+    """The key that gives the number of blocks."""
     if config.model.num_hidden_groups is None:
         return "model.num_hidden_layers"
     return "model.num_hidden_groups"
 
 
 def _more_groups(config: RunConfig, num_stages: int) -> str:
-    """The numbers of groups that `num_stages` stages would go with; "" where nothing is shared."""
+    """The numbers of groups that `num_stages` divides, for a message; "" where nothing is shared."""
     if config.model.num_hidden_groups is None:
         return ""
     groups = [g for g in _divisors(config.model.num_hidden_layers) if g % num_stages == 0]
@@ -157,11 +169,11 @@ def _mslt(config: RunConfig, problems: list[str]) -> list[_Draft]:
 
 
 def _stacking(config: RunConfig, problems: list[str]) -> list[_Draft]:
-    """Depths double up to N. `stage_shares` decides their number.
+    """Depths double up to N; `stage_shares` has a share of the steps for each.
 
     In a twin (`--set plan.method=stacking` on an mslt recipe), num_stages x steps_per_stage + the
-    joint steps are the steps to spend, and nothing more; beside total_steps, where nothing needs
-    num_stages to know the steps, it has to be the number of stages.
+    joint steps only gives the number of steps. Beside total_steps, where the number of steps needs
+    no num_stages, num_stages has to be the number of stages.
     """
     plan, layers = config.plan, config.model.num_hidden_layers
     shares = plan.stage_shares or STACKING_SHARES
@@ -213,6 +225,12 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
             "with depth and steps"
         )
         return []
+    for key in ("global_batch_size", "masked_lm_prob"):
+        if getattr(plan, key) is not None:
+            problems.append(
+                f"plan.{key}: given, but plan.method custom reads {key} of each of plan.stages; "
+                "leave it out"
+            )
     for key in ("steps_per_stage", "joint_steps", "joint_share"):
         if (value := getattr(plan, key)) is not None:
             problems.append(
@@ -268,10 +286,18 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
                 _draft(config, stage.depth, trainable, stage.steps),
                 seq_length=stage.seq_length or config.data.seq_length,
                 micro_batch_size=stage.micro_batch_size or config.train.micro_batch_size,
-                seq_length_key=f"{key}.seq_length" if stage.seq_length else "data.seq_length",
+                global_batch_size=stage.global_batch_size or config.train.global_batch_size,
+                masked_lm_prob=stage.masked_lm_prob or config.data.masked_lm_prob,
                 init=init,
                 learning_rate_factor=stage.learning_rate_factor,
                 warmup_steps=stage.warmup_steps,
+                seq_length_key=f"{key}.seq_length" if stage.seq_length else "data.seq_length",
+                global_batch_size_key=f"{key}.global_batch_size"
+                if stage.global_batch_size
+                else GLOBAL_BATCH_SIZE_KEY,
+                micro_batch_size_key=f"{key}.micro_batch_size"
+                if stage.micro_batch_size
+                else MICRO_BATCH_SIZE_KEY,
             )
         )
     if plan.stages[-1].depth < layers:
@@ -285,7 +311,29 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
 _METHODS = {"mslt": _mslt, "stacking": _stacking, "full": _full, "custom": _custom}
 
 
-# ---- steps and sequence lengths ------------------------------------------------------------
+# ---- batches, steps and sequence lengths ---------------------------------------------------
+
+
+def _with_values_by_stage(
+    drafts: list[_Draft], config: RunConfig, problems: list[str]
+) -> list[_Draft]:
+    """The drafts with the values of `plan.global_batch_size` and `plan.masked_lm_prob`."""
+    plan, num_stages = config.plan, len(drafts)
+    if found := by_stage.problems(config, num_stages):
+        problems += found
+        return drafts
+    if plan.global_batch_size is not None:
+        sizes = by_stage.batch_sizes(plan.global_batch_size, num_stages)
+        drafts = [
+            replace(draft, global_batch_size=size, global_batch_size_key="plan.global_batch_size")
+            for draft, size in zip(drafts, sizes, strict=True)
+        ]
+    if plan.masked_lm_prob is not None:
+        probs = by_stage.masked_lm_probs(plan.masked_lm_prob, num_stages)
+        drafts = [
+            replace(draft, masked_lm_prob=prob) for draft, prob in zip(drafts, probs, strict=True)
+        ]
+    return drafts
 
 
 def _budget(plan: PlanConfig, problems: list[str]) -> tuple[int, int] | None:
@@ -325,14 +373,18 @@ def _budget(plan: PlanConfig, problems: list[str]) -> tuple[int, int] | None:
 def _split_long(
     drafts: list[_Draft], long: LongSequenceConfig, config: RunConfig, problems: list[str]
 ) -> list[_Draft]:
-    """The last `share` of all steps at the long length; a stage it cuts becomes two."""
+    """The drafts with the last `share` of all steps at the long length. A stage that this cuts becomes
+    two, which share its values."""
     total = sum(draft.steps for draft in drafts)
     remaining = round(total * long.share)
     if not remaining:
         problems.append(
             f"plan.long_sequence.share: {long.share} of {total} steps is less than one step"
         )
-    micro_batch_size = long.micro_batch_size or config.train.micro_batch_size
+    micro_batch_size, micro_batch_size_key = config.train.micro_batch_size, MICRO_BATCH_SIZE_KEY
+    if long.micro_batch_size is not None:
+        micro_batch_size = long.micro_batch_size
+        micro_batch_size_key = "plan.long_sequence.micro_batch_size"
     # From the last stage backwards, until the share is used up.
     result: list[_Draft] = []
     whole_model_steps = 0
@@ -356,6 +408,7 @@ def _split_long(
                     steps=steps,
                     seq_length=long.seq_length,
                     micro_batch_size=micro_batch_size,
+                    micro_batch_size_key=micro_batch_size_key,
                     seq_length_key="plan.long_sequence.seq_length",
                     continues=cut > 0,
                 ),
@@ -367,10 +420,10 @@ def _split_long(
 
 
 def _length_problems(drafts: Sequence[_Draft], config: RunConfig) -> list[str]:
-    """Lengths that the model has no position for, or whose positions would never train."""
+    """Problems of lengths for which the model has no positions or whose positions would never train."""
     problems: list[str] = []
     positions = config.model.max_position_embeddings
-    # A model that exists has been trained, at whatever lengths: that's not for the plan to say.
+    # The positions of a model that exists are taken to be trained.
     trained = positions if config.plan.init_from else 0
     for number, draft in enumerate(drafts, start=1):
         key, length = draft.seq_length_key, draft.seq_length

@@ -3,7 +3,7 @@
 Notable: stages differ in what a step costs, so the run's time left is not "steps left x seconds a
 step". The cost of a step is taken to be proportional to
 
-    (depth + 2 x trainable layers) x seq_length
+    (depth + 2 x trainable layers) x seq_length x global_batch_size
 
 since a layer's backward pass does twice the arithmetic of its forward pass and frozen layers have
 none (embeddings and heads are left out). It's an estimate, and only the stages still to come rest
@@ -19,7 +19,8 @@ _WEIGHT_OF_LATEST = 0.2  # of an exponential mean over log lines
 
 def relative_step_cost(stage: Stage) -> float:
     """Cost of one of the stage's steps, in forward passes of one layer over one token position."""
-    return (stage.depth + 2 * stage.trainable_layers) * stage.seq_length
+    layers = stage.depth + 2 * stage.trainable_layers
+    return layers * stage.seq_length * stage.global_batch_size
 
 
 class Pace:

@@ -38,10 +38,11 @@ def batches(store: TokenStore, **changes: Any) -> list[GlobalBatch]:
         "micro_batch_size": MICRO,
         "rank": 0,
         "world_size": 1,
-        "start_step": 0,
         "num_steps": 6,
-    }
-    return list(global_batches(store, **(settings | changes)))
+    } | changes
+    # The tests count in steps of the same size.
+    settings["first_instance"] = settings.pop("start_step", 0) * settings["global_batch_size"]
+    return list(global_batches(store, **settings))
 
 
 def content(parts: list[GlobalBatch]) -> list[torch.Tensor]:
@@ -163,7 +164,7 @@ def test_the_next_epochs_index_is_made_while_this_ones_is_in_use(
     assert set(made) == {0}  # no more of it will be needed
     iterator = global_batches(
         store, OPTIONS, seed=1, global_batch_size=GLOBAL,
-        micro_batch_size=MICRO, rank=0, world_size=1, start_step=0,
+        micro_batch_size=MICRO, rank=0, world_size=1, first_instance=0,
         num_steps=steps_per_epoch + 5, num_workers=1,
     )  # fmt: skip
     for _ in range(4):
@@ -315,7 +316,7 @@ def test_a_file_that_becomes_shorter_is_named_before_it_is_read(
     path = shutil.copytree(store_path, tmp_path / "copy", ignore=ignored)
     iterator = global_batches(
         TokenStore.open(path), OPTIONS, seed=1, global_batch_size=GLOBAL, micro_batch_size=MICRO,
-        rank=0, world_size=1, start_step=0, num_steps=10,
+        rank=0, world_size=1, first_instance=0, num_steps=10,
     )  # fmt: skip
     next(iterator)
     (file,) = path.glob(f"{name}/*") if name == "index" else (path / name,)
@@ -342,7 +343,7 @@ def test_workers_end_with_the_iteration(store: TokenStore):
 
     iterator = global_batches(
         store, OPTIONS, seed=1, global_batch_size=GLOBAL,
-        micro_batch_size=MICRO, rank=0, world_size=1, start_step=0, num_steps=1000, num_workers=2,
+        micro_batch_size=MICRO, rank=0, world_size=1, first_instance=0, num_steps=1000, num_workers=2,
     )  # fmt: skip
     next(iterator)
     assert workers() > 0

@@ -24,6 +24,7 @@ def plan_stage(depth: int, frozen: int, trainable: int, total: int, seq_length: 
         "total_parameters": total,
         "steps": 1200,
         "seq_length": seq_length,
+        "global_batch_size": 8,
     }
 
 

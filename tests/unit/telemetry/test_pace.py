@@ -15,9 +15,11 @@ def stage(index: int, depth: int, trainable: int, start: int, steps: int, seq_le
         trainable_layers=trainable,
         steps=steps,
         start_step=start,
-        data_start_step=start,
+        first_instance=4 * start,
         seq_length=seq_length,
         micro_batch_size=4,
+        global_batch_size=4,
+        masked_lm_prob=0.15,
         init="keep",
     )
 
