@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from mslt_ds.config.sections import Ramp, RunConfig
+from mslt_ds.plan.draft import Draft
 
 
-def problems(config: RunConfig, num_stages: int) -> list[str]:
+def with_values_by_stage(
+    drafts: list[Draft], config: RunConfig, problems: list[str]
+) -> list[Draft]:
+    """The drafts with the values of `plan.global_batch_size` and `plan.masked_lm_prob`."""
+    plan, num_stages = config.plan, len(drafts)
+    if found := _problems(config, num_stages):
+        problems += found
+        return drafts
+    if plan.global_batch_size is not None:
+        sizes = batch_sizes(plan.global_batch_size, num_stages)
+        drafts = [
+            replace(draft, global_batch_size=size, global_batch_size_key="plan.global_batch_size")
+            for draft, size in zip(drafts, sizes, strict=True)
+        ]
+    if plan.masked_lm_prob is not None:
+        probs = masked_lm_probs(plan.masked_lm_prob, num_stages)
+        drafts = [
+            replace(draft, masked_lm_prob=prob) for draft, prob in zip(drafts, probs, strict=True)
+        ]
+    return drafts
+
+
+def _problems(config: RunConfig, num_stages: int) -> list[str]:
     """Why the recipe's values don't fit the `num_stages` stages that its method makes."""
     return [
-        *_problems(config, "global_batch_size", "train", num_stages),
-        *_problems(config, "masked_lm_prob", "data", num_stages),
+        *_misfit(config, "global_batch_size", "train", num_stages),
+        *_misfit(config, "masked_lm_prob", "data", num_stages),
     ]
 
 
-def _problems(config: RunConfig, key: str, default: str, num_stages: int) -> list[str]:
+def _misfit(config: RunConfig, key: str, default: str, num_stages: int) -> list[str]:
     given: list[Any] | Ramp[Any] | None = getattr(config.plan, key)
     if given is None:
         return []

@@ -10,11 +10,13 @@ BERT by Progressively Stacking", section 3: depth N/4, N/2, N, everything trains
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from mslt_ds.config.sections import LongSequenceConfig, PlanConfig, RunConfig
+from mslt_ds.config.sections import PlanConfig, RunConfig
 from mslt_ds.errors import RecipeError
-from mslt_ds.plan import by_stage
+from mslt_ds.plan.by_stage import with_values_by_stage
+from mslt_ds.plan.draft import Draft
+from mslt_ds.plan.lengths import length_problems, split_long
 from mslt_ds.plan.stages import GLOBAL_BATCH_SIZE_KEY, MICRO_BATCH_SIZE_KEY, Plan, Stage
 
 STACKING_SHARES = (0.125, 0.175, 0.7)
@@ -22,26 +24,6 @@ STACKING_SHARES = (0.125, 0.175, 0.7)
 # These operators place new layers among or below copies of the old ones, so that the old layers get
 # inputs for which they were not trained: every layer has to go on training.
 WHOLE_MODEL_OPERATORS = ("copy_all", "interpolate")
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """A stage whose place in the run is not known yet. The fields are those of Stage."""
-
-    depth: int
-    trainable_layers: int
-    steps: int
-    seq_length: int
-    micro_batch_size: int
-    global_batch_size: int
-    masked_lm_prob: float
-    seq_length_key: str = "data.seq_length"  # the recipe's key that gave the length
-    global_batch_size_key: str = GLOBAL_BATCH_SIZE_KEY
-    micro_batch_size_key: str = MICRO_BATCH_SIZE_KEY
-    init: str | None = None
-    learning_rate_factor: float = 1.0
-    warmup_steps: int = 0
-    continues: bool = False
 
 
 def build_plan(config: RunConfig) -> Plan:
@@ -56,17 +38,17 @@ def build_plan(config: RunConfig) -> Plan:
     problems: list[str] = []
     drafts = _METHODS[config.plan.method](config, problems)
     if not problems and config.plan.method != "custom":
-        drafts = _with_values_by_stage(drafts, config, problems)
+        drafts = with_values_by_stage(drafts, config, problems)
     if not problems and config.plan.long_sequence is not None:
-        drafts = _split_long(drafts, config.plan.long_sequence, config, problems)
+        drafts = split_long(drafts, config.plan.long_sequence, config, problems)
     if not problems:
-        problems += _length_problems(drafts, config)
+        problems += length_problems(drafts, config)
     if problems:
         raise RecipeError("\n".join(problems))
     return _place(drafts, "pretrained" if config.plan.init_from else "fresh")
 
 
-def _place(drafts: Sequence[_Draft], first_init: str) -> Plan:
+def _place(drafts: Sequence[Draft], first_init: str) -> Plan:
     stages: list[Stage] = []
     end_instances: dict[int, int] = {}  # seq_length -> instances that the stages so far took
     start_step = 0
@@ -96,16 +78,16 @@ def _place(drafts: Sequence[_Draft], first_init: str) -> Plan:
     return Plan(tuple(stages))
 
 
-def _init(draft: _Draft, before: _Draft) -> str:
+def _init(draft: Draft, before: Draft) -> str:
     return "keep" if draft.depth == before.depth else draft.init or "copy_top"
 
 
 # ---- methods: each takes a recipe, returns drafts and appends problems ---------------------
 
 
-def _draft(config: RunConfig, depth: int, trainable_layers: int, steps: int) -> _Draft:
+def _draft(config: RunConfig, depth: int, trainable_layers: int, steps: int) -> Draft:
     default = "copy_all" if config.plan.method == "stacking" else "copy_top"
-    return _Draft(
+    return Draft(
         depth=depth,
         trainable_layers=trainable_layers,
         steps=steps,
@@ -132,7 +114,7 @@ def _more_groups(config: RunConfig, num_stages: int) -> str:
     return f", or model.num_hidden_groups {_choices(groups)}" if groups else ""
 
 
-def _mslt(config: RunConfig, problems: list[str]) -> list[_Draft]:
+def _mslt(config: RunConfig, problems: list[str]) -> list[Draft]:
     plan, layers = config.plan, config.model.num_hidden_layers
     blocks = config.model.num_blocks
     num_stages = plan.num_stages
@@ -168,7 +150,7 @@ def _mslt(config: RunConfig, problems: list[str]) -> list[_Draft]:
     return drafts
 
 
-def _stacking(config: RunConfig, problems: list[str]) -> list[_Draft]:
+def _stacking(config: RunConfig, problems: list[str]) -> list[Draft]:
     """Depths double up to N; `stage_shares` has a share of the steps for each.
 
     In a twin (`--set plan.method=stacking` on an mslt recipe), num_stages x steps_per_stage + the
@@ -211,13 +193,13 @@ def _stacking(config: RunConfig, problems: list[str]) -> list[_Draft]:
     return drafts
 
 
-def _full(config: RunConfig, problems: list[str]) -> list[_Draft]:
+def _full(config: RunConfig, problems: list[str]) -> list[Draft]:
     budget = _budget(config.plan, problems)
     layers = config.model.num_hidden_layers
     return [] if budget is None else [_draft(config, layers, layers, sum(budget))]
 
 
-def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
+def _custom(config: RunConfig, problems: list[str]) -> list[Draft]:
     plan, layers = config.plan, config.model.num_hidden_layers
     if not plan.stages:
         problems.append(
@@ -249,7 +231,7 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
             f"to {steps}; leave it out"
         )
     each = config.model.layers_per_block
-    drafts: list[_Draft] = []
+    drafts: list[Draft] = []
     for i, stage in enumerate(plan.stages):
         key = f"plan.stages.{i}"
         before = plan.stages[i - 1].depth if i else None
@@ -311,29 +293,7 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
 _METHODS = {"mslt": _mslt, "stacking": _stacking, "full": _full, "custom": _custom}
 
 
-# ---- batches, steps and sequence lengths ---------------------------------------------------
-
-
-def _with_values_by_stage(
-    drafts: list[_Draft], config: RunConfig, problems: list[str]
-) -> list[_Draft]:
-    """The drafts with the values of `plan.global_batch_size` and `plan.masked_lm_prob`."""
-    plan, num_stages = config.plan, len(drafts)
-    if found := by_stage.problems(config, num_stages):
-        problems += found
-        return drafts
-    if plan.global_batch_size is not None:
-        sizes = by_stage.batch_sizes(plan.global_batch_size, num_stages)
-        drafts = [
-            replace(draft, global_batch_size=size, global_batch_size_key="plan.global_batch_size")
-            for draft, size in zip(drafts, sizes, strict=True)
-        ]
-    if plan.masked_lm_prob is not None:
-        probs = by_stage.masked_lm_probs(plan.masked_lm_prob, num_stages)
-        drafts = [
-            replace(draft, masked_lm_prob=prob) for draft, prob in zip(drafts, probs, strict=True)
-        ]
-    return drafts
+# ---- steps ---------------------------------------------------------------------------------
 
 
 def _budget(plan: PlanConfig, problems: list[str]) -> tuple[int, int] | None:
@@ -368,75 +328,6 @@ def _budget(plan: PlanConfig, problems: list[str]) -> tuple[int, int] | None:
     staged = (plan.num_stages or 1) * (plan.steps_per_stage or 0)
     joint = round(staged * share / (1 - share)) if plan.joint_steps is None else plan.joint_steps
     return staged, joint
-
-
-def _split_long(
-    drafts: list[_Draft], long: LongSequenceConfig, config: RunConfig, problems: list[str]
-) -> list[_Draft]:
-    """The drafts with the last `share` of all steps at the long length. A stage that this cuts becomes
-    two, which share its values."""
-    total = sum(draft.steps for draft in drafts)
-    remaining = round(total * long.share)
-    if not remaining:
-        problems.append(
-            f"plan.long_sequence.share: {long.share} of {total} steps is less than one step"
-        )
-    micro_batch_size, micro_batch_size_key = config.train.micro_batch_size, MICRO_BATCH_SIZE_KEY
-    if long.micro_batch_size is not None:
-        micro_batch_size = long.micro_batch_size
-        micro_batch_size_key = "plan.long_sequence.micro_batch_size"
-    # From the last stage backwards, until the share is used up.
-    result: list[_Draft] = []
-    whole_model_steps = 0
-    for number, draft in reversed(list(enumerate(drafts, start=1))):
-        steps = min(remaining, draft.steps)
-        if steps and draft.trainable_layers < draft.depth and not config.plan.init_from:
-            problems.append(
-                f"plan.long_sequence.share: {long.share} ({round(total * long.share)} of {total} "
-                f"steps) reaches into stage {number}, which keeps the embeddings frozen: positions "
-                f"from {config.data.seq_length} on would never train; "
-                f"at most {whole_model_steps / total:g} with this plan"
-            )
-            break
-        whole_model_steps += draft.steps
-        cut = draft.steps - steps
-        if steps:
-            result.insert(
-                0,
-                replace(
-                    draft,
-                    steps=steps,
-                    seq_length=long.seq_length,
-                    micro_batch_size=micro_batch_size,
-                    micro_batch_size_key=micro_batch_size_key,
-                    seq_length_key="plan.long_sequence.seq_length",
-                    continues=cut > 0,
-                ),
-            )
-        if cut:
-            result.insert(0, replace(draft, steps=cut))
-        remaining -= steps
-    return result
-
-
-def _length_problems(drafts: Sequence[_Draft], config: RunConfig) -> list[str]:
-    """Problems of lengths for which the model has no positions or whose positions would never train."""
-    problems: list[str] = []
-    positions = config.model.max_position_embeddings
-    # The positions of a model that exists are taken to be trained.
-    trained = positions if config.plan.init_from else 0
-    for number, draft in enumerate(drafts, start=1):
-        key, length = draft.seq_length_key, draft.seq_length
-        if draft.trainable_layers == draft.depth:
-            trained = max(trained, length)
-        if length > positions:
-            problems.append(f"{key}: {length} is above model.max_position_embeddings {positions}")
-        elif length > trained:
-            problems.append(
-                f"{key}: {length}, but stage {number} keeps the embeddings frozen and no stage "
-                f"before it trains positions {trained} to {length - 1}"
-            )
-    return list(dict.fromkeys(problems))
 
 
 def _divisors(number: int) -> list[int]:
