@@ -191,9 +191,7 @@ class Run:
             precision=train.precision,
             gradient_clipping=train.gradient_clipping,
             micro_batch_size=stage.micro_batch_size,
-            gradient_accumulation_steps=cost.gradient_accumulation_steps(
-                self.config, stage, self.world.world_size
-            ),
+            gradient_accumulation_steps=stage.gradient_accumulation_steps(self.world.world_size),
         )
         return StageEngine(model, settings, share_training(state, trained, self.device), meter)
 
