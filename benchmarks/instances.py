@@ -243,7 +243,7 @@ def batches(store: TokenStore, *, num_workers: int, num_steps: int, start_step: 
             micro_batch_size=MICRO_BATCH,
             rank=0,
             world_size=1,
-            start_step=start_step,
+            first_instance=start_step * GLOBAL_BATCH,
             num_steps=num_steps,
             num_workers=num_workers,
         ),

@@ -12,8 +12,9 @@ from mslt_ds.data.instances import InstanceOptions
 from mslt_ds.data.loader import GlobalBatch, global_batches
 from mslt_ds.data.store import TokenStore
 from mslt_ds.distributed.world import World
-from mslt_ds.plan.stages import Stage
+from mslt_ds.plan.stages import Stage, held_out
 from mslt_ds.recipe.loading import Recipe
+from mslt_ds.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,10 @@ class Batches:
 
     def training(self, stage: Stage, state: TrainingState) -> Iterator[GlobalBatch]:
         """The batches of the stage's steps from that of `state` on, without those passed over."""
-        done = state.step - stage.start_step
         return self._batches(
             self.store,
             stage,
-            start_step=stage.data_start_step + done,
-            num_steps=stage.steps - done,
+            state.step - stage.start_step,
             gaps=state.passed_over.get(stage.seq_length, ()),
         )
 
@@ -41,19 +40,22 @@ class Batches:
         """The held-out batches at the stage's sequence length; None without held-out text."""
         if self.eval_store is None:
             return None
-        config = self.recipe.config
-        num_steps = -(-config.evaluation.instances // config.train.global_batch_size)
-        return self._batches(self.eval_store, stage, start_step=0, num_steps=num_steps)
+        return self._batches(self.eval_store, held_out(self.recipe.config, stage))
 
     def _batches(
-        self, store: TokenStore, stage: Stage, *, start_step: int, num_steps: int
+        self,
+        store: TokenStore,
+        stage: Stage,
+        done_steps: int = 0,
+        gaps: tuple[tuple[int, int], ...] = (),
     ) -> Iterator[GlobalBatch]:
+        """The global batches of the stage's steps after the first `done_steps`, without `gaps`."""
         config = self.recipe.config
         data = config.data
         options = InstanceOptions(
             seq_length=stage.seq_length,
-            max_predictions=config.max_predictions(stage.seq_length),
-            masked_lm_prob=data.masked_lm_prob,
+            max_predictions=config.max_predictions(stage.seq_length, stage.masked_lm_prob),
+            masked_lm_prob=stage.masked_lm_prob,
             short_seq_prob=data.short_seq_prob,
             input_format=data.input_format,
             masking=data.masking,
@@ -62,12 +64,14 @@ class Batches:
             store,
             options,
             seed=config.seed,
-            global_batch_size=config.train.global_batch_size,
+            global_batch_size=stage.global_batch_size,
             micro_batch_size=stage.micro_batch_size,
             rank=self.world.rank,
             world_size=self.world.world_size,
-            start_step=start_step,
-            num_steps=num_steps,
+            first_instance=stage.first_instance + done_steps * stage.global_batch_size,
+            num_steps=stage.steps - done_steps,
+            first_step=stage.start_step + done_steps,
+            gaps=gaps,
             num_workers=data.num_workers,
             device=self.device,
             say=partial(print, flush=True),

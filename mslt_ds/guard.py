@@ -120,14 +120,3 @@ def _sigmas(value: float, history: deque[float]) -> float:
     if deviation == 0.0:
         return math.inf if excess > 0 else 0.0
     return excess / deviation
-
-
-def passing_over(instance: int, gaps: tuple[tuple[int, int], ...]) -> int:
-    """Where the sequence's `instance` lies when `gaps` are left out.
-
-    gaps: (first instance, instance after the last) each, in the sequence's own numbers
-    """
-    for first, end in sorted(gaps):
-        if instance >= first:
-            instance += end - first
-    return instance

@@ -141,9 +141,7 @@ class Run:
             rollbacks.append(result)
             self._check_rollbacks(rollbacks)
             length = self.recipe.plan.stage_at(result.step).seq_length
-            passed_over = passed_over | {
-                length: (*passed_over.get(length, ()), result.instances)
-            }
+            passed_over = passed_over | {length: (*passed_over.get(length, ()), result.instances)}
             state = self._last_state()
         if self.world.is_main and result == 0:
             print_summary(self.folder.path)
@@ -246,9 +244,7 @@ class Run:
             precision=train.precision,
             gradient_clipping=train.gradient_clipping,
             micro_batch_size=stage.micro_batch_size,
-            gradient_accumulation_steps=cost.gradient_accumulation_steps(
-                self.config, stage, self.world.world_size
-            ),
+            gradient_accumulation_steps=stage.gradient_accumulation_steps(self.world.world_size),
         )
         return StageEngine(model, settings, share_training(state, trained, self.device), meter)
 

@@ -20,6 +20,7 @@ _EXPECTED = {
     "string_type": "text (in quotes where it looks like something else)",
     "list_type": "a list",
     "tuple_type": "a list",
+    "by_stage": "a list with a value for each stage, or a section with first and last",
     "model_type": "a section (key: value lines)",
     "model_attributes_type": "a section (key: value lines)",
     "dict_type": "a section (key: value lines)",
@@ -41,7 +42,7 @@ def describe(error: ValidationError, root: type[BaseModel]) -> list[str]:
 
 
 def _line(detail: ErrorDetails, root: type[BaseModel]) -> str:
-    loc = detail["loc"]
+    loc = _without_tags(detail["loc"], root)
     key = ".".join(str(part) for part in loc)
     kind = detail["type"]
     if kind == "extra_forbidden":
@@ -56,6 +57,19 @@ def _line(detail: ErrorDetails, root: type[BaseModel]) -> str:
     if kind == "literal_error":
         return f"{key}: {value} is not known; choose {_unquoted(context['expected'])}"
     return f"{key}: {value}; it has to be {template.format(**context)}"
+
+
+def _without_tags(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[int | str, ...]:
+    """`loc` without the tags that pydantic inserts for the member of a union."""
+    section = root
+    kept: list[int | str] = []
+    for part in loc[:-1]:
+        if isinstance(part, str):
+            if part not in section.model_fields:
+                continue
+            section = _section((part,), section)
+        kept.append(part)
+    return (*kept, *loc[-1:])
 
 
 def _unknown(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:
@@ -75,7 +89,7 @@ def _unknown(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:
 
 
 def _section(loc: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel]:
-    """The class of the section at `loc`; list indices don't change it."""
+    """The class of the section at `loc`, counted from `root`; list indices don't change it."""
     section = root
     for part in loc:
         if isinstance(part, str):

@@ -10,9 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from mslt_ds.config import strict_yaml
 
@@ -38,6 +46,34 @@ class Section(BaseModel):
     @classmethod
     def _empty(cls, value: Any) -> Any:
         return {} if value is None else value
+
+
+Value = TypeVar("Value")
+
+
+class Ramp(Section, Generic[Value]):
+    """A value that changes linearly from the first stage to the last."""
+
+    first: Value
+    last: Value
+
+
+def _list_or_ramp(value: Any) -> str | None:
+    if isinstance(value, list):
+        return "list"
+    return "ramp" if isinstance(value, Mapping | Ramp) else None
+
+
+# Without a discriminator, pydantic reports a mistake once for each member of the union.
+_BY_STAGE = Discriminator(
+    _list_or_ramp, custom_error_type="by_stage", custom_error_message="neither a list nor a ramp"
+)
+BatchSizes = Annotated[
+    Annotated[list[Positive], Tag("list")] | Annotated[Ramp[Positive], Tag("ramp")], _BY_STAGE
+]
+Shares = Annotated[
+    Annotated[list[Share], Tag("list")] | Annotated[Ramp[Share], Tag("ramp")], _BY_STAGE
+]
 
 
 class ModelConfig(Section):
@@ -93,6 +129,8 @@ class StageConfig(Section):
     learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
     warmup_steps: NotNegative = 0  # its own, on top of the schedule's
     micro_batch_size: Positive | None = None  # None: train.micro_batch_size
+    global_batch_size: Positive | None = None  # None: train.global_batch_size
+    masked_lm_prob: Share | None = None  # None: data.masked_lm_prob
 
 
 class LongSequenceConfig(Section):
@@ -104,9 +142,9 @@ class LongSequenceConfig(Section):
 
 
 class PlanConfig(Section):
-    """Which layers train when. See plan.py for what each method makes of it.
+    """Which layers train when; plan/methods.py makes the stages.
 
-    All steps: `total_steps`, or num_stages x steps_per_stage + the joint steps. This holds for
+    The number of steps is `total_steps`, or num_stages x steps_per_stage + the joint steps, for
     every method, so that `--set plan.method=full` makes the twin that spends the same steps.
     """
 
@@ -121,6 +159,9 @@ class PlanConfig(Section):
     # A Hugging Face folder that stage 1 begins with; None: fresh weights.
     init_from: Annotated[str, Field(min_length=1)] | None = None
     stages: list[StageConfig] | None = None  # custom only
+    # By stage, for every method but custom. None: train.global_batch_size, data.masked_lm_prob.
+    global_batch_size: BatchSizes | None = None
+    masked_lm_prob: Shares | None = None
     long_sequence: LongSequenceConfig | None = None
 
 
@@ -133,7 +174,7 @@ class DataConfig(Section):
     input_format: Literal["nsp", "sop", "full_sentences", "doc_sentences"] = "nsp"
     masking: Literal["token", "whole_word", "ngram", "span"] = "token"
     num_workers: NotNegative = 1  # threads that make batches ahead, on each rank
-    masked_lm_prob: Share = 0.15
+    masked_lm_prob: Share = 0.15  # of training where the plan has no other, and of evaluation
     max_predictions_per_seq: Positive | None = None  # at seq_length; None: 20 of 128
     short_seq_prob: Annotated[float, Field(ge=0, le=1)] = 0.1  # nsp and sop only
 
@@ -146,7 +187,7 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """Batch, precision, device."""
 
-    global_batch_size: Positive  # instances per step
+    global_batch_size: Positive  # instances per step where the plan has no other
     micro_batch_size: Positive  # instances per rank and micro-step
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_clipping: Annotated[float, Field(ge=0)] = 1.0  # of the global norm; 0: none
@@ -191,7 +232,7 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """The learning rate over the run; optim/schedule.py has the formulas."""
+    """The learning rate over the run; plan/schedule.py has the formulas."""
 
     name: Literal["linear", "polynomial", "constant", "wsd"] = "linear"
     warmup_steps: NotNegative = 0
@@ -247,15 +288,21 @@ class RunConfig(Section):
     def run_dir(self) -> Path:
         return Path(self.output_dir) / self.name
 
-    def max_predictions(self, seq_length: int) -> int:
-        """Masked positions an instance of `seq_length` tokens has room for.
+    def max_predictions(self, seq_length: int, masked_lm_prob: float | None = None) -> int:
+        """The most masked positions of an instance of `seq_length` tokens.
 
-        The original's 20 of 128 (15 % are 19.2), in proportion at other lengths and shares.
+        BERT allows 20 of 128, where 15 % are 19.2; other lengths and probabilities have
+        proportionally many, and so has a given `data.max_predictions_per_seq`.
+
+        masked_lm_prob: of the stage; None: data.masked_lm_prob
         """
-        at, given = self.data.seq_length, self.data.max_predictions_per_seq
-        if given is not None:
-            return math.ceil(given * seq_length / at)
-        exact = seq_length * self.data.masked_lm_prob * (20 / 19.2)
+        data = self.data
+        prob = data.masked_lm_prob if masked_lm_prob is None else masked_lm_prob
+        if data.max_predictions_per_seq is None:
+            exact = seq_length * prob * (20 / 19.2)
+        else:
+            at_data_prob = data.max_predictions_per_seq * seq_length / data.seq_length
+            exact = at_data_prob * (prob / data.masked_lm_prob)
         return min(seq_length, math.ceil(round(exact, 6)))
 
     def to_yaml(self) -> str:

@@ -1,8 +1,8 @@
-"""YAML as people mean it: the core schema of YAML 1.2, not PyYAML's 1.1.
+"""Recipes are read by the core schema of YAML 1.2, not by PyYAML's YAML 1.1.
 
-Notable: `off`, `on`, `yes` and `no` are words, `1e-4` and `8.8e-4` are numbers, `2026-11-24` is
-text, `010` is ten, `200_000` may be written so, and a key given twice in a mapping is an error
-where PyYAML silently keeps the last. `--set a.b=value` types its value by the same rules.
+`off`, `on`, `yes` and `no` are strings, `1e-4` and `8.8e-4` are numbers, `2026-11-24` is a string,
+`010` is ten, and digits may be grouped as in `200_000`. A key that occurs twice in a mapping is an
+error, where PyYAML keeps the last one silently. `--set a.b=value` types its value by the same rules.
 """
 
 from __future__ import annotations

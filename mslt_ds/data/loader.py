@@ -1,13 +1,14 @@
 """Global batches of training instances, the same whatever ranks and workers share the work.
 
-Instances stand in one endless sequence: epoch after epoch, each in an order of its own. A global
-batch is the next `global_batch_size` of them, and micro-batch m of it a fixed slice, so ranks and
-accumulation only decide who computes which slice. Everything about instance n is a function of n:
-nothing is replayed to go on at any step.
+The instances of a sequence length form one endless sequence: epoch after epoch, each in an order of
+its own. A global batch is the next `global_batch_size` of them, and micro-batch m of it is a fixed
+slice, so ranks and accumulation only decide who computes which slice. Instance n is a function of n,
+so a run can go on anywhere without replaying what came before. Its place in the corpus doesn't depend
+on the share of masked tokens, so stages that mask other shares go on in the same sequence.
 
-Notable: the number of masked positions of the whole global batch, which the loss is divided by,
-is read from the index, so every rank knows it without building or asking for the others'
-instances. What is built goes straight into pinned memory where a GPU will fetch it.
+The loss is divided by the number of masked positions of the whole global batch. Each rank reads it
+from the index and needs no other rank's instances. Instances are built in pinned memory if a GPU will
+fetch them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from mslt_ds.data.instances import InstanceArrays, InstanceOptions, build, epoch
 from mslt_ds.data.order import permute
 from mslt_ds.data.store import TokenStore
 from mslt_ds.data.words import continuing_tokens
-from mslt_ds.errors import DataError, RecipeError
+from mslt_ds.errors import DataError
+from mslt_ds.plan.stages import accumulation_steps
 
 _EPOCHS_MAPPED = 2
 _CPU = torch.device("cpu")
@@ -62,36 +64,41 @@ def global_batches(
     micro_batch_size: int,
     rank: int,
     world_size: int,
-    start_step: int,
+    first_instance: int,
     num_steps: int,
+    first_step: int = 0,
+    gaps: tuple[tuple[int, int], ...] = (),
     num_workers: int = 0,
     device: torch.device = _CPU,
     say: Say | None = None,
 ) -> Iterator[GlobalBatch]:
-    """This rank's part of the global batches `start_step` to `start_step + num_steps` (excluded).
+    """This rank's part of `num_steps` global batches, which begin at instance `first_instance`.
 
-    Steps count from the beginning of the run at this sequence length. Micro-batch m of a global
-    batch holds its instances m * micro_batch_size to (m + 1) * micro_batch_size; the rank's
-    accumulation i is m = i * world_size + rank.
+    Micro-batch m of a global batch holds its instances m * micro_batch_size to (m + 1) *
+    micro_batch_size (excluded); the rank's micro-batch i is m = i * world_size + rank.
 
+    first_instance: counted from the beginning of the sequence at this sequence length
+    first_step: the number of the first of the steps, for messages
+    gaps: ranges of instances (first, one after the last) to leave out; each begins with a global
+        batch, and later batches move up
     num_workers: threads that work ahead; 0: each batch is built when it's asked for
-    device: that the batches are for; their tensors are pinned where it's a CUDA device
+    device: that the batches are for; their tensors are pinned if it's a CUDA device
     say: told on rank 0, once for each epoch, that its index takes long to make
     """
-    whole = micro_batch_size * world_size
-    if global_batch_size < 1 or global_batch_size % whole:
-        raise RecipeError(
-            f"train.global_batch_size: {global_batch_size} is not a multiple of "
-            f"train.micro_batch_size {micro_batch_size} x {world_size} ranks = {whole}"
-        )
+    num_micro_batches = accumulation_steps(global_batch_size, micro_batch_size, world_size)
     sequence = InstanceSequence(store, options, seed, say if rank == 0 else None)
-    # However long this takes: a batch is waited for only so long.
-    sequence.index(sequence.epoch_of(start_step * global_batch_size))
-    steps = range(start_step, start_step + num_steps)
+    steps = range(first_step, first_step + num_steps)
+
+    def start_of(step: int) -> int:
+        return passing_over(first_instance + (step - first_step) * global_batch_size, gaps)
+
+    # Made here, because the wait for a batch has a time limit.
+    sequence.index(sequence.epoch_of(start_of(first_step)))
 
     def make(step: int) -> GlobalBatch:
         sequence.check_files()
-        entries, keys = sequence.entries(step * global_batch_size, global_batch_size)
+        start = start_of(step)
+        entries, keys = sequence.entries(start, global_batch_size)
         own = np.arange(global_batch_size).reshape(-1, micro_batch_size)[rank::world_size].ravel()
         tensors = sequence.build(entries[own], keys[own], pinned=device.type == "cuda")
         return GlobalBatch(
@@ -103,26 +110,38 @@ def global_batches(
                         for name, tensor in tensors.items()
                     },
                 )
-                for i in range(len(own) // micro_batch_size)
+                for i in range(num_micro_batches)
             ],
             # Not 0, as it may be where no word is short enough: the loss is divided by it.
             denominators=(max(1, int(num_masked(entries).sum())), global_batch_size)[
                 : 2 if options.is_paired else 1
             ],
+            instances=(start, start + global_batch_size),
             num_instances=global_batch_size,
         )
 
     # The next epoch's index is made while this one's is in use.
-    last_epoch = sequence.epoch_of(steps.stop * global_batch_size - 1)
+    last_epoch = sequence.epoch_of(start_of(steps.stop) - 1)
 
     def make_ahead(step: int) -> None:
-        epoch = sequence.epoch_of(step * global_batch_size) + 1
+        epoch = sequence.epoch_of(start_of(step)) + 1
         if epoch <= last_epoch:
             sequence.index(epoch)
 
     return ahead.work_ahead(
         make, make_ahead, steps, num_workers, place=str(store.path), device=device
     )
+
+
+def passing_over(instance: int, gaps: tuple[tuple[int, int], ...]) -> int:
+    """Where the `instance` of a sequence lies once `gaps` are left out of it.
+
+    gaps: (first, one after the last) each, in the numbers of the whole sequence
+    """
+    for first, end in sorted(gaps):
+        if instance >= first:
+            instance += end - first
+    return instance
 
 
 class InstanceSequence:

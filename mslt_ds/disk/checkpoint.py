@@ -54,13 +54,14 @@ def _defaults() -> dict[str, Any]:
     return _flatten(sections)
 
 
-def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(value: dict[str, Any] | list[Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value; elements of lists have their index as key."""
     flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict):
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(item, dict | list):
             flat |= _flatten(item, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = item
+            flat[f"{prefix}{key}"] = item
     return flat
 
 
@@ -102,8 +103,9 @@ def check_resumable(path: Path, expected: dict[str, Any]) -> None:
 
     Reads the small JSON only, so that a wrong recipe is refused before anything is loaded.
     """
-    # A key that the version which wrote it didn't have stood for what is now the default.
-    written = _describe(path)["fingerprint"]
+    # A key that the version which wrote it didn't have stood for what is now the default: in
+    # plan.stages, whose keys _defaults doesn't have, for None.
+    written = _flatten(_describe(path)["fingerprint"])
     found = {key: value for key, value in _defaults().items() if key in expected} | written
     lines = [
         f"{key}: {expected.get(key)!r} now, {found.get(key)!r} in the checkpoint"

@@ -1,8 +1,8 @@
 """What a plan costs: parameters, gradient elements handed to the reduction, tokens.
 
-Notable: pure arithmetic on the recipe, exact, without building a model; the run's own plan.json and
-`mslt-ds plan` both come from here, and a test holds it against the real modules. A tied tensor
-counts once, as an embedding.
+The numbers are exact and computed from the recipe, without building a model; a test compares them
+with the real modules. A run's plan.json and `mslt-ds plan` both come from here. A tied tensor counts
+once, as an embedding.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def block_parameters(model: ModelConfig) -> int:
 
 
 def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Elements of the word (and so of the MLM decoder's), position and segment embeddings, and of
-    ALBERT's mapping from their size to the hidden size."""
+    """Elements of the word, position and segment embeddings and of ALBERT's mapping from their size
+    to the hidden size. The MLM decoder is tied to the word embeddings."""
     rows = vocab_size + model.max_position_embeddings + model.type_vocab_size
     size = model.embedding_size or model.hidden_size
     mapping = 0 if model.embedding_size is None else _dense(size, model.hidden_size)
@@ -34,8 +34,8 @@ def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
 
 
 def head_parameters(config: RunConfig, vocab_size: int) -> int:
-    """Elements of what trains in every stage: MLM transform and decoder bias; pooler and head for
-    sentence pairs, where the instances are pairs."""
+    """Elements of the heads, which train in every stage: the MLM transform and the decoder bias, and,
+    where instances are sentence pairs, the pooler and the pair's head."""
     hidden = config.model.hidden_size
     size = config.model.embedding_size or hidden
     masked_lm = _dense(hidden, size) + _layer_norm(size) + vocab_size
@@ -61,27 +61,22 @@ def trainable_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> in
     return embeddings + layers + head_parameters(config, vocab_size)
 
 
-def gradient_accumulation_steps(config: RunConfig, stage: Stage, world_size: int) -> int:
-    """Micro-steps of one step on each rank."""
-    return config.train.global_batch_size // (stage.micro_batch_size * world_size)
-
-
 def elements_reduced_per_step(
     config: RunConfig, stage: Stage, vocab_size: int, world_size: int, zero_stage: int
 ) -> int:
-    """Gradient elements each rank hands to the reduction in one step.
+    """Gradient elements that each rank hands to the reduction in one step.
 
-    ZeRO 0 and 1 reduce the accumulated gradient once; ZeRO 2, which keeps only its own part of
-    it, at every micro-step.
+    ZeRO 0 and 1 reduce the accumulated gradient once. ZeRO 2 keeps only a rank's own part of it and
+    reduces at every micro-step.
     """
-    reductions = gradient_accumulation_steps(config, stage, world_size) if zero_stage == 2 else 1
+    reductions = stage.gradient_accumulation_steps(world_size) if zero_stage == 2 else 1
     return trainable_parameters(config, stage, vocab_size) * reductions
 
 
 def describe_plan(
     config: RunConfig, plan: Plan, *, vocab_size: int, world_size: int, zero_stage: int
 ) -> dict[str, Any]:
-    """The plan with its costs, as plan.json and `mslt-ds plan --json` hold it."""
+    """The plan with its costs, as in plan.json and `mslt-ds plan --json`."""
     stages = [
         describe_stage(config, plan, stage, vocab_size, world_size, zero_stage)
         for stage in plan.stages
@@ -126,9 +121,12 @@ def describe_stage(
         "start_step": stage.start_step,
         "end_step": stage.end_step,
         "seq_length": stage.seq_length,
+        "global_batch_size": stage.global_batch_size,
         "micro_batch_size": stage.micro_batch_size,
-        "gradient_accumulation_steps": gradient_accumulation_steps(config, stage, world_size),
-        "tokens": stage.steps * config.train.global_batch_size * stage.seq_length,
+        "gradient_accumulation_steps": stage.gradient_accumulation_steps(world_size),
+        "first_instance": stage.first_instance,
+        "masked_lm_prob": stage.masked_lm_prob,
+        "tokens": stage.steps * stage.global_batch_size * stage.seq_length,
         "learning_rate_from": learning_rate(config, plan, stage.start_step),
         "learning_rate_to": learning_rate(config, plan, stage.end_step - 1),
         "learning_rate_factor": stage.learning_rate_factor,

@@ -1,4 +1,4 @@
-"""From a recipe to its plan: the stages that each method makes.
+"""The stages that each method makes of a recipe.
 
 `mslt`: Yang et al. 2020, "Progressively Stacking 2.0: A Multi-stage Layerwise Training Method for
 BERT Training Speedup", section 3: k stages of N/k new layers each, the layers below frozen, then
@@ -10,37 +10,24 @@ BERT by Progressively Stacking", section 3: depth N/4, N/2, N, everything trains
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from mslt_ds.config.sections import LongSequenceConfig, PlanConfig, RunConfig
+from mslt_ds.config.sections import PlanConfig, RunConfig
 from mslt_ds.errors import RecipeError
-from mslt_ds.plan.stages import Plan, Stage
+from mslt_ds.plan.by_stage import with_values_by_stage
+from mslt_ds.plan.draft import Draft
+from mslt_ds.plan.lengths import length_problems, split_long
+from mslt_ds.plan.stages import GLOBAL_BATCH_SIZE_KEY, MICRO_BATCH_SIZE_KEY, Plan, Stage
 
 STACKING_SHARES = (0.125, 0.175, 0.7)
 
-# These operators place new layers among or below the old ones' copies: the layers of the
-# shallower model don't stay what they were trained to be, so all have to go on training.
+# These operators place new layers among or below copies of the old ones, so that the old layers get
+# inputs for which they were not trained: every layer has to go on training.
 WHOLE_MODEL_OPERATORS = ("copy_all", "interpolate")
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A stage before its place in the run is known."""
-
-    depth: int
-    trainable_layers: int
-    steps: int
-    seq_length: int
-    micro_batch_size: int
-    seq_length_key: str  # the recipe's key that gave the length
-    init: str | None = None
-    learning_rate_factor: float = 1.0
-    warmup_steps: int = 0
-    continues: bool = False
-
-
 def build_plan(config: RunConfig) -> Plan:
-    """The plan that a recipe asks for. RecipeError, one line for each problem, if it has none."""
+    """The plan of a recipe. RecipeError, with a line for each problem, if it has none."""
     model = config.model
     if model.num_hidden_layers % model.num_blocks:
         raise RecipeError(
@@ -50,18 +37,20 @@ def build_plan(config: RunConfig) -> Plan:
         )
     problems: list[str] = []
     drafts = _METHODS[config.plan.method](config, problems)
+    if not problems and config.plan.method != "custom":
+        drafts = with_values_by_stage(drafts, config, problems)
     if not problems and config.plan.long_sequence is not None:
-        drafts = _split_long(drafts, config.plan.long_sequence, config, problems)
+        drafts = split_long(drafts, config.plan.long_sequence, config, problems)
     if not problems:
-        problems += _length_problems(drafts, config)
+        problems += length_problems(drafts, config)
     if problems:
         raise RecipeError("\n".join(problems))
     return _place(drafts, "pretrained" if config.plan.init_from else "fresh")
 
 
-def _place(drafts: Sequence[_Draft], first_init: str) -> Plan:
+def _place(drafts: Sequence[Draft], first_init: str) -> Plan:
     stages: list[Stage] = []
-    steps_at_length: dict[int, int] = {}
+    end_instances: dict[int, int] = {}  # seq_length -> instances that the stages so far took
     start_step = 0
     for index, draft in enumerate(drafts, start=1):
         stages.append(
@@ -71,56 +60,61 @@ def _place(drafts: Sequence[_Draft], first_init: str) -> Plan:
                 trainable_layers=draft.trainable_layers,
                 steps=draft.steps,
                 start_step=start_step,
-                data_start_step=steps_at_length.get(draft.seq_length, 0),
+                first_instance=end_instances.get(draft.seq_length, 0),
                 seq_length=draft.seq_length,
                 micro_batch_size=draft.micro_batch_size,
+                global_batch_size=draft.global_batch_size,
+                masked_lm_prob=draft.masked_lm_prob,
                 init=_init(draft, drafts[index - 2]) if index > 1 else first_init,
                 learning_rate_factor=draft.learning_rate_factor,
                 warmup_steps=draft.warmup_steps,
                 continues=draft.continues,
+                global_batch_size_key=draft.global_batch_size_key,
+                micro_batch_size_key=draft.micro_batch_size_key,
             )
         )
         start_step += draft.steps
-        steps_at_length[draft.seq_length] = stages[-1].data_start_step + draft.steps
+        end_instances[draft.seq_length] = stages[-1].end_instance
     return Plan(tuple(stages))
 
 
-def _init(draft: _Draft, before: _Draft) -> str:
+def _init(draft: Draft, before: Draft) -> str:
     return "keep" if draft.depth == before.depth else draft.init or "copy_top"
 
 
-# ---- methods: a recipe in, drafts out, problems appended -----------------------------------
+# ---- methods: each takes a recipe, returns drafts and appends problems ---------------------
 
 
-def _draft(config: RunConfig, depth: int, trainable_layers: int, steps: int) -> _Draft:
+def _draft(config: RunConfig, depth: int, trainable_layers: int, steps: int) -> Draft:
     default = "copy_all" if config.plan.method == "stacking" else "copy_top"
-    return _Draft(
+    return Draft(
         depth=depth,
         trainable_layers=trainable_layers,
         steps=steps,
         seq_length=config.data.seq_length,
         micro_batch_size=config.train.micro_batch_size,
-        seq_length_key="data.seq_length",
+        global_batch_size=config.train.global_batch_size,
+        masked_lm_prob=config.data.masked_lm_prob,
         init=config.plan.init or default,
     )
 
 
 def _block_key(config: RunConfig) -> str:
-    """The key that says how many blocks there are to make stages of."""
+    """The key that gives the number of blocks."""
     if config.model.num_hidden_groups is None:
         return "model.num_hidden_layers"
     return "model.num_hidden_groups"
 
 
 def _more_groups(config: RunConfig, num_stages: int) -> str:
-    """The numbers of groups that `num_stages` stages would go with; "" where nothing is shared."""
+    """The numbers of groups that `num_stages` divides, for a message; "" where nothing is shared."""
     if config.model.num_hidden_groups is None:
         return ""
     groups = [g for g in _divisors(config.model.num_hidden_layers) if g % num_stages == 0]
     return f", or model.num_hidden_groups {_choices(groups)}" if groups else ""
 
 
-def _mslt(config: RunConfig, problems: list[str]) -> list[_Draft]:
+def _mslt(config: RunConfig, problems: list[str]) -> list[Draft]:
     plan, layers = config.plan, config.model.num_hidden_layers
     blocks = config.model.num_blocks
     num_stages = plan.num_stages
@@ -156,12 +150,12 @@ def _mslt(config: RunConfig, problems: list[str]) -> list[_Draft]:
     return drafts
 
 
-def _stacking(config: RunConfig, problems: list[str]) -> list[_Draft]:
-    """Depths double up to N. `stage_shares` decides their number.
+def _stacking(config: RunConfig, problems: list[str]) -> list[Draft]:
+    """Depths double up to N; `stage_shares` has a share of the steps for each.
 
     In a twin (`--set plan.method=stacking` on an mslt recipe), num_stages x steps_per_stage + the
-    joint steps are the steps to spend, and nothing more; beside total_steps, where nothing needs
-    num_stages to know the steps, it has to be the number of stages.
+    joint steps only gives the number of steps. Beside total_steps, where the number of steps needs
+    no num_stages, num_stages has to be the number of stages.
     """
     plan, layers = config.plan, config.model.num_hidden_layers
     shares = plan.stage_shares or STACKING_SHARES
@@ -199,13 +193,13 @@ def _stacking(config: RunConfig, problems: list[str]) -> list[_Draft]:
     return drafts
 
 
-def _full(config: RunConfig, problems: list[str]) -> list[_Draft]:
+def _full(config: RunConfig, problems: list[str]) -> list[Draft]:
     budget = _budget(config.plan, problems)
     layers = config.model.num_hidden_layers
     return [] if budget is None else [_draft(config, layers, layers, sum(budget))]
 
 
-def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
+def _custom(config: RunConfig, problems: list[str]) -> list[Draft]:
     plan, layers = config.plan, config.model.num_hidden_layers
     if not plan.stages:
         problems.append(
@@ -213,6 +207,12 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
             "with depth and steps"
         )
         return []
+    for key in ("global_batch_size", "masked_lm_prob"):
+        if getattr(plan, key) is not None:
+            problems.append(
+                f"plan.{key}: given, but plan.method custom reads {key} of each of plan.stages; "
+                "leave it out"
+            )
     for key in ("steps_per_stage", "joint_steps", "joint_share"):
         if (value := getattr(plan, key)) is not None:
             problems.append(
@@ -231,7 +231,7 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
             f"to {steps}; leave it out"
         )
     each = config.model.layers_per_block
-    drafts: list[_Draft] = []
+    drafts: list[Draft] = []
     for i, stage in enumerate(plan.stages):
         key = f"plan.stages.{i}"
         before = plan.stages[i - 1].depth if i else None
@@ -268,10 +268,18 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
                 _draft(config, stage.depth, trainable, stage.steps),
                 seq_length=stage.seq_length or config.data.seq_length,
                 micro_batch_size=stage.micro_batch_size or config.train.micro_batch_size,
-                seq_length_key=f"{key}.seq_length" if stage.seq_length else "data.seq_length",
+                global_batch_size=stage.global_batch_size or config.train.global_batch_size,
+                masked_lm_prob=stage.masked_lm_prob or config.data.masked_lm_prob,
                 init=init,
                 learning_rate_factor=stage.learning_rate_factor,
                 warmup_steps=stage.warmup_steps,
+                seq_length_key=f"{key}.seq_length" if stage.seq_length else "data.seq_length",
+                global_batch_size_key=f"{key}.global_batch_size"
+                if stage.global_batch_size
+                else GLOBAL_BATCH_SIZE_KEY,
+                micro_batch_size_key=f"{key}.micro_batch_size"
+                if stage.micro_batch_size
+                else MICRO_BATCH_SIZE_KEY,
             )
         )
     if plan.stages[-1].depth < layers:
@@ -285,7 +293,7 @@ def _custom(config: RunConfig, problems: list[str]) -> list[_Draft]:
 _METHODS = {"mslt": _mslt, "stacking": _stacking, "full": _full, "custom": _custom}
 
 
-# ---- steps and sequence lengths ------------------------------------------------------------
+# ---- steps ---------------------------------------------------------------------------------
 
 
 def _budget(plan: PlanConfig, problems: list[str]) -> tuple[int, int] | None:
@@ -320,70 +328,6 @@ def _budget(plan: PlanConfig, problems: list[str]) -> tuple[int, int] | None:
     staged = (plan.num_stages or 1) * (plan.steps_per_stage or 0)
     joint = round(staged * share / (1 - share)) if plan.joint_steps is None else plan.joint_steps
     return staged, joint
-
-
-def _split_long(
-    drafts: list[_Draft], long: LongSequenceConfig, config: RunConfig, problems: list[str]
-) -> list[_Draft]:
-    """The last `share` of all steps at the long length; a stage it cuts becomes two."""
-    total = sum(draft.steps for draft in drafts)
-    remaining = round(total * long.share)
-    if not remaining:
-        problems.append(
-            f"plan.long_sequence.share: {long.share} of {total} steps is less than one step"
-        )
-    micro_batch_size = long.micro_batch_size or config.train.micro_batch_size
-    # From the last stage backwards, until the share is used up.
-    result: list[_Draft] = []
-    whole_model_steps = 0
-    for number, draft in reversed(list(enumerate(drafts, start=1))):
-        steps = min(remaining, draft.steps)
-        if steps and draft.trainable_layers < draft.depth and not config.plan.init_from:
-            problems.append(
-                f"plan.long_sequence.share: {long.share} ({round(total * long.share)} of {total} "
-                f"steps) reaches into stage {number}, which keeps the embeddings frozen: positions "
-                f"from {config.data.seq_length} on would never train; "
-                f"at most {whole_model_steps / total:g} with this plan"
-            )
-            break
-        whole_model_steps += draft.steps
-        cut = draft.steps - steps
-        if steps:
-            result.insert(
-                0,
-                replace(
-                    draft,
-                    steps=steps,
-                    seq_length=long.seq_length,
-                    micro_batch_size=micro_batch_size,
-                    seq_length_key="plan.long_sequence.seq_length",
-                    continues=cut > 0,
-                ),
-            )
-        if cut:
-            result.insert(0, replace(draft, steps=cut))
-        remaining -= steps
-    return result
-
-
-def _length_problems(drafts: Sequence[_Draft], config: RunConfig) -> list[str]:
-    """Lengths that the model has no position for, or whose positions would never train."""
-    problems: list[str] = []
-    positions = config.model.max_position_embeddings
-    # A model that exists has been trained, at whatever lengths: that's not for the plan to say.
-    trained = positions if config.plan.init_from else 0
-    for number, draft in enumerate(drafts, start=1):
-        key, length = draft.seq_length_key, draft.seq_length
-        if draft.trainable_layers == draft.depth:
-            trained = max(trained, length)
-        if length > positions:
-            problems.append(f"{key}: {length} is above model.max_position_embeddings {positions}")
-        elif length > trained:
-            problems.append(
-                f"{key}: {length}, but stage {number} keeps the embeddings frozen and no stage "
-                f"before it trains positions {trained} to {length - 1}"
-            )
-    return list(dict.fromkeys(problems))
 
 
 def _divisors(number: int) -> list[int]:

@@ -1,6 +1,6 @@
 """The learning rate of each step: a pure function of recipe, plan and step.
 
-Notable: no state, so nothing to save in a checkpoint and nothing to lose at a stage boundary. The
+The schedule has no state that a checkpoint would have to hold or a stage boundary could lose. The
 rate of step s is a product,
 
     optimizer.learning_rate x shape(s) x the stage's learning_rate_factor x the stage's own warm-up
@@ -14,8 +14,9 @@ Shapes, for T steps of which the first w warm up, step s from 0, p = (s - w) / (
     wsd          1, then over the last decay_steps linearly to e   (Hu et al. 2024, "MiniCPM",
                                                   section 4: warm-up, stable, decay)
 
-The rate never reaches e: that would be the rate of step T. `schedule.restart` applies the shape to
-each stage anew. A stage that only changes the sequence length of the one before continues its shape.
+The rate never reaches e, which would be the rate of step T. `schedule.restart` applies the shape to
+each stage anew. A stage that only changes the sequence length of the stage before continues its
+shape. The batch size of a stage does not enter.
 """
 
 from __future__ import annotations

@@ -1,30 +1,41 @@
-"""The plan of a run: which layers exist and train, for how many steps, stage after stage.
+"""The plan of a run: which layers exist and train, on which batches, for how many steps.
 
-A pure value: no torch, no file, no process. The trainer, the schedule and the cost table know of a
-method what the plan says, and never ask which method it was.
+A plan is a pure value without torch, files or processes. The trainer, the schedule and the cost
+table read the stages and never ask which method made them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from mslt_ds.config.sections import RunConfig
+from mslt_ds.errors import RecipeError
+
+GLOBAL_BATCH_SIZE_KEY = "train.global_batch_size"
+MICRO_BATCH_SIZE_KEY = "train.micro_batch_size"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of one engine. Steps count optimizer steps; layers count from the bottom."""
+    """The steps that one engine does. Steps are optimizer steps; layers count from the bottom."""
 
     index: int  # 1-based
     depth: int  # transformer layers that exist
     trainable_layers: int  # of these, counted from the top
     steps: int
     start_step: int  # global step of this stage's first step
-    data_start_step: int  # earlier steps of the run at the same seq_length
+    first_instance: int  # instances that earlier stages of the same seq_length took
     seq_length: int  # tokens
     micro_batch_size: int  # instances per rank and micro-step
+    global_batch_size: int  # instances per step
+    masked_lm_prob: float  # share of the tokens to predict
     init: str  # "fresh", "pretrained", "keep", or the growth operator that made the new layers
     learning_rate_factor: float = 1.0
     warmup_steps: int = 0  # own warm-up, counted from the start of the learning-rate segment
     continues: bool = False  # the stage before at another length: the same learning-rate segment
+    # The recipe's keys that gave the batch sizes, for messages.
+    global_batch_size_key: str = GLOBAL_BATCH_SIZE_KEY
+    micro_batch_size_key: str = MICRO_BATCH_SIZE_KEY
 
     @property
     def frozen_layers(self) -> int:
@@ -32,7 +43,7 @@ class Stage:
 
     @property
     def train_embeddings(self) -> bool:
-        """Embeddings (and the MLM decoder tied to them) train iff every layer does."""
+        """Whether the embeddings, and the MLM decoder tied to them, train: iff every layer does."""
         return self.frozen_layers == 0
 
     @property
@@ -40,10 +51,28 @@ class Stage:
         """The global step after this stage's last."""
         return self.start_step + self.steps
 
+    @property
+    def end_instance(self) -> int:
+        """The instance of the sequence at this seq_length after this stage's last."""
+        return self.first_instance + self.steps * self.global_batch_size
+
+    def gradient_accumulation_steps(self, world_size: int) -> int:
+        """Micro-steps of one step on each rank. RecipeError, by the keys at fault, if the ranks can't
+        share the global batch evenly."""
+        by_plan = self.global_batch_size_key != GLOBAL_BATCH_SIZE_KEY
+        return accumulation_steps(
+            self.global_batch_size,
+            self.micro_batch_size,
+            world_size,
+            global_key=self.global_batch_size_key,
+            micro_key=self.micro_batch_size_key,
+            place=f" in stage {self.index}" if by_plan else "",
+        )
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole schedule: stages without a gap from step 0 to `total_steps`."""
+    """All stages of a run, without a gap from step 0 to `total_steps`."""
 
     stages: tuple[Stage, ...]
 
@@ -69,3 +98,45 @@ class Plan:
         while last + 1 < len(self.stages) and self.stages[last + 1].continues:
             last += 1
         return self.stages[first].start_step, self.stages[last].end_step
+
+
+def held_out(config: RunConfig, stage: Stage) -> Stage:
+    """What the stage's model is evaluated on: batches of the first held-out instances.
+
+    They depend on the recipe and on the stage's seq_length alone, not on its global batch size or
+    masked share, so that the losses of all stages at one seq_length are comparable. Their number is
+    `evaluation.instances`, rounded up to whole batches.
+    """
+    batch = config.train.global_batch_size
+    return replace(
+        stage,
+        first_instance=0,
+        steps=-(-config.evaluation.instances // batch),
+        global_batch_size=batch,
+        global_batch_size_key=GLOBAL_BATCH_SIZE_KEY,
+        masked_lm_prob=config.data.masked_lm_prob,
+    )
+
+
+def accumulation_steps(
+    global_batch_size: int,
+    micro_batch_size: int,
+    world_size: int,
+    *,
+    global_key: str = GLOBAL_BATCH_SIZE_KEY,
+    micro_key: str = MICRO_BATCH_SIZE_KEY,
+    place: str = "",
+) -> int:
+    """Micro-batches that each of `world_size` ranks has of a global batch. RecipeError, by the
+    recipe's keys, unless that is a whole number of at least 1."""
+    at_once = micro_batch_size * world_size
+    steps, rest = divmod(global_batch_size, at_once)
+    if steps and not rest:
+        return steps
+    below, above = steps * at_once, (steps + 1) * at_once
+    micro_batch = f"{micro_key} {micro_batch_size}"
+    product = f"{at_once} ({world_size} ranks x {micro_batch})" if world_size > 1 else micro_batch
+    raise RecipeError(
+        f"{global_key}: {global_batch_size}{place} is not a multiple of {product}; choose "
+        f"{f'{below} or {above}' if below else above}, or other ranks or micro-batches"
+    )

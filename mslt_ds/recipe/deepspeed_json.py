@@ -1,10 +1,10 @@
 """The DeepSpeed JSON beside the recipe: what it may say, and what the recipe decides.
 
-Notable: one owner for each setting. Batch sizes, precision, clipping, optimizer and learning rate
-belong to the recipe; in the JSON they are "auto", left out, or equal. ZeRO's buckets, loss-scale
-windows and DeepSpeed's own reports belong to the JSON. Anything else is refused: DeepSpeed itself
-passes over a key that it doesn't know, and one that it knows may change what a step computes. No
-DeepSpeed is imported here.
+Each setting has one owner. Batch sizes, precision, clipping, optimizer and learning rate belong to
+the recipe; in the JSON they are "auto", left out, or equal. ZeRO's buckets, loss-scale windows and
+DeepSpeed's own reports belong to the JSON. Anything else is refused, because DeepSpeed ignores a key
+that it doesn't know, and a key that it knows may change what a step computes. This module doesn't
+import DeepSpeed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mslt_ds.errors import RecipeError
 from mslt_ds.plan.stages import Plan
 
 _AUTO = "auto"
-# Keys whose presence would change who decides or where parameters and their state live.
+# Keys whose presence would change who decides, or where parameters and their state are kept.
 _REFUSED = {
     "optimizer": "the recipe's section optimizer decides",
     "scheduler": "the recipe's section schedule decides",
@@ -31,7 +31,7 @@ _REFUSED = {
     "zero_optimization.offload_param": "only ZeRO stage 3 has it",
     "zero_force_ds_cpu_optimizer": "the recipe's optimizer is used on every device",
 }
-# What the JSON decides. `true` or `false`, a whole number from 0, any object, or decided elsewhere.
+# The kinds of values that the JSON may hold; `_CHECKED` ones are compared with the recipe.
 _SWITCH, _COUNT, _OBJECT, _CHECKED = "true or false", "a whole number", "an object", ""
 _ALLOWED = {
     "train_batch_size": _CHECKED,
@@ -98,14 +98,14 @@ def stage_config(
     precision: str,
     gradient_clipping: float,
 ) -> dict[str, Any]:
-    """`settings` with what the recipe decides put in, for `deepspeed.initialize`."""
+    """`settings` with the recipe's own, for `deepspeed.initialize`."""
     config = copy.deepcopy(settings)
-    # Left out, DeepSpeed derives it from the two below and checks nothing; given, it must agree.
+    # DeepSpeed derives it from the two below.
     config.pop("train_batch_size", None)
     config |= {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
-        # DeepSpeed clips at 1.0 where the key is absent: 0.0 is how to say "not at all".
+        # DeepSpeed clips at 1.0 where the key is absent; 0.0 turns clipping off.
         "gradient_clipping": gradient_clipping,
         # Progress is this package's own; DeepSpeed's timer would synchronise the GPU every step.
         "steps_per_print": None,
@@ -120,7 +120,7 @@ def stage_config(
 
 
 def problems(config: RunConfig, plan: Plan, settings: dict[str, Any]) -> list[str]:
-    """Where the JSON contradicts the recipe, or asks for what this trainer doesn't do."""
+    """Settings that contradict the recipe or that this trainer doesn't support."""
     path = config.deepspeed.config
     lines: list[str] = []
     stage = zero_stage(settings)
@@ -146,49 +146,60 @@ def problems(config: RunConfig, plan: Plan, settings: dict[str, Any]) -> list[st
             lines.append(f"{_KEY}: {path}: {key}: not a setting that this trainer passes on{meant}")
         elif not _fits(value, _ALLOWED[key]):
             lines.append(f"{_KEY}: {path}: {key} {_json(value)}; it has to be {_ALLOWED[key]}")
-    for key, recipe_key, values in _decided(config, plan):
-        found = _get(settings, key, _AUTO)
-        if found != _AUTO and any(found != value for value in values):
-            wanted = ", ".join(_json(value) for value in values)
-            lines.append(
-                f"{_KEY}: {path}: {key} {_json(found)}, but {recipe_key} makes it "
-                f'{wanted}; write "auto"'
-            )
+    for key, made in _decided(config, plan):
+        lines += _contradiction(config, settings, key, made)
     return lines
 
 
 def world_problems(
     config: RunConfig, plan: Plan, settings: dict[str, Any], world_size: int
 ) -> list[str]:
-    """Where the JSON's gradient accumulation isn't what this number of ranks makes it."""
-    key = "gradient_accumulation_steps"
+    """A JSON's gradient accumulation that `world_size` ranks contradict."""
+    made = [
+        (
+            f"{stage.global_batch_size_key} {stage.global_batch_size} on {world_size} ranks",
+            stage.gradient_accumulation_steps(world_size),
+        )
+        for stage in plan.stages
+    ]
+    return _contradiction(config, settings, "gradient_accumulation_steps", made)
+
+
+def _decided(config: RunConfig, plan: Plan) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """(key in the JSON, for each stage the recipe's key and the value that it makes)"""
+    train, stages = config.train, plan.stages
+    return [
+        ("train_batch_size", [(s.global_batch_size_key, s.global_batch_size) for s in stages]),
+        (
+            "train_micro_batch_size_per_gpu",
+            [(s.micro_batch_size_key, s.micro_batch_size) for s in stages],
+        ),
+        ("gradient_clipping", [("train.gradient_clipping", train.gradient_clipping)]),
+        ("fp16.enabled", [("train.precision", train.precision == "fp16")]),
+        ("bf16.enabled", [("train.precision", train.precision == "bf16")]),
+    ]
+
+
+def _contradiction(
+    config: RunConfig, settings: dict[str, Any], key: str, made: list[tuple[str, Any]]
+) -> list[str]:
+    """A line if the JSON's `key` isn't what the recipe makes it.
+
+    made: for each stage, or once for all of them, what decides and the value that it makes
+    """
     found = _get(settings, key, _AUTO)
-    made = sorted(
-        {
-            config.train.global_batch_size // (stage.micro_batch_size * world_size)
-            for stage in plan.stages
-        }
-    )
-    if found == _AUTO or made == [found]:
+    wrong = [(number, *pair) for number, pair in enumerate(made, start=1) if pair[1] != found]
+    if found == _AUTO or not wrong:
         return []
-    return [
-        f"{_KEY}: {config.deepspeed.config}: {key} {_json(found)}, but train.global_batch_size "
-        f"{config.train.global_batch_size} on {world_size} ranks makes it "
-        f'{", ".join(map(str, made))}; write "auto"'
-    ]
-
-
-def _decided(config: RunConfig, plan: Plan) -> list[tuple[str, str, list[Any]]]:
-    """(key in the JSON, the recipe's key, the values it takes over the stages)."""
-    train = config.train
-    micro_batch_sizes = sorted({stage.micro_batch_size for stage in plan.stages})
-    return [
-        ("train_batch_size", "train.global_batch_size", [train.global_batch_size]),
-        ("train_micro_batch_size_per_gpu", "train.micro_batch_size", micro_batch_sizes),
-        ("gradient_clipping", "train.gradient_clipping", [train.gradient_clipping]),
-        ("fp16.enabled", "train.precision", [train.precision == "fp16"]),
-        ("bf16.enabled", "train.precision", [train.precision == "bf16"]),
-    ]
+    number, decider, value = wrong[0]
+    values = sorted({value for _, value in made})
+    if len(values) == 1:
+        why = f"{decider} makes it {_json(value)}"
+    else:
+        every = ", ".join(map(_json, values))
+        why = f"the plan makes it {every} (stage {number}: {decider} makes it {_json(value)})"
+    path = config.deepspeed.config
+    return [f'{_KEY}: {path}: {key} {_json(found)}, but {why}; write "auto"']
 
 
 def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,7 @@ from mslt_ds.recipe import deepspeed_json, rules
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is told to do. `parse_recipe` and `load_recipe` make it."""
+    """A checked recipe with its plan. `parse_recipe` and `load_recipe` make it."""
 
     config: RunConfig
     plan: Plan
@@ -38,15 +38,15 @@ class Recipe:
         return deepspeed_json.zero_stage(self.deepspeed)
 
     def check_world(self, world_size: int) -> None:
-        """RecipeError if `world_size` ranks can't share the global batch evenly."""
+        """RecipeError if `world_size` ranks can't share the global batch of each stage evenly."""
         _raise(rules.world_problems(self.config, self.plan, self.deepspeed, world_size))
 
     def check_environment(self, device_type: str) -> None:
-        """RecipeError if the device that was found ("cpu" or "cuda") can't do what is asked."""
+        """RecipeError if the device ("cpu" or "cuda") doesn't support what the recipe asks for."""
         _raise(rules.device_problems(self.config, device_type))
 
     def check_files(self) -> None:
-        """RecipeError if a token store that the recipe names isn't there."""
+        """RecipeError if a token store that the recipe names doesn't exist."""
         _raise(rules.file_problems(self.config))
 
 

@@ -1,8 +1,8 @@
 """What a recipe's sections demand of each other, of the ranks, the device and the disk.
 
-Notable: rules return their problems as lines, `key: value found; what is allowed`, so that a user
-sees all of them at once. What one key alone can violate is said by its type in config.py; what
-concerns the stages by plan.py; what the DeepSpeed JSON must leave to the recipe by deepspeed_json.py.
+Rules return their problems as lines, `key: value found; what is allowed`, so that a user sees all of
+them at once. Rules for a single key are types in config/sections.py, rules for the stages are in
+plan/methods.py, and rules for the DeepSpeed JSON in deepspeed_json.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any
 
 from mslt_ds.config.sections import ModelConfig, RunConfig
 from mslt_ds.data.store import MANIFEST
-from mslt_ds.plan.stages import Plan, Stage
+from mslt_ds.errors import RecipeError
+from mslt_ds.plan.stages import Plan, Stage, held_out
 from mslt_ds.recipe import deepspeed_json
 
 
 def recipe_problems(config: RunConfig) -> list[str]:
-    """What can be said without a plan."""
+    """Problems that can be found without a plan."""
     model, plan, data, train = config.model, config.plan, config.data, config.train
     problems: list[str] = []
     if model.hidden_size % model.num_attention_heads:
@@ -101,16 +102,8 @@ def _family_problems(model: ModelConfig) -> list[str]:
 
 
 def plan_problems(config: RunConfig, plan: Plan) -> list[str]:
-    """What the stages demand of the schedule and the batch."""
-    problems = _schedule_problems(config, plan)
-    global_batch_size = config.train.global_batch_size
-    for key, micro_batch_size in _micro_batch_sizes(config, plan).items():
-        if global_batch_size % micro_batch_size:
-            problems.append(
-                f"train.global_batch_size: {global_batch_size} is not a multiple of {key} "
-                f"{micro_batch_size}"
-            )
-    return problems
+    """Problems of the schedule and the batches with the stages."""
+    return _schedule_problems(config, plan) + _batch_problems(config, plan, world_size=1)
 
 
 def _schedule_problems(config: RunConfig, plan: Plan) -> list[str]:
@@ -119,7 +112,7 @@ def _schedule_problems(config: RunConfig, plan: Plan) -> list[str]:
     keys = f"schedule.warmup_steps: {schedule.warmup_steps}"
     if schedule.decay_steps is not None:
         keys += f" and schedule.decay_steps {schedule.decay_steps}"
-    # One for each learning-rate segment; with custom plans, one for each of plan.stages.
+    # The first stage of each learning-rate segment: with custom plans, each of plan.stages.
     firsts = [stage for stage in plan.stages if not stage.continues]
     steps = {stage.index: _segment_steps(plan, stage) for stage in firsts}
     shortest = min(firsts, key=lambda stage: steps[stage.index]).index
@@ -145,48 +138,39 @@ def _segment_steps(plan: Plan, stage: Stage) -> int:
     return end - start
 
 
-def _micro_batch_sizes(config: RunConfig, plan: Plan) -> dict[str, int]:
-    """Keys that say how many instances a micro-batch has, where a stage goes by them."""
-    sizes: dict[str, int | None] = {"train.micro_batch_size": config.train.micro_batch_size}
-    if config.plan.long_sequence is not None:
-        sizes["plan.long_sequence.micro_batch_size"] = config.plan.long_sequence.micro_batch_size
-    for i, stage in enumerate(config.plan.stages or ()):
-        sizes[f"plan.stages.{i}.micro_batch_size"] = stage.micro_batch_size
-    used = {stage.micro_batch_size for stage in plan.stages}
-    return {key: size for key, size in sizes.items() if size is not None and size in used}
+def _batch_problems(config: RunConfig, plan: Plan, world_size: int) -> list[str]:
+    """Global batches, of training and of held-out evaluation, that the ranks can't share evenly."""
+    stages = list(plan.stages)
+    if config.data.eval_path is not None:
+        stages += [held_out(config, stage) for stage in plan.stages]
+    problems: dict[tuple[str, int, str], str] = {}
+    for stage in stages:
+        cause = stage.global_batch_size_key, stage.global_batch_size, stage.micro_batch_size_key
+        try:
+            stage.gradient_accumulation_steps(world_size)
+        except RecipeError as error:
+            problems.setdefault(cause, str(error))
+    return list(problems.values())
 
 
 def world_problems(
     config: RunConfig, plan: Plan, deepspeed: dict[str, Any], world_size: int
 ) -> list[str]:
-    """What a number of ranks demands."""
-    problems: list[str] = []
-    global_batch_size = config.train.global_batch_size
-    for key, micro_batch_size in _micro_batch_sizes(config, plan).items():
-        at_once = world_size * micro_batch_size
-        if global_batch_size % at_once:
-            problems.append(
-                f"train.global_batch_size: {global_batch_size} is not a multiple of {at_once} "
-                f"({world_size} ranks x {key} {micro_batch_size}); choose "
-                f"{_neighbours(global_batch_size, at_once)}, or other ranks or micro-batches"
-            )
-    return problems + deepspeed_json.world_problems(config, plan, deepspeed, world_size)
-
-
-def _neighbours(value: int, unit: int) -> str:
-    below, above = value // unit * unit, (value // unit + 1) * unit
-    return f"{below} or {above}" if below else str(above)
+    """Problems that a number of ranks brings."""
+    return _batch_problems(config, plan, world_size) or deepspeed_json.world_problems(
+        config, plan, deepspeed, world_size
+    )
 
 
 def device_problems(config: RunConfig, device_type: str) -> list[str]:
-    """What a kind of device can't do."""
+    """Settings that a kind of device doesn't support."""
     if config.train.precision == "fp16" and device_type == "cpu":
         return ["train.precision: fp16 is not supported on a CPU; choose bf16 or fp32"]
     return []
 
 
 def file_problems(config: RunConfig) -> list[str]:
-    """Token stores that aren't there. Their contents are checked where they are opened."""
+    """Token stores that don't exist. Their contents are checked where they are opened."""
     problems: list[str] = []
     for key, value in (("path", config.data.path), ("eval_path", config.data.eval_path)):
         if value is None:

@@ -33,10 +33,16 @@ def _table(description: dict[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for heading, _ in _COLUMNS:
+    stages = description["stages"]
+    columns = [
+        (heading, cell)
+        for heading, cell in _COLUMNS
+        if heading not in _WHERE_STAGES_DIFFER or len({cell(stage) for stage in stages}) > 1
+    ]
+    for heading, _ in columns:
         table.add_column(heading, justify="left" if heading == "new layers" else "right")
-    for stage in description["stages"]:
-        table.add_row(*(cell(stage) for _, cell in _COLUMNS))
+    for stage in stages:
+        table.add_row(*(cell(stage) for _, cell in columns))
     return table
 
 
@@ -80,6 +86,8 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("new layers", lambda stage: stage["init"]),
     ("steps", lambda stage: f"{stage['steps']:,}"),
     ("length", lambda stage: str(stage["seq_length"])),
+    ("batch", lambda stage: f"{stage['global_batch_size']:,}"),
+    ("masked", lambda stage: f"{stage['masked_lm_prob']:.4g}"),
     ("tokens", lambda stage: _short(stage["tokens"])),
     ("rate from", lambda stage: f"{stage['learning_rate_from']:.2e}"),
     ("to", lambda stage: f"{stage['learning_rate_to']:.2e}"),
@@ -88,3 +96,4 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("share", lambda stage: f"{stage['trainable_share']:.1%}"),
     ("reduced/step", lambda stage: _short(stage["elements_reduced_per_step"])),
 )
+_WHERE_STAGES_DIFFER = ("batch", "masked")  # columns that are left out where all stages agree

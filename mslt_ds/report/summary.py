@@ -3,8 +3,9 @@
 All of it is read from the run folder (`plan.json`, `metrics.jsonl`), so a run that goes on or was
 interrupted can be summarised too. A dash stands for a number that isn't known yet.
 
-A stage's speed-up is the median step of the stage that trains the whole model (the joint stage), in
-the same run and at the same sequence length, over the stage's own median step.
+A stage's speed-up compares the time of an instance in its median step with that in a step of the whole
+model, everything trained, that the same run measured on the same machine at the same sequence length:
+the joint stage's median.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def summarize(run_dir: Path) -> RunSummary:
     for index, stage in enumerate(plan["stages"], start=1):
         end = stage_ends.get(index, {})
         own, full = step_seconds[index], reference.get(stage["seq_length"])
+        batch = stage["global_batch_size"]
         stages.append(
             StageSummary(
                 index=index,
@@ -77,7 +79,7 @@ def summarize(run_dir: Path) -> RunSummary:
                 steps=stage["steps"],
                 seq_length=stage["seq_length"],
                 step_seconds=own,
-                speed_up=full / own if full and own else None,
+                speed_up=full * batch / own if full and own else None,
                 eval_mlm_loss=end.get("eval_mlm_loss"),
                 eval_sentence_loss=end.get(f"eval_{sentence_objective}_loss"),
             )
@@ -121,7 +123,7 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
     console.print(table)
     for text in (
         "trained: share of all parameters; length: tokens; step: median",
-        "speed-up: against a step of the whole model, everything trained, in this run",
+        "speed-up: per instance, against a step of the whole model, all trained, in this run",
         "losses: held-out text, nats",
     ):
         console.print(text, markup=False)
@@ -177,12 +179,13 @@ def _step_seconds(
 def _full_step_seconds(
     stages: list[dict[str, Any]], step_seconds: dict[int, float | None]
 ) -> dict[int, float | None]:
-    """Sequence length -> seconds of a step that trains the whole model."""
+    """Sequence length -> seconds of an instance in a step of the whole model with nothing frozen."""
     full_depth = max(stage["depth"] for stage in stages)
     found: dict[int, float | None] = {}
     for index, stage in enumerate(stages, start=1):
         if stage["depth"] == full_depth and stage["frozen_layers"] == 0:
-            found[stage["seq_length"]] = step_seconds[index]
+            seconds = step_seconds[index]
+            found[stage["seq_length"]] = seconds and seconds / stage["global_batch_size"]
     return found
 
 

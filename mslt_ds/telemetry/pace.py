@@ -3,7 +3,7 @@
 Steps of different stages cost differently, so the run's time left is not the steps left times the
 seconds of a step. The cost of a step is estimated as proportional to
 
-    (depth + 2 x trainable layers) x seq_length
+    (depth + 2 x trainable layers) x seq_length x global_batch_size
 
 since a layer's backward pass takes twice the arithmetic of its forward pass and frozen layers have no
 backward pass (embeddings and heads are neglected). The estimate is used for later stages only; the
@@ -19,7 +19,8 @@ _WEIGHT_OF_LATEST = 0.2  # of an exponential mean over log lines
 
 def relative_step_cost(stage: Stage) -> float:
     """Cost of one of the stage's steps, in forward passes of one layer over one token position."""
-    return (stage.depth + 2 * stage.trainable_layers) * stage.seq_length
+    layers = stage.depth + 2 * stage.trainable_layers
+    return layers * stage.seq_length * stage.global_batch_size
 
 
 class Pace:

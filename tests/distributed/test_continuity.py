@@ -21,6 +21,7 @@ from tests.distributed.conftest import REPOSITORY, free_port
 from tests.distributed.recipes import (
     LAYERS,
     SCRIPTS,
+    merged,
     metrics_of,
     recipe,
     store,
@@ -85,6 +86,52 @@ def test_any_number_of_ranks_computes_the_same(launch, store, tmp_path):
         losses = [line["loss"] for line in metrics_of(tmp_path / f"ranks-{ranks}")]
         expected = [line["loss"] for line in metrics_of(tmp_path / "ranks-1")]
         assert losses == pytest.approx(expected, abs=2e-5)
+
+
+def test_values_by_stage_train_like_the_recipes_own_and_are_evaluated_at_the_recipes(
+    launch, store, tmp_path
+):
+    """All stages at 24 and 0.3, by the plan's keys or by those of the sections train and data."""
+    evaluated = {"path": str(store), "eval_path": str(store)}
+    by_stage = {"global_batch_size": [24] * 3, "masked_lm_prob": {"first": 0.3, "last": 0.3}}
+    changes = [
+        {"data": evaluated, "plan": by_stage},
+        {"data": evaluated | {"masked_lm_prob": 0.3}, "train": {"global_batch_size": 24}},
+    ]
+    names = ("by-stage", "by-section")
+    recipes = [
+        recipe(store, tmp_path, name, evaluation={"instances": 24}, **change)
+        for name, change in zip(names, changes, strict=True)
+    ]
+    launch(SCRIPTS / "run_recipes.py", 2, write_recipes(tmp_path / "recipes.json", recipes))
+    one, other = (tmp_path / name for name in names)
+    assert curve(one) == curve(other)
+    assert_same_bits(one, other)
+    losses = [
+        [json.loads(line)["eval_mlm_loss"] for line in text.splitlines() if "eval_mlm_loss" in line]
+        for text in ((folder / "metrics.jsonl").read_text() for folder in (one, other))
+    ]
+    assert len(losses[0]) == 3
+    assert all(mine != its for mine, its in zip(*losses, strict=True))  # at 0.15, at 0.3
+
+
+BY_STAGE = {
+    "plan": {"global_batch_size": [12, 18, 24], "masked_lm_prob": {"first": 0.3, "last": 0.15}}
+}
+
+
+def test_any_number_of_ranks_computes_the_same_with_values_by_stage(launch, store, tmp_path):
+    for ranks in (1, 2):
+        one = recipe(store, tmp_path, f"by-stage-{ranks}", **BY_STAGE)
+        launch(
+            SCRIPTS / "run_recipes.py",
+            ranks,
+            write_recipes(tmp_path / "recipes.json", [one]),
+            launcher="torchrun",
+        )
+    reference = weights_at(tmp_path / "by-stage-1", "model")
+    for name, tensor in weights_at(tmp_path / "by-stage-2", "model").items():
+        torch.testing.assert_close(tensor, reference[name], rtol=0, atol=5e-5)
 
 
 class Command:
@@ -160,6 +207,32 @@ def test_killed_in_any_stage_and_repeated_ends_in_the_same_bits(store, tmp_path)
     assert curve(whole.run_dir) == curve(killed.run_dir)
     for folder in ("stages/1/end", "stages/2/start", "stages/2/end", "stages/3/start", "model"):
         assert_same_bits(whole.run_dir, killed.run_dir, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_with_values_by_stage_it_ends_in_the_same_bits(store, tmp_path):
+    changes = merged(
+        BY_STAGE,
+        {
+            "checkpoint": {"every_steps": 2},
+            "deepspeed": zero_config(tmp_path, 1),
+            "data": {"eval_path": str(store)},
+            "evaluation": {"instances": 24},
+        },
+    )
+    whole = Command(tmp_path, recipe(store, tmp_path, "whole", **changes))
+    assert whole.run() == 0, whole.log.read_text()[-4000:]
+    killed = Command(tmp_path, recipe(store, tmp_path, "killed", **changes))
+    kill(killed.start_until(7))  # inside the second stage
+    assert killed.run() == 0, killed.log.read_text()[-4000:]
+    assert curve(whole.run_dir) == curve(killed.run_dir)
+    for folder in ("stages/2/end", "model"):
+        assert_same_bits(whole.run_dir, killed.run_dir, folder)
+    other = merged(changes, {"plan": {"global_batch_size": [12, 18, 12]}})
+    refused = Command(tmp_path, recipe(store, tmp_path, "killed", **other))
+    assert refused.run() != 0
+    assert "plan.global_batch_size.2: 12 now, 24 in the checkpoint" in refused.log.read_text()
 
 
 @pytest.mark.timeout(1200)

@@ -62,6 +62,28 @@ def test_plan_table(recipe, capsys):
     assert "assumed" not in capsys.readouterr().out
 
 
+def test_plan_shows_batches_and_masked_shares_where_stages_differ(recipe, capsys):
+    sizes = "plan.global_batch_size=[64, 64, 128, 128, 256]"
+    command = ["plan", "--config", recipe]
+    ramps = ["--set", sizes, "--set", "plan.masked_lm_prob={first: 0.3, last: 0.15}"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "batch" not in out and "masked" not in out
+    assert main([*command, *ramps]) == 0
+    out = capsys.readouterr().out
+    heading = next(line.split() for line in out.splitlines() if "depth" in line)
+    assert heading[heading.index("length") :][1:3] == ["batch", "masked"]
+    row = next(line.split() for line in out.splitlines() if line.split()[:2] == ["4", "12"])
+    assert row[row.index("128") :][1:3] == ["128", "0.1875"]
+    for options, batch, masked, first in ((ramps, 256, 0.15, 7680), ([], 64, 0.15, 5120)):
+        assert main([*command, "--json", *options]) == 0
+        joint = json.loads(capsys.readouterr().out)["stages"][-1]
+        assert joint["global_batch_size"] == batch and joint["masked_lm_prob"] == masked
+        assert joint["first_instance"] == first
+        assert joint["gradient_accumulation_steps"] == batch // 16
+        assert joint["tokens"] == 20 * batch * 128
+
+
 def test_the_vocabulary_is_the_token_stores(recipe, capsys, tmp_path):
     def vocab_size(*options: str) -> int:
         override = f"data.path={tmp_path / 'store'}"

@@ -37,7 +37,7 @@ def test_an_instance_is_the_one_that_training_meets(store: TokenStore, store_pat
     step = sequence.length + 5
     (batch,) = global_batches(
         store, InstanceOptions(64, 10), seed=7, global_batch_size=1, micro_batch_size=1,
-        rank=0, world_size=1, start_step=step, num_steps=1,
+        rank=0, world_size=1, first_instance=step, num_steps=1,
     )  # fmt: skip
     assert printed.count("<-") == batch.num_masked + 1  # and the line that explains it
     assert f"label       {int(batch.micro_batches[0].next_sentence_labels[0])}:" in printed

@@ -19,11 +19,13 @@ from mslt_ds.data.instances import (
     InstanceOptions,
     epoch_key,
     first_sentence,
+    num_masked,
 )
 from mslt_ds.data.loader import GlobalBatch, InstanceSequence, global_batches
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
 from mslt_ds.errors import DataError, RecipeError
+from mslt_ds.recipe.loading import parse_recipe
 
 GLOBAL, MICRO, SEQUENCE, PREDICTIONS = 32, 4, 64, 10
 OPTIONS = InstanceOptions(SEQUENCE, PREDICTIONS)
@@ -38,10 +40,12 @@ def batches(store: TokenStore, **changes: Any) -> list[GlobalBatch]:
         "micro_batch_size": MICRO,
         "rank": 0,
         "world_size": 1,
-        "start_step": 0,
         "num_steps": 6,
-    }
-    return list(global_batches(store, **(settings | changes)))
+    } | changes
+    # Most tests count in steps, all of them of the same size.
+    if "first_instance" not in settings:
+        settings["first_instance"] = settings.pop("start_step", 0) * settings["global_batch_size"]
+    return list(global_batches(store, **settings))
 
 
 def content(parts: list[GlobalBatch]) -> list[torch.Tensor]:
@@ -163,7 +167,7 @@ def test_the_next_epochs_index_is_made_while_this_ones_is_in_use(
     assert set(made) == {0}  # no more of it will be needed
     iterator = global_batches(
         store, OPTIONS, seed=1, global_batch_size=GLOBAL,
-        micro_batch_size=MICRO, rank=0, world_size=1, start_step=0,
+        micro_batch_size=MICRO, rank=0, world_size=1, first_instance=0,
         num_steps=steps_per_epoch + 5, num_workers=1,
     )  # fmt: skip
     for _ in range(4):
@@ -315,7 +319,7 @@ def test_a_file_that_becomes_shorter_is_named_before_it_is_read(
     path = shutil.copytree(store_path, tmp_path / "copy", ignore=ignored)
     iterator = global_batches(
         TokenStore.open(path), OPTIONS, seed=1, global_batch_size=GLOBAL, micro_batch_size=MICRO,
-        rank=0, world_size=1, start_step=0, num_steps=10,
+        rank=0, world_size=1, first_instance=0, num_steps=10,
     )  # fmt: skip
     next(iterator)
     (file,) = path.glob(f"{name}/*") if name == "index" else (path / name,)
@@ -342,13 +346,88 @@ def test_workers_end_with_the_iteration(store: TokenStore):
 
     iterator = global_batches(
         store, OPTIONS, seed=1, global_batch_size=GLOBAL,
-        micro_batch_size=MICRO, rank=0, world_size=1, start_step=0, num_steps=1000, num_workers=2,
+        micro_batch_size=MICRO, rank=0, world_size=1, first_instance=0, num_steps=1000, num_workers=2,
     )  # fmt: skip
     next(iterator)
     assert workers() > 0
     del iterator
     gc.collect()
     assert workers() == 0
+
+
+MASKINGS: list[Masking] = ["token", "whole_word", "ngram", "span"]
+FORMATS: list[InputFormat] = ["nsp", "sop", "full_sentences", "doc_sentences"]
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("input_format", FORMATS)
+def test_the_place_of_an_instance_does_not_depend_on_the_masked_share(
+    store: TokenStore, input_format: InputFormat, masking: Masking
+):
+    places, masked = [], []
+    for prob, predictions in ((0.15, 10), (0.3, 20), (0.02, 1)):
+        options = InstanceOptions(
+            SEQUENCE, predictions, prob, input_format=input_format, masking=masking
+        )
+        sequence = InstanceSequence(store, options, 1)
+        entries, _ = sequence.entries(sequence.length // 2, 2 * sequence.length)
+        places.append(first_sentence(entries))
+        masked.append(num_masked(entries).sum())
+    assert np.array_equal(places[0], places[1]) and np.array_equal(places[0], places[2])
+    assert masked[1] > 1.5 * masked[0] > 5 * masked[2]
+
+
+def unmasked(parts: list[GlobalBatch]) -> list[tuple[int, ...]]:
+    """The tokens of a global batch's instances before any was hidden."""
+    ids, _, _, positions, labels, weights, _ = content(parts)
+    rows, columns = weights.nonzero(as_tuple=True)
+    ids[rows, positions[rows, columns]] = labels[rows, columns]
+    return [tuple(row) for row in ids.tolist()]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_stages_of_other_batches_and_masks_go_on_in_one_sequence_on_any_ranks(
+    store: TokenStore, world_size: int
+):
+    """Over an epoch and more, each instance comes in its turn, once, whichever stage takes it."""
+    length = InstanceSequence(store, OPTIONS, 1).length
+    plan = {
+        "method": "mslt",
+        "num_stages": 4,
+        "steps_per_stage": length // 200,
+        "joint_steps": length // 200,
+        "global_batch_size": [16, 32, 48, 64, 80],
+        "masked_lm_prob": {"first": 0.3, "last": 0.1},
+    }
+    recipe = parse_recipe(
+        {
+            "name": "run",
+            "plan": plan,
+            "data": {"path": "store", "seq_length": SEQUENCE},
+            "train": {"global_batch_size": GLOBAL, "micro_batch_size": MICRO},
+            "optimizer": {"learning_rate": 1e-3},
+        }
+    )
+    seen: list[tuple[int, ...]] = []
+    for stage in recipe.plan.stages:
+        predictions = recipe.config.max_predictions(SEQUENCE, stage.masked_lm_prob)
+        ranks = [
+            batches(
+                store,
+                options=InstanceOptions(SEQUENCE, predictions, stage.masked_lm_prob),
+                global_batch_size=stage.global_batch_size,
+                first_instance=stage.first_instance,
+                num_steps=stage.steps,
+                rank=rank,
+                world_size=world_size,
+            )
+            for rank in range(world_size)
+        ]
+        for parts in zip(*ranks, strict=True):
+            seen += unmasked(list(parts))
+    assert len(seen) == recipe.plan.stages[-1].end_instance > length
+    (whole,) = batches(store, global_batch_size=len(seen), micro_batch_size=len(seen), num_steps=1)
+    assert seen == unmasked([whole])
 
 
 def test_a_global_batch_that_cant_be_cut(store: TokenStore):

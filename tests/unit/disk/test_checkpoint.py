@@ -104,6 +104,46 @@ def test_a_key_that_a_checkpoint_lacks_had_the_value_that_is_now_the_default(tmp
         check_resumable(path, checkpoint.fingerprint(other, "digest"))
 
 
+def test_values_by_stage_are_compared_one_by_one(tmp_path):
+    def digest(**plan):
+        return checkpoint.fingerprint(
+            parse_recipe(recipe(plan=recipe()["plan"] | plan)).config, "digest"
+        )
+
+    written = digest(global_batch_size=[8, 8, 16], masked_lm_prob={"first": 0.3, "last": 0.15})
+    path = CheckpointFolder(tmp_path, keep=1).save(state_at(1), written)
+    check_resumable(path, written)
+    with pytest.raises(CheckpointError) as caught:
+        check_resumable(path, digest(global_batch_size=[8, 12, 16]))
+    message = str(caught.value)
+    assert "plan.global_batch_size.1: 12 now, 8 in the checkpoint" in message
+    assert "plan.masked_lm_prob.first: None now, 0.3 in the checkpoint" in message
+    assert message.count("in the checkpoint") == 3
+
+
+def test_a_custom_plan_of_a_version_without_values_by_stage_goes_on(tmp_path):
+    stages = [{"depth": 4, "steps": 10, "init": None}]
+    plan = {"method": "custom", "stages": stages}
+    now = checkpoint.fingerprint(parse_recipe(recipe(plan=plan)).config, "digest")
+    older = {key: value for key, value in now.items() if not key.startswith("plan.stages.0.")}
+    older["plan.stages"] = [
+        {
+            key.removeprefix("plan.stages.0."): value
+            for key, value in now.items()
+            if key.startswith("plan.stages.0.")
+            and not key.endswith(("global_batch_size", "masked_lm_prob"))
+        }
+    ]
+    path = CheckpointFolder(tmp_path, keep=1).save(state_at(1), older)
+    check_resumable(path, now)
+    stages[0]["global_batch_size"] = 16
+    other = checkpoint.fingerprint(parse_recipe(recipe(plan=plan)).config, "digest")
+    with pytest.raises(
+        CheckpointError, match=r"plan\.stages\.0\.global_batch_size: 16 now, None in"
+    ):
+        check_resumable(path, other)
+
+
 def test_the_folder_that_a_run_began_with_may_move_but_not_come_and_go(tmp_path):
     def with_folder(folder):
         content = recipe()

@@ -168,7 +168,7 @@ def test_custom():
     assert column(plan, "init") == ["fresh", "random", "keep", "interpolate"]
     assert column(plan, "frozen_layers") == [0, 3, 4, 0]
     assert column(plan, "seq_length") == [64, 64, 32, 128]
-    assert column(plan, "data_start_step") == [0, 10, 0, 0]
+    assert column(plan, "first_instance") == [64 * steps for steps in [0, 10, 0, 0]]
     assert column(plan, "micro_batch_size") == [32, 16, 16, 16]
     assert column(plan, "learning_rate_factor") == [1.0, 1.0, 1.0, 0.5]
     assert column(plan, "warmup_steps") == [0, 0, 2, 0]
@@ -224,7 +224,7 @@ def test_custom_has_one_place_for_its_steps(values):
 def test_custom_may_return_to_a_length_that_trained():
     stages = [LAST | {"seq_length": 256}, LAST, LAST | {"seq_length": 256, "trainable_layers": 3}]
     plan = plan_of(method="custom", stages=stages)
-    assert column(plan, "data_start_step") == [0, 0, 1]
+    assert column(plan, "first_instance") == [64 * steps for steps in [0, 0, 1]]
 
 
 def test_a_micro_batch_that_no_stage_goes_by_is_not_held_against_the_recipe():
@@ -244,7 +244,7 @@ def test_long_sequence_splits_the_joint_stage():
     assert column(plan, "steps") == [200, 200, 200, 200, 100, 100]
     assert column(plan, "seq_length") == [128] * 5 + [512]
     assert column(plan, "micro_batch_size") == [16] * 5 + [4]
-    assert column(plan, "data_start_step") == [0, 200, 400, 600, 800, 0]
+    assert column(plan, "first_instance") == [64 * steps for steps in [0, 200, 400, 600, 800, 0]]
     assert column(plan, "init")[-2:] == ["keep", "keep"]
     assert column(plan, "continues") == [False] * 5 + [True]
     assert plan.segment_at(850) == plan.segment_at(999) == (800, 1000)
@@ -257,7 +257,7 @@ def test_long_sequence_over_several_stages():
     assert column(plan, "steps") == [125, 75, 100, 700]
     assert column(plan, "seq_length") == [128, 128, 512, 512]
     assert column(plan, "init") == ["fresh", "copy_all", "keep", "copy_all"]
-    assert column(plan, "data_start_step") == [0, 125, 0, 100]
+    assert column(plan, "first_instance") == [64 * steps for steps in [0, 125, 0, 100]]
     assert column(plan, "continues") == [False, False, True, False]
 
 
@@ -322,8 +322,8 @@ def test_invariants(drawn):
         assert stage.index == index
         assert stage.steps >= 1
         assert stage.start_step == (before.end_step if before else 0)
-        assert stage.data_start_step == at_length.get(stage.seq_length, 0)
-        at_length[stage.seq_length] = stage.data_start_step + stage.steps
+        assert stage.first_instance == at_length.get(stage.seq_length, 0)
+        at_length[stage.seq_length] = stage.first_instance + stage.steps * stage.global_batch_size
         assert 1 <= stage.trainable_layers <= stage.depth <= config.model.num_hidden_layers
         assert stage.train_embeddings == (stage.trainable_layers == stage.depth)
         if before is None:

@@ -119,6 +119,27 @@ def test_stages_with_different_micro_batches_need_auto(tmp_path):
         parse(tmp_path, {"train_micro_batch_size_per_gpu": 8}, long_sequence=long)
 
 
+def test_stages_with_different_global_batches_need_auto(tmp_path):
+    stages = {
+        "method": "custom",
+        "total_steps": None,
+        "stages": [
+            {"depth": 12, "steps": 5},
+            {"depth": 12, "steps": 5, "global_batch_size": 128},
+        ],
+    }
+    parse(tmp_path, {"train_batch_size": "auto"}, **stages).check_world(2)
+    with pytest.raises(RecipeError) as error:
+        parse(tmp_path, {"train_batch_size": 64}, **stages)
+    assert (
+        "train_batch_size 64, but the plan makes it 64, 128 "
+        '(stage 2: plan.stages.1.global_batch_size makes it 128); write "auto"'
+    ) in str(error.value)
+    recipe = parse(tmp_path, {"gradient_accumulation_steps": 4}, **stages)
+    with pytest.raises(RecipeError, match=r"makes it 4, 8 \(stage 2: .* 128 on 2 ranks makes it 8"):
+        recipe.check_world(2)
+
+
 def test_no_file_is_zero_stage_0():
     assert deepspeed_json.read(None) == {}
     assert deepspeed_json.zero_stage({}) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mslt_ds.plan.stages import Plan, Stage
@@ -15,9 +17,11 @@ def stage(index: int, depth: int, trainable: int, start: int, steps: int, seq_le
         trainable_layers=trainable,
         steps=steps,
         start_step=start,
-        data_start_step=start,
+        first_instance=4 * start,
         seq_length=seq_length,
         micro_batch_size=4,
+        global_batch_size=4,
+        masked_lm_prob=0.15,
         init="keep",
     )
 
@@ -34,6 +38,13 @@ def test_stages_to_come_are_weighed_by_their_cost():
     assert relative_step_cost(joint) == 8 * relative_step_cost(first)
     _, run_left = Pace(Plan((first, joint))).update(9, 1.0)
     assert run_left == pytest.approx(10 * 8.0)
+
+
+def test_a_larger_batch_takes_proportionally_longer():
+    first = stage(1, 2, 2, 0, 10)
+    second = replace(stage(2, 2, 2, 10, 10), global_batch_size=12)
+    _, run_left = Pace(Plan((first, second))).update(9, 1.0)
+    assert run_left == pytest.approx(10 * 3.0)
 
 
 def test_frozen_layers_cost_a_third():

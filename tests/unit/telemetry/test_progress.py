@@ -13,8 +13,8 @@ from mslt_ds.telemetry.progress import LiveProgress, PlainProgress, open_progres
 
 PLAN = Plan(
     (
-        Stage(1, 2, 2, 1000, 0, 0, 128, 8, "fresh"),
-        Stage(2, 4, 2, 1000, 1000, 1000, 128, 8, "copy_top"),
+        Stage(1, 2, 2, 1000, 0, 0, 128, 8, 8, 0.15, "fresh"),
+        Stage(2, 4, 2, 1000, 1000, 8000, 128, 8, 8, 0.15, "copy_top"),
     )
 )
 

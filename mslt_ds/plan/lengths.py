@@ -1,0 +1,79 @@
+"""Sequence lengths over a plan: `plan.long_sequence`, and positions that have to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mslt_ds.config.sections import LongSequenceConfig, RunConfig
+from mslt_ds.plan.draft import Draft
+from mslt_ds.plan.stages import MICRO_BATCH_SIZE_KEY
+
+
+def split_long(
+    drafts: list[Draft], long: LongSequenceConfig, config: RunConfig, problems: list[str]
+) -> list[Draft]:
+    """The drafts with the last `share` of all steps at the long length. A stage that this cuts becomes
+    two, which share its values."""
+    total = sum(draft.steps for draft in drafts)
+    remaining = round(total * long.share)
+    if not remaining:
+        problems.append(
+            f"plan.long_sequence.share: {long.share} of {total} steps is less than one step"
+        )
+    micro_batch_size, micro_batch_size_key = config.train.micro_batch_size, MICRO_BATCH_SIZE_KEY
+    if long.micro_batch_size is not None:
+        micro_batch_size = long.micro_batch_size
+        micro_batch_size_key = "plan.long_sequence.micro_batch_size"
+    # From the last stage backwards, until the share is used up.
+    result: list[Draft] = []
+    whole_model_steps = 0
+    for number, draft in reversed(list(enumerate(drafts, start=1))):
+        steps = min(remaining, draft.steps)
+        if steps and draft.trainable_layers < draft.depth and not config.plan.init_from:
+            problems.append(
+                f"plan.long_sequence.share: {long.share} ({round(total * long.share)} of {total} "
+                f"steps) reaches into stage {number}, which keeps the embeddings frozen: positions "
+                f"from {config.data.seq_length} on would never train; "
+                f"at most {whole_model_steps / total:g} with this plan"
+            )
+            break
+        whole_model_steps += draft.steps
+        cut = draft.steps - steps
+        if steps:
+            result.insert(
+                0,
+                replace(
+                    draft,
+                    steps=steps,
+                    seq_length=long.seq_length,
+                    micro_batch_size=micro_batch_size,
+                    micro_batch_size_key=micro_batch_size_key,
+                    seq_length_key="plan.long_sequence.seq_length",
+                    continues=cut > 0,
+                ),
+            )
+        if cut:
+            result.insert(0, replace(draft, steps=cut))
+        remaining -= steps
+    return result
+
+
+def length_problems(drafts: Sequence[Draft], config: RunConfig) -> list[str]:
+    """Problems of lengths for which the model has no positions or whose positions would never train."""
+    problems: list[str] = []
+    positions = config.model.max_position_embeddings
+    # The positions of a model that exists are taken to be trained.
+    trained = positions if config.plan.init_from else 0
+    for number, draft in enumerate(drafts, start=1):
+        key, length = draft.seq_length_key, draft.seq_length
+        if draft.trainable_layers == draft.depth:
+            trained = max(trained, length)
+        if length > positions:
+            problems.append(f"{key}: {length} is above model.max_position_embeddings {positions}")
+        elif length > trained:
+            problems.append(
+                f"{key}: {length}, but stage {number} keeps the embeddings frozen and no stage "
+                f"before it trains positions {trained} to {length - 1}"
+            )
+    return list(dict.fromkeys(problems))
