@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mslt_ds.data.prepare.pool import Shard
+from mslt_ds.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -34,5 +34,5 @@ def make_cells(
 
 
 def share(cells: Sequence[Cell], shard: Shard) -> list[Cell]:
-    """The cells of one part of several: every `shard.count`-th."""
-    return list(cells[shard.number - 1 :: shard.count])
+    """The shard's cells."""
+    return [cell for index, cell in enumerate(cells) if shard.takes(index)]

@@ -21,7 +21,7 @@ from mslt_ds.data import tokenizer
 from mslt_ds.data.prepare import segment
 from mslt_ds.data.prepare.documents import TextCounts, count_characters
 from mslt_ds.data.prepare.finish import finish, refuse_fewer_than_two
-from mslt_ds.data.prepare.pool import Shard, tokenize
+from mslt_ds.data.prepare.pool import tokenize
 from mslt_ds.data.prepare.rows import DEFAULT_FIELD, DEFAULT_SPLIT
 from mslt_ds.data.prepare.sources import Input, find_inputs, weighted_documents
 from mslt_ds.data.prepare.unit import UNIT_CHARACTERS
@@ -29,6 +29,7 @@ from mslt_ds.data.prepare.wikipedia import WikipediaDump
 from mslt_ds.data.prepare.work import WorkFolder
 from mslt_ds.data.store import FORMAT, token_dtype
 from mslt_ds.errors import DataError
+from mslt_ds.shard import Shard
 
 DEFAULT_VOCAB_SIZE = 30_000
 
