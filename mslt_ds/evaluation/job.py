@@ -19,8 +19,9 @@ from mslt_ds.distributed.world import World, device_name, world_from_environment
 from mslt_ds.errors import EnvironmentProblem, RecipeError
 from mslt_ds.evaluation import results, text_files
 from mslt_ds.evaluation.cells import CellFolder
+from mslt_ds.evaluation.execution import device_for, plan, run_cells, run_in_workers
 from mslt_ds.evaluation.grid import Cell, make_cells, share
-from mslt_ds.evaluation.runner import Runner, device_for, plan, run_cells, run_in_workers
+from mslt_ds.evaluation.runner import Runner
 from mslt_ds.shard import Shard
 from mslt_ds.telemetry.pace import duration
 

@@ -16,7 +16,6 @@ from mslt_ds.config import strict_yaml
 from mslt_ds.config.messages import describe, show
 from mslt_ds.config.sections import Positive, Probability, Section, Whole
 from mslt_ds.errors import RecipeError
-from mslt_ds.evaluation.glue.tasks import TASKS
 
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
@@ -74,68 +73,7 @@ class FineTuning(Section):
         return strict_yaml.dump(self.model_dump(mode="json"))
 
 
-class GlueRecipe(FineTuning):
-    """The paper's: batch 32, four learning rates, 3 epochs (10 for STS-B and RTE), 5 seeds."""
-
-    learning_rates: Rates = (5e-5, 4e-5, 3e-5, 2e-5)
-    seeds: Seeds = (1, 2, 3, 4, 5)
-    batch_size: Positive = 32
-    epochs: Positive = 3
-    epochs_of: dict[str, Positive] = {"STS-B": 10, "RTE": 10}  # noqa: RUF012 - a field's default
-    max_length: Annotated[Whole, Field(ge=8)] = 128
-
-    @field_validator("epochs_of")
-    @classmethod
-    def _known_tasks(cls, values: dict[str, int]) -> dict[str, int]:
-        for name in values:
-            if name not in TASKS:
-                raise ValueError(f"{name} is no task; choose among {', '.join(TASKS)}")
-        return values
-
-    def protocol(self) -> str:
-        """What is said of it in results."""
-        return self.differences(GlueRecipe())
-
-    def what_scores_depend_on(self, task: str) -> dict[str, Any]:
-        """As of any recipe, with the epochs of this task alone."""
-        values = super().what_scores_depend_on(task)
-        del values["epochs_of"]
-        return values | {"epochs": self.epochs_for(task)}
-
-    def epochs_for(self, task: str) -> int:
-        return self.epochs_of.get(task, self.epochs)
-
-
-class SquadRecipe(FineTuning):
-    """The paper's: sequence 384, stride 128; the defaults of each version in `SQUAD_DEFAULTS`."""
-
-    version: Literal["1.1", "2.0"] = "1.1"
-    learning_rates: Rates = (3e-5,)
-    seeds: Seeds = (1,)
-    batch_size: Positive = 12
-    epochs: Positive = 2
-    max_length: Annotated[Whole, Field(ge=8)] = 384
-    stride: Positive = 128  # tokens that a window shares with the one before
-    max_question_length: Positive = 64  # tokens; a longer question is cut
-    n_best: Positive = 20
-    max_answer_length: Positive = 30  # tokens
-    null_score_threshold: float = 0.0  # 2.0 only: no answer if it leads by more than this
-    eval_batch_size: Positive = 32
-
-    def protocol(self) -> str:
-        """What is said of it in results. The defaults are those of the version."""
-        return self.differences(SquadRecipe.model_validate(SQUAD_DEFAULTS[self.version]))
-
-
-QUICK_GLUE: dict[str, Any] = {"learning_rates": [5e-5, 3e-5], "seeds": [1, 2, 3]}
-"""The smaller grid: 6 runs a task instead of 20."""
-
-SQUAD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "1.1": {"version": "1.1", "batch_size": 12, "epochs": 2, "learning_rates": [3e-5]},
-    "2.0": {"version": "2.0", "batch_size": 48, "epochs": 2, "learning_rates": [5e-5]},
-}
-
-Recipe = TypeVar("Recipe", GlueRecipe, SquadRecipe)
+Recipe = TypeVar("Recipe", bound=FineTuning)
 
 
 def load(
@@ -145,7 +83,7 @@ def load(
 
     RecipeError lists every problem.
     """
-    values = kind().model_dump() | dict(defaults)
+    values = kind.model_validate({}).model_dump() | dict(defaults)
     if path is not None:
         for key, value in strict_yaml.read_mapping(path).items():
             old = values.get(key)

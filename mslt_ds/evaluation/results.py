@@ -12,7 +12,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mslt_ds.evaluation.glue.tasks import METRIC_NAMES
+METRIC_NAMES = {
+    "matthews": "Matthews",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+    "exact": "EM",
+}
 
 Columns = Mapping[str, Mapping[str, tuple[str, ...]]]
 """Task to its columns to their metrics, the one that counts first."""

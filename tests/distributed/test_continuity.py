@@ -23,13 +23,10 @@ from tests.distributed.recipes import (
     SCRIPTS,
     metrics_of,
     recipe,
-    store,
     weights_at,
     write_recipes,
     zero_config,
 )
-
-__all__ = ["store"]
 
 
 def assert_same_bits(left: Path, right: Path, folder: str = "model") -> None:

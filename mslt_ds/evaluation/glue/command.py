@@ -8,11 +8,12 @@ from pathlib import Path
 from mslt_ds.distributed.world import World
 from mslt_ds.evaluation import job
 from mslt_ds.evaluation.encoder import Encoder
+from mslt_ds.evaluation.execution import device_for
 from mslt_ds.evaluation.glue import submission
+from mslt_ds.evaluation.glue.recipe import QUICK_GLUE, GlueRecipe
 from mslt_ds.evaluation.glue.runs import GlueRunner, Source
 from mslt_ds.evaluation.glue.tasks import TASKS, choose
-from mslt_ds.evaluation.recipe import QUICK_GLUE, GlueRecipe, load
-from mslt_ds.evaluation.runner import device_for
+from mslt_ds.evaluation.recipe import load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

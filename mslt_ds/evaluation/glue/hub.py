@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mslt_ds.errors import DataError, EnvironmentProblem
-from mslt_ds.evaluation.glue.tasks import Examples, LabelledExamples, Split, Task
+from mslt_ds.evaluation.glue.examples import Examples, LabelledExamples
+from mslt_ds.evaluation.glue.tasks import Split, Task
 
 DATASET = "nyu-mll/glue"
 SAVED = "dataset_dict.json"

@@ -6,9 +6,7 @@ cells that a process does in turn.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,26 +17,19 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoModelForSequenceClassification
 
 from mslt_ds.evaluation import text_files
-from mslt_ds.evaluation.batches import evaluation_batches, sample, training_batches
+from mslt_ds.evaluation.batches import evaluation_batches, sample
 from mslt_ds.evaluation.cells import fingerprint
-from mslt_ds.evaluation.encode import Encoded, LabelledEncoded, encode, encode_labelled
-from mslt_ds.evaluation.encoder import Encoder, check_max_length, fresh_note
-from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune, predict
+from mslt_ds.evaluation.encoded import Encoded, LabelledEncoded
+from mslt_ds.evaluation.encoder import check_max_length, fresh_note
+from mslt_ds.evaluation.finetune import Batch, Loss, predict
 from mslt_ds.evaluation.glue import hub, tsv
+from mslt_ds.evaluation.glue.examples import Examples, LabelledExamples, encode, encode_labelled
 from mslt_ds.evaluation.glue.metrics import constant_scores, scores
-from mslt_ds.evaluation.glue.tasks import (
-    DIAGNOSTIC,
-    METRIC_NAMES,
-    TASKS,
-    Examples,
-    LabelledExamples,
-    Split,
-    Task,
-)
+from mslt_ds.evaluation.glue.recipe import GlueRecipe
+from mslt_ds.evaluation.glue.tasks import DIAGNOSTIC, TASKS, Split, Task
 from mslt_ds.evaluation.grid import Cell
-from mslt_ds.evaluation.recipe import GlueRecipe
-from mslt_ds.evaluation.results import Columns, Constants, percent
-from mslt_ds.evaluation.runner import OnStep
+from mslt_ds.evaluation.results import METRIC_NAMES, Columns, Constants, percent
+from mslt_ds.evaluation.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -108,12 +99,9 @@ class Source:
 
 
 @dataclass
-class GlueRunner:
+class GlueRunner(Runner[GlueRecipe]):
     """Runs cells of one model on one device. Keeps the last task's token ids."""
 
-    encoder: Encoder
-    recipe: GlueRecipe
-    device: torch.device
     data: dict[str, TaskData]
     quick: bool = False
     _encoded: tuple[str, LabelledEncoded, dict[str, LabelledEncoded]] | None = field(
@@ -138,12 +126,7 @@ class GlueRunner:
 
     @property
     def description(self) -> dict[str, Any]:
-        """The head of results.json."""
-        return {
-            "model": str(self.encoder.path),
-            "digest": self.encoder.digest,
-            "quick": self.quick,
-        }
+        return super().description | {"quick": self.quick}
 
     def columns(self) -> Columns:
         """Of each task, its dev splits with the metrics of each."""
@@ -169,74 +152,37 @@ class GlueRunner:
         tasks = {len(data.task.labels): data.task for data in self.data.values()}
         notes = []
         for task in tasks.values():
-            model, fresh = self._build_on_cpu(task, seed=0)
+            model, fresh = self.build_on_cpu(task.name, seed=0)
             check_max_length(model, self.encoder, self.recipe.max_length)
             notes.append(fresh_note(fresh))
         return list(dict.fromkeys(notes))
 
-    def build(self, task: Task, seed: int) -> nn.Module:
-        """The model with a head for the task, on the device."""
-        return self._build_on_cpu(task, seed)[0].to(self.device)
-
-    def _build_on_cpu(self, task: Task, seed: int) -> tuple[nn.Module, list[str]]:
-        labels = 1 if task.is_regression else len(task.labels)
+    def build_on_cpu(self, task: str, seed: int) -> tuple[nn.Module, list[str]]:
+        one = self.data[task].task
+        labels = 1 if one.is_regression else len(one.labels)
         return self.encoder.build(AutoModelForSequenceClassification, seed, num_labels=labels)
 
-    def run(self, cell: Cell, on_step: OnStep) -> dict[str, Any]:
-        """Fine-tune and score one cell: what its file holds."""
-        began = time.monotonic()
-        model, loss = self.train(cell, on_step)
-        trained = time.monotonic()
+    def epochs(self, task: str) -> int:
+        return self.recipe.epochs_for(task)
+
+    def train_examples(self, task: str) -> int:
+        return len(self.data[task].train)
+
+    def train_split(self, task: str) -> LabelledEncoded:
+        _, train, _ = self.encoded(task)
+        return train
+
+    def loss_of(self, task: str) -> Loss:
+        return regression_loss if self.data[task].task.is_regression else classification_loss
+
+    def score(self, cell: Cell, model: nn.Module) -> dict[str, Any]:
         _, _, dev = self.encoded(cell.task)
         task = self.data[cell.task].task
         found = {
             name: scores(task, self.outputs(model, split), split.labels)
             for name, split in dev.items()
         }
-        return {
-            "scores": found,
-            "train_loss": loss,
-            "train_examples": len(self.data[cell.task].train),
-            "train_seconds": round(trained - began, 3),
-            "evaluation_seconds": round(time.monotonic() - trained, 3),
-        }
-
-    def train(self, cell: Cell, on_step: OnStep) -> tuple[nn.Module, float]:
-        """The cell's fine-tuned model and its last training loss."""
-        task = self.data[cell.task].task
-        model = self.build(task, cell.seed)
-        steps = self.steps(cell.task)
-        settings = Settings.of(self.recipe, cell.learning_rate, cell.seed, steps)
-        loss = fine_tune(
-            model,
-            self.batches(cell),
-            loss_for(task),
-            settings,
-            lambda step, loss: on_step(step / steps, f"step {step:,}/{steps:,}  loss {loss:.3f}"),
-        )
-        return model, loss
-
-    def steps(self, task: str) -> int:
-        """Optimizer steps of a run."""
-        per_epoch = math.ceil(len(self.data[task].train) / self.recipe.batch_size)
-        return per_epoch * self.recipe.epochs_for(task)
-
-    def batches(self, cell: Cell) -> Iterator[Batch]:
-        """All training batches of a cell, epoch after epoch."""
-        _, train, _ = self.encoded(cell.task)
-        for epoch in range(self.recipe.epochs_for(cell.task)):
-            for rows in training_batches(train.lengths, self.recipe.batch_size, cell.seed, epoch):
-                yield train.batch(rows)
-
-    def sample_steps(self, cell: Cell, count: int) -> tuple[nn.Module, list[Batch], Loss]:
-        """A model and `count` batches spread over all lengths, to measure steps with."""
-        task = self.data[cell.task].task
-        _, train, _ = self.encoded(cell.task)
-        batches = training_batches(train.lengths, self.recipe.batch_size, cell.seed, 0)
-        batches.sort(key=lambda rows: max(train.lengths[row] for row in rows))
-        middles = [(2 * index + 1) * len(batches) // (2 * count) for index in range(count)]
-        model = self.build(task, cell.seed)
-        return model, [train.batch(batches[middle]) for middle in middles], loss_for(task)
+        return {"scores": found}
 
     def summary(self, scores: Mapping[str, Mapping[str, float]]) -> str:
         """A cell's scores in a line."""
@@ -272,10 +218,6 @@ class GlueRunner:
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
     return model(**batch).logits
-
-
-def loss_for(task: Task) -> Loss:
-    return regression_loss if task.is_regression else classification_loss
 
 
 def classification_loss(model: nn.Module, batch: Batch) -> Tensor:

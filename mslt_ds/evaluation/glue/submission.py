@@ -25,8 +25,9 @@ from torch import Tensor
 
 from mslt_ds.atomic import replace_text
 from mslt_ds.evaluation.cells import fingerprint
+from mslt_ds.evaluation.glue.examples import Examples
 from mslt_ds.evaluation.glue.runs import GlueRunner, Source
-from mslt_ds.evaluation.glue.tasks import DIAGNOSTIC, TASKS, Examples, Task
+from mslt_ds.evaluation.glue.tasks import DIAGNOSTIC, TASKS, Task
 from mslt_ds.evaluation.grid import Cell
 from mslt_ds.evaluation.progress import GridProgress
 from mslt_ds.evaluation.results import Results

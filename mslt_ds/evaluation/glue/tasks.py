@@ -63,35 +63,6 @@ class Task:
         return Split(self.name, "train", "train")
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Rows of a split, in its order.
-
-    texts: one or two texts of each row
-    ids: the index column of a test split, or the row's number
-    """
-
-    texts: list[tuple[str, ...]]
-    ids: list[str]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def characters(self) -> int:
-        return sum(len(text) for texts in self.texts for text in texts)
-
-
-@dataclass(frozen=True)
-class LabelledExamples(Examples):
-    """Rows of a train or dev split.
-
-    labels: class numbers, or scores of a regression
-    """
-
-    labels: list[int] | list[float]
-
-
 def _plain(name: str) -> tuple[tuple[Split, ...], tuple[Split, ...]]:
     """The dev and test splits of a task that has one of each."""
     return (Split(name, "dev", "validation"),), (Split(name, "test", "test"),)
@@ -161,15 +132,6 @@ TASKS = {
 
 DIAGNOSTIC = Split("AX", "diagnostic", "test")
 """GLUE's diagnostic set: MNLI's labels, test only, in the folder `diagnostic`."""
-
-METRIC_NAMES = {
-    "matthews": "Matthews",
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "spearman": "Spearman",
-    "pearson": "Pearson",
-    "exact": "EM",
-}
 
 
 def choose(names: Sequence[str]) -> list[Task]:

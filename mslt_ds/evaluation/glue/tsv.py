@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mslt_ds.errors import DataError
-from mslt_ds.evaluation.glue.tasks import Examples, LabelledExamples, Split, Task
+from mslt_ds.evaluation.glue.examples import Examples, LabelledExamples
+from mslt_ds.evaluation.glue.tasks import Split, Task
 from mslt_ds.evaluation.text_files import read_text
 
 # "He said ""yes"" twice": opening and closing marks with every inner one doubled, at least one of them.

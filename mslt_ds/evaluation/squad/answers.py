@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mslt_ds.evaluation.recipe import SquadRecipe
 from mslt_ds.evaluation.squad.data import Question
 from mslt_ds.evaluation.squad.features import Windows
+from mslt_ds.evaluation.squad.recipe import SquadRecipe
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from mslt_ds.errors import CheckpointError, RecipeError
-from mslt_ds.evaluation.encode import LabelledEncoded
-from mslt_ds.evaluation.recipe import SquadRecipe
+from mslt_ds.evaluation.encoded import LabelledEncoded
 from mslt_ds.evaluation.squad.data import Question
+from mslt_ds.evaluation.squad.recipe import SquadRecipe
 
 
 @dataclass(frozen=True)

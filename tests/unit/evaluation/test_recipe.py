@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mslt_ds.errors import RecipeError
+from mslt_ds.evaluation.glue.recipe import QUICK_GLUE, GlueRecipe
 from mslt_ds.evaluation.grid import Cell, make_cells, share
-from mslt_ds.evaluation.recipe import QUICK_GLUE, SQUAD_DEFAULTS, GlueRecipe, SquadRecipe, load
+from mslt_ds.evaluation.recipe import load
+from mslt_ds.evaluation.squad.recipe import SQUAD_DEFAULTS, SquadRecipe
 from mslt_ds.shard import Shard
 
 
