@@ -40,3 +40,8 @@ class EnvironmentProblem(MsltError):
     """The machine, the launcher or an installed package lacks what the run needs."""
 
     exit_code = 3
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its type if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

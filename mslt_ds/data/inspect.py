@@ -22,7 +22,7 @@ from mslt_ds.data.instances import InputFormat, InstanceArrays, InstanceOptions,
 from mslt_ds.data.loader import InstanceSequence
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
-from mslt_ds.data.words import CONTINUES, continuing_tokens
+from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError
 
 _BARS = 40  # characters
@@ -150,7 +150,7 @@ def _groups(arrays: InstanceArrays, names: list[str], masking: Masking) -> Itera
     group: list[int] = []
     for column in range(int(arrays.masked_weights[0].sum())):
         position = int(arrays.masked_positions[0, column])
-        is_piece = names[arrays.masked_labels[0, column]].startswith(CONTINUES)
+        is_piece = names[arrays.masked_labels[0, column]].startswith(tokenizer.CONTINUES)
         joined = masking in ("ngram", "span") or (masking == "whole_word" and is_piece)
         if group and not (joined and position == group[-1] + 1):
             yield group

@@ -30,10 +30,6 @@ def quiet() -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights of the model in `folder`; CheckpointError where none is."""
     patterns = ("*.safetensors", "pytorch_model*.bin")

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig
 
 from mslt_ds.data.tokenizer import PROBE
-from mslt_ds.disk.hugging_face import first_line, quiet
+from mslt_ds.disk.hugging_face import quiet
 from mslt_ds.disk.model_folder import check_tokenizer, in_encoder, load_weights, read_config
-from mslt_ds.errors import CheckpointError, DataError
+from mslt_ds.errors import CheckpointError, DataError, first_line
 from mslt_ds.model import parts
 from mslt_ds.model.growth import Weights
 

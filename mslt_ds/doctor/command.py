@@ -25,7 +25,7 @@ from mslt_ds.distributed.world import World, check_rendezvous, leave, world_from
 from mslt_ds.doctor import machine, network, page
 from mslt_ds.doctor.facts import Facts, RankFacts
 from mslt_ds.doctor.judge import judge
-from mslt_ds.errors import EnvironmentProblem, MsltError
+from mslt_ds.errors import EnvironmentProblem, MsltError, first_line
 
 _MIB = 1 << 20
 
@@ -89,7 +89,7 @@ def _together(world: World, mine: RankFacts, arguments: argparse.Namespace) -> F
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise EnvironmentProblem(
             f"rank {world.rank} of {world.world_size} on {mine.host} can't meet the others at "
-            f"{address} ({_first_line(error)}); "
+            f"{address} ({first_line(error)}); "
             "check that every task was started, that this name leads to the first node from all of "
             "them, that no firewall closes the port, and MSLT_INTERFACE"
         ) from error
@@ -104,7 +104,7 @@ def _together(world: World, mine: RankFacts, arguments: argparse.Namespace) -> F
     except RuntimeError as error:
         raise EnvironmentProblem(
             f"rank {world.rank} of {world.world_size} on {mine.host}: {backend} fails between the "
-            f"processes ({_first_line(error)}); NCCL_DEBUG=INFO says more, MSLT_INTERFACE chooses the "
+            f"processes ({first_line(error)}); NCCL_DEBUG=INFO says more, MSLT_INTERFACE chooses the "
             "network"
         ) from error
     offsets, uncertainty = network.clock_offsets()
@@ -113,10 +113,6 @@ def _together(world: World, mine: RankFacts, arguments: argparse.Namespace) -> F
     facts = Facts(ranks, backend, reduces, links, offsets, uncertainty, disk, seen)
     # All ranks end with the same code, which is rank 0's.
     return network.from_main(facts)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def main(argv: Sequence[str] | None = None) -> int:

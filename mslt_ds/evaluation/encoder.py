@@ -19,13 +19,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from mslt_ds.disk.hugging_face import first_line, quiet, weight_files
-from mslt_ds.errors import CheckpointError, RecipeError
+from mslt_ds.data.tokenizer import TOKENIZER_FILES
+from mslt_ds.disk.hugging_face import quiet, weight_files
+from mslt_ds.errors import CheckpointError, RecipeError, first_line
 
-_TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.txt", "vocab.json", "merges.txt",
-)  # fmt: skip
 _POOLERS = ("pooler",)
 _LAYERS = (".layer.", ".albert_layer_groups.")
 _NAMES_SHOWN = 3
@@ -162,7 +159,7 @@ def _in_pooler(name: str) -> bool:
 
 def _digest(path: Path, weights: list[Path]) -> str:
     state = hashlib.blake2b(digest_size=16)
-    others = [path / name for name in ("config.json", *_TOKENIZER)]
+    others = [path / name for name in ("config.json", *TOKENIZER_FILES)]
     for file in [*weights, *(other for other in others if other.is_file())]:
         state.update(file.name.encode())
         with file.open("rb") as content:

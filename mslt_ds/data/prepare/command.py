@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mslt_ds.data import tokenizer
-from mslt_ds.data.prepare import segment
+from mslt_ds.data.prepare import segment, vocabulary
 from mslt_ds.data.prepare.documents import TextCounts, count_characters
 from mslt_ds.data.prepare.finish import finish, refuse_fewer_than_two
 from mslt_ds.data.prepare.pool import tokenize
@@ -48,13 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{DEFAULT_FIELD}), INPUT,split=NAME a data set's split (default: {DEFAULT_SPLIT})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="the token store to make")
-    vocabulary = parser.add_mutually_exclusive_group()
-    vocabulary.add_argument(
+    tokens = parser.add_mutually_exclusive_group()
+    tokens.add_argument(
         "--tokenizer",
         metavar="PLACE",
         help="use the tokenizer of this folder or token store, or this vocabulary file",
     )
-    vocabulary.add_argument(
+    tokens.add_argument(
         "--vocab-size",
         type=int,
         metavar="N",
@@ -181,10 +181,10 @@ def _check_options(
     shard: Shard | None,
     tokenizer_place: Path | None,
 ) -> None:
-    if vocab_size is not None and vocab_size < tokenizer.LEAST_VOCAB_SIZE:
+    if vocab_size is not None and vocab_size < vocabulary.LEAST_VOCAB_SIZE:
         raise DataError(
             f"--vocab-size: {vocab_size} is too small for the special tokens and the letters; "
-            f"choose {tokenizer.LEAST_VOCAB_SIZE} or more ({DEFAULT_VOCAB_SIZE} is usual)"
+            f"choose {vocabulary.LEAST_VOCAB_SIZE} or more ({DEFAULT_VOCAB_SIZE} is usual)"
         )
     if tokenizer_place is not None and not lowercase:
         raise DataError(
@@ -209,16 +209,16 @@ def _job(
 ) -> dict[str, Any]:
     """Everything the store's content is a function of."""
     if tokenizer_place is None:
-        vocabulary: dict[str, Any] = {"vocab_size": vocab_size, "lowercase": lowercase}
+        made_by: dict[str, Any] = {"vocab_size": vocab_size, "lowercase": lowercase}
     else:
         loaded = tokenizer.load(tokenizer_place)
-        vocabulary = {"sha256": hashlib.sha256(loaded.to_str().encode()).hexdigest()}
+        made_by = {"sha256": hashlib.sha256(loaded.to_str().encode()).hexdigest()}
     versions = ["sentencex", "tokenizers"]
     if any(isinstance(given.source, WikipediaDump) for given in inputs):
         versions.append("mwparserfromhell")
     return {
         "inputs": [given.describe() for given in inputs],
-        "tokenizer": vocabulary,
+        "tokenizer": made_by,
         "options": {
             "language": segment.LANGUAGE,
             "unit_characters": UNIT_CHARACTERS,
@@ -236,13 +236,13 @@ def _make_tokenizer(
     if work.tokenizer_folder.exists():
         return
     if tokenizer_place is not None:
-        tokenizer.save(tokenizer.load(tokenizer_place), work.tokenizer_folder, tokenizer_place)
+        vocabulary.save(tokenizer.load(tokenizer_place), work.tokenizer_folder, tokenizer_place)
         return
     counts = TextCounts()
     characters = count_characters(weighted_documents(inputs, counts))
     refuse_fewer_than_two(counts.documents)
     vocab_size, lowercase = job["tokenizer"]["vocab_size"], job["tokenizer"]["lowercase"]
-    stride = tokenizer.sampling_stride(counts.text_bytes)
+    stride = vocabulary.sampling_stride(counts.text_bytes)
     _say(
         f"training a vocabulary of {vocab_size:,} word pieces on {counts.documents:,} documents, "
         f"{counts.text_bytes / 1e6:,.1f} MB" + (f": every {stride}th" if stride > 1 else "")
@@ -253,8 +253,8 @@ def _make_tokenizer(
         if number % stride == 0
         for paragraph in document
     )
-    trained = tokenizer.train(texts, characters, vocab_size, lowercase=lowercase)
-    tokenizer.save(trained, work.tokenizer_folder, None)
+    trained = vocabulary.train(texts, characters, vocab_size, lowercase=lowercase)
+    vocabulary.save(trained, work.tokenizer_folder, None)
 
 
 def _say(line: str) -> None:
