@@ -1,8 +1,8 @@
-"""The cells of a grid, done one after another, by several processes, or only planned.
+"""The cells of a grid, run by one or several processes, or only planned.
 
-One process walks a list of cells and does those that are neither finished nor held by another.
-`--workers` starts several that walk the same list, one for each GPU; a launcher's ranks and `--shard`
-deal the list out beforehand.
+A process walks a list of cells and runs those that are neither finished nor held by another process.
+`--workers` starts several processes that walk the same list, one for each GPU. The ranks of a launcher
+and the shards of `--shard` each walk a part of the list.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PLANNED_STEPS = 6
 
 
 def run_cells(runner: Runner, cells: Sequence[Cell], folder: CellFolder) -> None:
-    """Do what isn't finished of `cells`, in turn; those that another process holds are left to it."""
+    """Run the unfinished cells in order, except those that another process holds."""
     work = runner.work()
     waiting = [cell for cell in cells if folder.find(cell) is None]
     with GridProgress(len(waiting), sum(work[cell.task] for cell in waiting)) as progress:
@@ -63,7 +63,7 @@ def _run_cell(
 
 
 def device_for(requested: str, world: World, precision: str) -> torch.device:
-    """This process's device. EnvironmentProblem if there's none of the kind."""
+    """The device of this process. EnvironmentProblem if there is none of the requested kind."""
     if requested == "cuda" and not torch.cuda.is_available():
         raise EnvironmentProblem(
             f"device: cuda, but torch {torch.__version__} sees no GPU (CUDA_VISIBLE_DEVICES is "
@@ -80,9 +80,9 @@ def run_in_workers(
     folder: CellFolder,
     logs: Path,
 ) -> None:
-    """`target(arguments, world)` in `count` processes, each with its own log; waits for them.
+    """Call `target(arguments, world)` in `count` processes, each with its own log, and wait for them.
 
-    MsltError, after all have ended, if one of them failed.
+    MsltError if one of them failed, after all have ended.
     """
     context = multiprocessing.get_context("spawn")
     logs.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def run_in_workers(
         for rank, path in enumerate(paths)
     ]
     before = {cell.name for cell in cells if folder.find(cell) is not None}
-    # So that workers end with this process when it's told to end.
+    # The workers end with this process when it receives SIGTERM.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         for worker in workers:
@@ -124,8 +124,10 @@ def run_in_workers(
 
 
 def _work(target: Callable[[Any, World], None], arguments: Any, world: World, log: Path) -> None:
-    """A worker's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; the parent ends us
+    """The main function of a worker process."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal sends it to all processes; the parent ends us
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
@@ -141,7 +143,7 @@ def _work(target: Callable[[Any, World], None], arguments: Any, world: World, lo
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A task's part of a plan. seconds: of one run's training, predicted."""
+    """A task's part of a plan; `steps` of one run, `step_seconds` as measured."""
 
     task: str
     runs: int
@@ -151,12 +153,12 @@ class PlannedTask:
 
     @property
     def hours(self) -> float:
-        """Of all runs that aren't finished, on one device."""
+        """Hours of training for all unfinished runs on one device."""
         return (self.runs - self.finished) * self.steps * self.step_seconds / 3600
 
 
 def plan(runner: Runner, cells: Sequence[Cell], folder: CellFolder) -> Iterator[PlannedTask]:
-    """Each task's runs and their predicted hours, from a few measured steps."""
+    """Yields each task's runs with a step time that is measured over a few steps."""
     for task in dict.fromkeys(cell.task for cell in cells):
         of_task = [cell for cell in cells if cell.task == task]
         finished = sum(folder.find(cell) is not None for cell in of_task)
@@ -168,7 +170,7 @@ def plan(runner: Runner, cells: Sequence[Cell], folder: CellFolder) -> Iterator[
 def mean_step_seconds(
     model: nn.Module, batches: Sequence[Batch], loss_of: Loss, recipe: FineTuning
 ) -> float:
-    """The mean over `batches` of a step's time, after one to warm up. Weights stay as they are."""
+    """The mean time of a step over `batches` in seconds, after a warm-up step. The learning rate is 0."""
     marks: list[float] = []
 
     def timed() -> Iterator[Batch]:

@@ -1,7 +1,7 @@
-"""How a model is fine-tuned: one recipe with the paper's numbers as defaults.
+"""What the recipes of GLUE and SQuAD share: types, checks, loading.
 
-`--config FILE` changes keys of it, `--set key=value` single ones; what is not named keeps its
-default, in the sections too. Typed and checked as a training recipe is (config.py).
+`--config FILE` changes some keys of a recipe, `--set key=value` a single one. All other keys keep
+their defaults, the paper's numbers. Types and errors are those of a training recipe (config/).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from mslt_ds.errors import RecipeError
 
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
-# A YAML list becomes the tuple, so these aren't strict about their container.
+# YAML gives a list, so the container isn't checked strictly.
 Rates = Annotated[tuple[Rate, ...], Field(strict=False, min_length=1)]
 Seeds = Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
 
 
 class FineTuning(Section):
-    """What GLUE and SQuAD share. The grid is learning_rates x seeds."""
+    """The keys of both recipes. The grid is learning_rates x seeds."""
 
     learning_rates: Rates
     seeds: Seeds
     batch_size: Positive
     epochs: Positive
-    warmup_share: Probability = 0.1  # of all steps; then linear to zero
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01  # not of biases and LayerNorm
-    gradient_clipping: Annotated[float, Field(ge=0)] = 1.0  # of the global norm; 0: none
-    train_examples: Positive | None = None  # so many, drawn once for all cells; None: all
+    warmup_share: Probability = 0.1  # of all steps; afterwards the rate decays linearly to 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01  # none for biases and LayerNorm
+    gradient_clipping: Annotated[float, Field(ge=0)] = 1.0  # global norm; 0 switches it off
+    train_examples: Positive | None = None  # drawn once for all cells; None: all
     max_length: Annotated[Whole, Field(ge=8)]  # tokens
     eval_batch_size: Positive = 64
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -48,15 +48,18 @@ class FineTuning(Section):
         return values
 
     def what_scores_depend_on(self, task: str) -> dict[str, Any]:
-        """What makes cells of `task` comparable. Left out: the grid's extent, where and in what
-        batches scores are computed, and `train_examples`, which shows in the examples themselves."""
+        """The keys that the scores of `task` depend on.
+
+        Excluded are the extent of the grid, the device and batch size of scoring, and
+        `train_examples`, which determines the examples and thereby their own fingerprint.
+        """
         return self.model_dump(
             mode="json",
             exclude={"learning_rates", "seeds", "device", "eval_batch_size", "train_examples"},
         )
 
     def differences(self, papers: FineTuning) -> str:
-        """A phrase: the paper's protocol, or what is different from it."""
+        """A phrase that names the paper's protocol and the keys that differ from it."""
         mine, theirs = (
             recipe.model_dump(mode="json", exclude={"device", "eval_batch_size"})
             for recipe in (self, papers)
@@ -66,10 +69,10 @@ class FineTuning(Section):
 
     @abstractmethod
     def protocol(self) -> str:
-        """What is said of it in results."""
+        """The phrase that describes the recipe in results."""
 
     def to_yaml(self) -> str:
-        """The whole recipe, defaults included; `load` reads it back."""
+        """The whole recipe with its defaults; `load` reads it back."""
         return strict_yaml.dump(self.model_dump(mode="json"))
 
 
@@ -79,7 +82,8 @@ Recipe = TypeVar("Recipe", bound=FineTuning)
 def load(
     kind: type[Recipe], path: str | None, overrides: Sequence[str], defaults: Mapping[str, Any]
 ) -> Recipe:
-    """A recipe: the class's defaults, then `defaults`, the file at `path`, the overrides.
+    """The recipe that results from the class's defaults, `defaults`, the file at `path` and the
+    overrides, in this order.
 
     RecipeError lists every problem.
     """

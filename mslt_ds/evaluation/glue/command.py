@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build(arguments: argparse.Namespace, world: World) -> GlueRunner:
-    """All that can be checked is, before anything is trained."""
+    """A runner whose recipe, model and data have been checked."""
     tasks = choose(arguments.tasks)
     recipe = load(
         GlueRecipe, arguments.config, arguments.overrides, QUICK_GLUE if arguments.quick else {}

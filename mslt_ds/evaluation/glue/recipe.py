@@ -12,7 +12,7 @@ from mslt_ds.evaluation.recipe import FineTuning, Rates, Seeds
 
 
 class GlueRecipe(FineTuning):
-    """The paper's: batch 32, four learning rates, 3 epochs (10 for STS-B and RTE), 5 seeds."""
+    """The paper's protocol: batch 32, 4 learning rates, 5 seeds, 3 epochs (STS-B and RTE: 10)."""
 
     learning_rates: Rates = (5e-5, 4e-5, 3e-5, 2e-5)
     seeds: Seeds = (1, 2, 3, 4, 5)
@@ -30,11 +30,11 @@ class GlueRecipe(FineTuning):
         return values
 
     def protocol(self) -> str:
-        """What is said of it in results."""
+        """The phrase that describes the recipe in results."""
         return self.differences(GlueRecipe())
 
     def what_scores_depend_on(self, task: str) -> dict[str, Any]:
-        """As of any recipe, with the epochs of this task alone."""
+        """The keys that the scores of `task` depend on, with the epochs of this task only."""
         values = super().what_scores_depend_on(task)
         del values["epochs_of"]
         return values | {"epochs": self.epochs_for(task)}
@@ -44,4 +44,4 @@ class GlueRecipe(FineTuning):
 
 
 QUICK_GLUE: dict[str, Any] = {"learning_rates": [5e-5, 3e-5], "seeds": [1, 2, 3]}
-"""The smaller grid: 6 runs a task instead of 20."""
+"""A smaller grid: 6 runs of each task instead of 20."""

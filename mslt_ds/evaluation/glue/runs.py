@@ -1,7 +1,7 @@
-"""GLUE: what a single cell does, from texts to scores.
+"""Fine-tuning on GLUE: reading the data, and scoring a cell.
 
-Data of a task is read and checked before anything is trained, and tokenized once for all of its
-cells that a process does in turn.
+The data of all tasks is read and checked before any training. A task is tokenized once for all of its
+cells that a process runs in a row.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mslt_ds.evaluation.runner import Runner
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's labelled splits: train after sampling, and each dev split by its name."""
+    """A task's labelled splits: the sampled training split, and the dev splits by name."""
 
     task: Task
     train: LabelledExamples
@@ -48,7 +48,8 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Source:
-    """Where GLUE is read from: `hub`, a copy of its repository, saved datasets, or GLUE's own files."""
+    """Where GLUE is read from. data: `hub`, or the folder of a copy of the hub's repository, of saved
+    data sets, or of GLUE's own files."""
 
     data: str
 
@@ -82,7 +83,8 @@ class Source:
         return TaskData(task, train, {split.name: read_split(split) for split in task.dev})
 
     def read_tests(self, task: Task) -> dict[str, Examples]:
-        """A task's test splits by their file in a submission; with MNLI the diagnostic set, if any."""
+        """A task's test splits by the name of their file in a submission. MNLI includes the diagnostic set,
+        if there is one."""
         open_config, folder = self._open, Path(self.data)
 
         def read_test(split: Split, hub_config: str, tsv_folder: str) -> Examples:
@@ -100,7 +102,7 @@ class Source:
 
 @dataclass
 class GlueRunner(Runner[GlueRecipe]):
-    """Runs cells of one model on one device. Keeps the last task's token ids."""
+    """Fine-tunes on GLUE's tasks. It keeps the token ids of the last task."""
 
     data: dict[str, TaskData]
     quick: bool = False
@@ -109,7 +111,6 @@ class GlueRunner(Runner[GlueRecipe]):
     )
 
     def fingerprints(self) -> dict[str, str]:
-        """Of each task, what its cells' scores depend on."""
         return {
             name: fingerprint(
                 self.encoder.digest, self.recipe.what_scores_depend_on(name), data.fingerprint()
@@ -118,7 +119,7 @@ class GlueRunner(Runner[GlueRecipe]):
         }
 
     def work(self) -> dict[str, float]:
-        """Of each task, the characters that one of its runs reads: what its time goes with."""
+        """The characters that a run of each task reads, to which its time is roughly proportional."""
         return {
             name: float(data.train.characters * self.recipe.epochs_for(name))
             for name, data in self.data.items()
@@ -129,7 +130,6 @@ class GlueRunner(Runner[GlueRecipe]):
         return super().description | {"quick": self.quick}
 
     def columns(self) -> Columns:
-        """Of each task, its dev splits with the metrics of each."""
         return {
             name: {split.name: task.metrics for split in task.dev}
             for name, task in TASKS.items()
@@ -137,7 +137,6 @@ class GlueRunner(Runner[GlueRecipe]):
         }
 
     def constants(self) -> Constants:
-        """Of each dev split, what the best single answer to all rows scores."""
         return {
             name: {
                 split: constant_scores(data.task, torch.tensor(examples.labels))
@@ -147,8 +146,7 @@ class GlueRunner(Runner[GlueRecipe]):
         }
 
     def check(self) -> list[str]:
-        """Build the model, so that one that can't be used ends here; notes about it."""
-        # One of each number of labels: a folder may bring a head that fits some tasks only.
+        # One task for each number of labels: a head in the folder may fit only some tasks.
         tasks = {len(data.task.labels): data.task for data in self.data.values()}
         notes = []
         for task in tasks.values():
@@ -185,7 +183,6 @@ class GlueRunner(Runner[GlueRecipe]):
         return {"scores": found}
 
     def summary(self, scores: Mapping[str, Mapping[str, float]]) -> str:
-        """A cell's scores in a line."""
         return ", ".join(
             f"{name} {METRIC_NAMES[metric]} {percent(value)}"
             for name, metrics in scores.items()
@@ -193,7 +190,7 @@ class GlueRunner(Runner[GlueRecipe]):
         )
 
     def encoded(self, task: str) -> tuple[str, LabelledEncoded, dict[str, LabelledEncoded]]:
-        """A task's name, train and dev splits as token ids."""
+        """A task's name, and its train and dev splits as token ids."""
         if self._encoded is None or self._encoded[0] != task:
             data = self.data[task]
 

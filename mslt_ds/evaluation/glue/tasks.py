@@ -1,8 +1,8 @@
 """The GLUE tasks: files, columns, labels and metrics of each, as plain values.
 
-Source: Wang et al. 2019, "GLUE", table 1, and the layout of its published files. Which of a task's
-metrics counts is the paper's choice: F1 for QQP and MRPC, Spearman for STS-B, Matthews for CoLA,
-accuracy for the rest. WNLI is left out, as in BERT and in the paper; the test server still wants a
+Source: Wang et al. 2019, "GLUE", table 1, and the layout of its published files. The main metric of each
+task follows the paper: F1 for QQP and MRPC, Spearman for STS-B, Matthews for CoLA,
+accuracy for the rest. WNLI is left out, as in BERT and in the paper; the test server still expects a
 file for it (submission.py).
 """
 
@@ -18,9 +18,9 @@ from mslt_ds.errors import RecipeError
 class Split:
     """A file of a task.
 
-    name: its column in a table, and of a test split its file in a submission
+    name: of its column in a table and, for a test split, of its file in a submission
     file: in the official layout, without `.tsv`
-    hub_split: in the hub's dataset
+    hub_split: its name in the hub's data set
     """
 
     name: str
@@ -32,13 +32,15 @@ class Split:
 class Task:
     """One GLUE task.
 
-    folder: in the official layout; hub_config: in the hub's dataset
-    texts: the one or two text columns of train and dev files; hub_texts: in the hub's dataset
+    folder: of its files in the official layout
+    hub_config: its configuration in the hub's data set
+    texts: the one or two text columns of train and dev files
+    hub_texts: the text columns in the hub's data set
     label: the label's column
-    columns: of train and dev files that have no header
-    labels: in the order of the hub's class numbers; empty: a number is to be predicted
-    metrics: the one that counts first
-    cut_rows: how many rows the official files hold that a line break in a question cut in two
+    columns: of train and dev files, if they have no header
+    labels: in the order of the hub's class numbers; empty for a regression task
+    metrics: the main one first
+    cut_rows: how many rows of the official files are broken by a line break inside a question
     """
 
     name: str
@@ -135,7 +137,7 @@ DIAGNOSTIC = Split("AX", "diagnostic", "test")
 
 
 def choose(names: Sequence[str]) -> list[Task]:
-    """The tasks of these names; "all" is all of them. RecipeError for any other."""
+    """The tasks with these names, or all tasks for "all". RecipeError for an unknown name."""
     if list(names) == ["all"]:
         return list(TASKS.values())
     by_lower = {name.lower(): task for name, task in TASKS.items()}

@@ -1,4 +1,4 @@
-"""`mslt-ds evaluate squad`: fine-tune and score, or score predictions that are there."""
+"""`mslt-ds evaluate squad`: fine-tune and score, or score existing predictions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scoring = parser.add_argument_group("scoring only")
     scoring.add_argument(
         "--score", nargs=2, type=Path, metavar=("PREDICTIONS", "DEV"),
-        help="score predictions (id to answer, JSON) for DEV and do nothing else",
+        help="only score predictions (id to answer, JSON) for DEV",
     )  # fmt: skip
     scoring.add_argument("--json", action="store_true", help="print JSON instead of lines")
     scoring.add_argument(
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def build(arguments: argparse.Namespace, world: World) -> SquadRunner:
-    """All that can be checked is, before anything is trained."""
+    """A runner whose recipe, model and data have been checked."""
     version = arguments.version
     recipe = load(SquadRecipe, arguments.config, arguments.overrides, SQUAD_DEFAULTS[version])
     if recipe.version != version:

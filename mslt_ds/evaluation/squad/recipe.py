@@ -11,7 +11,7 @@ from mslt_ds.evaluation.recipe import FineTuning, Rates, Seeds
 
 
 class SquadRecipe(FineTuning):
-    """The paper's: sequence 384, stride 128; the defaults of each version in `SQUAD_DEFAULTS`."""
+    """The paper's protocol: 384 tokens, stride 128. `SQUAD_DEFAULTS` holds what differs by version."""
 
     version: Literal["1.1", "2.0"] = "1.1"
     learning_rates: Rates = (3e-5,)
@@ -19,15 +19,17 @@ class SquadRecipe(FineTuning):
     batch_size: Positive = 12
     epochs: Positive = 2
     max_length: Annotated[Whole, Field(ge=8)] = 384
-    stride: Positive = 128  # tokens that a window shares with the one before
-    max_question_length: Positive = 64  # tokens; a longer question is cut
+    stride: Positive = 128  # tokens that consecutive windows share
+    max_question_length: Positive = 64  # tokens; longer questions are truncated
     n_best: Positive = 20
     max_answer_length: Positive = 30  # tokens
-    null_score_threshold: float = 0.0  # 2.0 only: no answer if it leads by more than this
+    null_score_threshold: float = (
+        0.0  # 2.0 only: no answer if its lead over the best span exceeds this
+    )
     eval_batch_size: Positive = 32
 
     def protocol(self) -> str:
-        """What is said of it in results. The defaults are those of the version."""
+        """The phrase that describes the recipe in results, compared with the defaults of its version."""
         return self.differences(SquadRecipe.model_validate(SQUAD_DEFAULTS[self.version]))
 
 

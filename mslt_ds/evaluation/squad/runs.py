@@ -1,4 +1,4 @@
-"""SQuAD: what a single run does, from questions to scores and its files of predictions."""
+"""Fine-tuning on SQuAD: the windows, scoring a cell, and its files of predictions."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ PREDICTIONS = "predictions"
 
 @dataclass
 class SquadRunner(Runner[SquadRecipe]):
-    """Runs cells of one model on one device.
+    """Fine-tunes on one version of SQuAD.
 
-    output: predictions of each cell go to its folder `predictions`
+    output: the folder in which `predictions` are written
     """
 
     train_questions: list[Question]
@@ -48,11 +48,11 @@ class SquadRunner(Runner[SquadRecipe]):
         return f"SQuAD-{self.recipe.version}"
 
     def columns(self) -> Columns:
-        """F1 counts, EM stands beside it; of 2.0 also at the best thresholds."""
+        """F1 is the main metric, EM the other."""
         return {self.task: {self.task: ("f1", "exact")}}
 
     def constants(self) -> Constants:
-        """Of 2.0, what "no answer" to all questions scores; nothing else suits several of them."""
+        """For 2.0, the score of "no answer" to all questions. No other answer fits several questions."""
         unanswerable = sum(not question.answers for question in self.dev_questions)
         if not unanswerable:
             return {}
@@ -60,7 +60,6 @@ class SquadRunner(Runner[SquadRecipe]):
         return {self.task: {self.task: {"f1": share, "exact": share}}}
 
     def fingerprints(self) -> dict[str, str]:
-        """What the scores of cells depend on."""
         texts = [
             [[q.id, q.text, q.context, [[a.text, a.start] for a in q.answers]] for q in questions]
             for questions in (self.train_questions, self.dev_questions)
@@ -69,11 +68,10 @@ class SquadRunner(Runner[SquadRecipe]):
         return {self.task: fingerprint(self.encoder.digest, recipe, texts)}
 
     def work(self) -> dict[str, float]:
-        """One task, so any unit will do."""
+        """Training questions times epochs. There is one task, so any unit will do."""
         return {self.task: float(len(self.train_questions) * self.recipe.epochs)}
 
     def check(self) -> list[str]:
-        """Build the model once, so that one that can't be used ends here; notes about it."""
         model, fresh = self.build_on_cpu(self.task, seed=0)
         check_max_length(model, self.encoder, self.recipe.max_length)
         for questions in (self.train_questions, self.dev_questions):
@@ -123,13 +121,12 @@ class SquadRunner(Runner[SquadRecipe]):
         return find_answers(self.dev_questions, windows, logits.numpy(), self.recipe)
 
     def summary(self, scores: Mapping[str, Mapping[str, float]]) -> str:
-        """A cell's scores in a line."""
         found = scores[self.task]
         return f"EM {percent(found['exact'])}, F1 {percent(found['f1'])}"
 
     @property
     def windows(self) -> tuple[Windows, Windows]:
-        """Train and dev, tokenized when they are first needed."""
+        """The windows of train and dev, tokenized on first use."""
         if self._windows is None:
             tokenizer = self.encoder.tokenizer
             self._windows = (
@@ -139,7 +136,7 @@ class SquadRunner(Runner[SquadRecipe]):
         return self._windows
 
     def _write(self, cell: Cell, answers: Answers) -> None:
-        """Predictions, n-best lists and no-answer scores, under the cell's name."""
+        """Write predictions, n-best lists and no-answer scores under the cell's name."""
         folder = self.output / PREDICTIONS
         folder.mkdir(parents=True, exist_ok=True)
         files: dict[str, Any] = {"predictions": answers.predictions, "n_best": answers.n_best}
@@ -151,13 +148,13 @@ class SquadRunner(Runner[SquadRecipe]):
 
 
 def span_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """(windows, tokens, 2): start and end."""
+    """Start and end logits, (windows, tokens, 2)."""
     found = model(**batch)
     return torch.stack((found.start_logits, found.end_logits), dim=-1)
 
 
 def span_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean of the cross-entropies of first and last token over the window's positions."""
+    """The mean cross-entropy of the first and the last token over the window's positions."""
     labels = batch.pop("labels")
     logits = span_logits(model, batch).float()
     return cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten())
