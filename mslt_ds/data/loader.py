@@ -1,13 +1,12 @@
-"""Global batches of training instances, the same whatever ranks and workers share the work.
+"""Global batches of training instances, which don't depend on the number of ranks and workers.
 
-Instances stand in one endless sequence: epoch after epoch, each in an order of its own. A global
-batch is the next `global_batch_size` of them, and micro-batch m of it a fixed slice, so ranks and
-accumulation only decide who computes which slice. Everything about instance n is a function of n:
-nothing is replayed to go on at any step.
+Instances form one endless sequence: epoch after epoch, each in its own order. A global batch is the
+next `global_batch_size` instances, and its micro-batch m is a fixed slice, so ranks and accumulation
+only decide where a slice is computed. Instance n is a function of n, so training resumes at any step
+without replaying earlier ones.
 
-Notable: the number of masked positions of the whole global batch, which the loss is divided by,
-is read from the index, so every rank knows it without building or asking for the others'
-instances. What is built goes straight into pinned memory where a GPU will fetch it.
+The loss is divided by the number of masked positions in the whole global batch. Every rank reads this
+number from the index, without communication. Batches for a GPU are built in pinned memory.
 """
 
 from __future__ import annotations

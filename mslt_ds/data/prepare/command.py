@@ -1,9 +1,9 @@
-"""From text to a token store: `mslt-ds prepare`.
+"""`mslt-ds prepare`: makes a token store from text.
 
-Notable: the work is cut into units whose borders depend on the text alone and whose files are
-whole or absent. So any number of workers, or of tasks with a shard each, gives the same store byte
-for byte, and a preparation that was killed goes on with what it lacks when the same command is
-given again. The manifest comes last: without it, a folder is no store.
+The work is divided into units whose borders depend on the text alone and whose files are complete or
+absent. Any number of workers or shards therefore gives the same store, byte for byte, and after a kill
+the same command continues with the missing units. The manifest is written last: a folder without it
+isn't a store.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="INPUT",
-        help="files or globs in quotes (.txt: one paragraph a line, a blank line between documents; "
+        help="files or globs in quotes (.txt: one paragraph on a line, a blank line between documents; "
         ".jsonl, .xml of Wikipedia; each plain, .gz, .bz2, .xz or .zst; .parquet), folders of data "
         "sets, or data sets of the hub (owner/name:config); INPUT,weight=W lets each document "
         "appear W times, INPUT,field=NAME names the key or column of the text (default: "
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     share.add_argument(
         "--shard",
         metavar="I/N",
-        help="do part I of N only (1 to N, with --tokenizer): for tasks that share the work",
+        help="make part I of N only (1 to N, with --tokenizer): for tasks that share the work",
     )
     share.add_argument(
         "--merge", action="store_true", help="finish a store whose shards are all done"
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise DataError(
             f"--output: {output}: {error.filename or 'a file'}: {error.strerror or error}; what "
-            "was done stays: give the same command again when that is mended"
+            "was done stays: run the same command again once this is repaired"
         ) from error
     return 0
 
@@ -120,7 +120,7 @@ def prepare(
     workers: int | None = None,
     shard: Shard | None = None,
 ) -> None:
-    """Make the token store `output` from the inputs that are `given`, or a shard's part of it."""
+    """Make the token store `output` from the inputs `given`, or only the units of a shard."""
     started = time.monotonic()
     if workers is None:
         workers = len(os.sched_getaffinity(0))
@@ -188,7 +188,7 @@ def _check_options(
         )
     if tokenizer_place is not None and not lowercase:
         raise DataError(
-            f"--cased: with --tokenizer {tokenizer_place}, which has its own way with capitals; "
+            f"--cased: with --tokenizer {tokenizer_place}, which decides about capitals itself; "
             "leave --cased out, or train a vocabulary"
         )
     if workers < 1:
@@ -207,7 +207,7 @@ def _job(
     lowercase: bool,
     keep_duplicates: bool,
 ) -> dict[str, Any]:
-    """Everything the store's content is a function of."""
+    """Everything that the content of the store depends on."""
     if tokenizer_place is None:
         made_by: dict[str, Any] = {"vocab_size": vocab_size, "lowercase": lowercase}
     else:
@@ -232,7 +232,7 @@ def _job(
 def _make_tokenizer(
     inputs: Sequence[Input], work: WorkFolder, job: dict[str, Any], tokenizer_place: Path | None
 ) -> None:
-    """Put the tokenizer into the work folder, unless an earlier attempt did."""
+    """Write the tokenizer into the work folder, unless an earlier attempt has done so."""
     if work.tokenizer_folder.exists():
         return
     if tokenizer_place is not None:

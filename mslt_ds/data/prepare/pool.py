@@ -1,7 +1,7 @@
-"""All inputs through the workers: the units that are missing are made.
+"""Makes the missing units of all inputs with several processes.
 
-One process reads and cuts the text, the others segment and tokenize it. A worker that dies ends
-the preparation with a message; what was done stays.
+One process reads the text and divides it into units, the others segment and tokenize them. If a worker
+dies, the preparation ends with an error, and finished units are kept.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def tokenize(
     shard: Shard,
     say: Callable[[str], None],
 ) -> TextCounts:
-    """Make the shard's missing units; what was read on the way."""
+    """Make the shard's missing units. Returns counts of what was read."""
     total = TextCounts()
     start = last = time.monotonic()
     with _workers(workers, work.tokenizer_folder, dtype) as submit:
@@ -90,7 +90,7 @@ def tokenize(
 
 @contextmanager
 def _workers(count: int, tokenizer_folder: Path, dtype: np.dtype) -> Iterator[Submit]:
-    """A function that has a unit made, now or soon; all are made when the block ends."""
+    """Yields a function that submits a unit. All submitted units are finished when the block ends."""
     if count == 1:
         worker = Worker(tokenizer_folder, dtype)
         yield lambda path, documents, text: write_unit(path, worker.process(documents), text)
@@ -119,8 +119,8 @@ def _workers(count: int, tokenizer_folder: Path, dtype: np.dtype) -> Iterator[Su
             future.result()
     except BrokenProcessPool as error:
         raise DataError(
-            f"--workers: {count}: one of the processes died, most likely for want of memory; give "
-            "the same command again with fewer, it goes on where it stood"
+            f"--workers: {count}: one of the processes died, most likely for lack of memory; run "
+            "the same command again with fewer, and it continues with the missing units"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
