@@ -1,13 +1,13 @@
 """Training instances and their index, in compiled code.
 
-What an instance is made of is decided by pairing.py (`nsp`, `sop`) or packing.py
-(`full_sentences`, `doc_sentences`), what it hides by masking.py; here they are put together.
+pairing.py (`nsp`, `sop`) or packing.py (`full_sentences`, `doc_sentences`) chooses the text of an
+instance, masking.py what is masked; this module combines them.
 
-Notable: every draw comes from a stream of the instance itself, seeded by (corpus, seed, epoch,
-document, first sentence). So an instance is built from its first sentence alone, without
-replaying its document, and the index of an epoch needs one word for each instance. For pairs the
-first sentences are a function of (corpus, seed, epoch, document); for packed sentences of the
-corpus and, where they cross documents, of the documents before.
+Every draw comes from a random stream of the instance itself, seeded by (corpus, seed, epoch, document,
+first sentence). An instance can therefore be built from its first sentence, without replaying its
+document, and the index of an epoch needs one word for each instance. For pairs, the first sentences
+depend on (corpus, seed, epoch, document); for packed sentences on the corpus and, if instances cross
+documents, on all documents before.
 """
 
 from __future__ import annotations

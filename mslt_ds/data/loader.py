@@ -1,4 +1,4 @@
-"""Global batches of training instances, the same whatever ranks and workers share the work.
+"""Global batches of training instances, which don't depend on the number of ranks and workers.
 
 The instances of a sequence length form one endless sequence: epoch after epoch, each in an order of
 its own. A global batch is the next `global_batch_size` of them, and micro-batch m of it is a fixed

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
+from mslt_ds.data.tokenizer import TOKENIZER_FILES
 from mslt_ds.disk.hugging_face import quiet, weight_files
 from mslt_ds.errors import CheckpointError, DataError, first_line
 from mslt_ds.model import parts
@@ -28,15 +29,6 @@ from mslt_ds.model.family import family_of
 from mslt_ds.state import Weights
 
 WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-)
-"""All that `AutoTokenizer` reads of a WordPiece tokenizer. Named one by one, because a tokenizer's
-folder may hold a token store or a model beside it."""
 
 
 def save_weights(

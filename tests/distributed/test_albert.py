@@ -18,13 +18,10 @@ from tests.distributed.recipes import (
     metrics_of,
     moved_in,
     recipe,
-    store,
     weights_at,
     write_recipes,
     zero_config,
 )
-
-__all__ = ["store"]
 
 GROUPS = "albert.encoder.albert_layer_groups."
 # The embeddings' own, with their mapping to the hidden size, which must not train without them.
