@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks import record
 from mslt_ds.config.sections import RunConfig
 from mslt_ds.errors import MsltError
-from mslt_ds.model.family import FAMILIES
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan.cost import ASSUMED_VOCAB_SIZE
@@ -48,7 +48,7 @@ def random_inputs(
         "masked_positions": positions.sort(dim=1).values + 1,
         "masked_labels": torch.randint(5, vocab_size, masked, generator=generator),
         "masked_weights": torch.ones(masked),
-        "next_sentence_labels": torch.randint(0, 2, (batch,), generator=generator),
+        "pair_labels": torch.randint(0, 2, (batch,), generator=generator),
     }
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
@@ -58,10 +58,13 @@ def step_of(
 ) -> Callable[[], None]:
     """One forward and backward pass of a stage with this cut."""
     vocab_size = config.model.vocab_size or ASSUMED_VOCAB_SIZE
-    hf_config = FAMILIES[config.model.family].hf_config(config.model, depth, vocab_size)
+    hf_config = FAMILIES[config.model.family].hf_config(
+        config.model, depth, vocab_size, config.data.objective.heads
+    )
     dtype = DTYPES[config.train.precision]
     model = StageModel.build(
         hf_config,
+        config.data.objective,
         frozen_layers,
         fresh_weights(hf_config, seed=config.seed),
         frozen_dropout=config.train.frozen_dropout == "on",
@@ -75,12 +78,10 @@ def step_of(
         suffix.zero_grad(set_to_none=True)
         hidden_states = decoder_weight = None
         if model.prefix is not None:
-            hidden_states = model.prefix(
-                inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
-            )
+            hidden_states = model.prefix(inputs)
             decoder_weight = model.prefix.decoder_weight
-        mlm, nsp = suffix(inputs, hidden_states, decoder_weight)
-        ((mlm + nsp) / batch).backward()
+        losses = suffix(inputs, hidden_states, decoder_weight)
+        (torch.stack(losses).sum() / batch).backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -148,15 +148,15 @@ class StageEngine:
             self._write_loss_scale(loss_scale)
         self._grad_norm: Tensor | float | None = None
 
-    def losses(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Forward through prefix and suffix: the micro-batch's summed MLM and NSP loss.
+    def losses(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Forward through prefix and suffix: the objective's losses, summed over the micro-batch.
 
         Goes through the engine, so a backward must follow; see `evaluate` for the other kind.
         """
         return self._engine(*self._suffix_inputs(inputs))
 
     @torch.no_grad()
-    def evaluate(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def evaluate(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The same sums without dropout and without a gradient."""
         with self.model.without_dropout():
             return self.model.suffix(*self._suffix_inputs(inputs))
@@ -167,10 +167,7 @@ class StageEngine:
         prefix = self.model.prefix
         if prefix is None:
             return inputs, None, None
-        hidden_states = prefix(
-            inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
-        )
-        return inputs, hidden_states, prefix.decoder_weight
+        return inputs, prefix(inputs), prefix.decoder_weight
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a micro-batch's share of the global loss; reduce when due.
@@ -223,7 +220,9 @@ class StageEngine:
     def trust_ratios(self) -> dict[str, Any]:
         """Trust ratios of the last step by layer, empty for an optimizer that has none."""
         optimizer = self._engine.basic_optimizer
-        return optimizer.trust_ratios() if isinstance(optimizer, Lamb) else {}
+        if not isinstance(optimizer, Lamb):
+            return {}
+        return optimizer.trust_ratios(self.model.family.part_of)
 
     @property
     def _scaler(self) -> Any:

@@ -1,8 +1,7 @@
 """The training loop: batches in, steps done, metrics out. It knows no method and no plan.
 
-The loss of a step is defined on the *global* batch: the summed cross-entropy of its masked positions
-divided by their number, plus, where instances are sentence pairs, the mean over them of their loss.
-Each micro-batch contributes its part, and dropout is seeded by (seed, step, index of the micro-batch
+The loss of a step is defined on the *global* batch: each loss of the objective, summed over all of it
+and divided by the number of its terms. Each micro-batch contributes its part, and dropout is seeded by (seed, step, index of the micro-batch
 in the global batch). Ranks, accumulation and a resume therefore change nothing but rounding.
 
 The loop waits for the device every `log_every_steps` steps and not in between. (DeepSpeed's own
@@ -38,7 +37,7 @@ class LoopSettings:
     device: torch.device
     log_every_steps: int
     checkpoint_every_steps: int
-    sentence_objective: str | None  # "nsp", "sop": its loss's name in the metrics; None: no loss
+    losses: tuple[str, ...]  # the names of the objective's losses
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,10 @@ def train_steps(
         stop.ask()
         logged = next_step % settings.log_every_steps == 0
         rate = learning_rate(step)
-        mlm, sentence = _step(engine, batch, step, rate, settings, want_grad_norm=logged)
+        means = _step(engine, batch, step, rate, settings, want_grad_norm=logged)
         window.add(batch.num_instances)
         if logged:
-            losses = _mean_losses(mlm, sentence, settings.sentence_objective)
-            metrics = window.metrics(losses)
+            metrics = window.metrics(_mean_losses(means, settings.losses))
             _check_finite(metrics["loss"], step)
             step_seconds.append(metrics["step_seconds"])
             log(step, _with_engine_values(metrics, engine, rate))
@@ -100,30 +98,26 @@ def _step(
     settings: LoopSettings,
     *,
     want_grad_norm: bool,
-) -> tuple[Tensor, Tensor]:
-    """This rank's parts of the global batch's mean losses of masked tokens and of sentence pairs, each
-    () on the device."""
-    parts: list[tuple[Tensor, Tensor]] = []
+) -> Tensor:
+    """This rank's part of each of the global batch's mean losses, (losses,) on the device."""
+    parts: list[list[Tensor]] = []
     for micro_batch in batch.micro_batches:
         torch.manual_seed(dropout_seed(settings.seed, step, micro_batch.index))
-        mlm_sum, sentence_sum = engine.losses(to_device(micro_batch, settings.device))
-        mlm, sentence = mlm_sum / batch.num_masked, sentence_sum / batch.num_instances
-        engine.backward(mlm + sentence)
+        sums = engine.losses(to_device(micro_batch, settings.device))
+        means = [total / number for total, number in zip(sums, batch.denominators, strict=True)]
+        engine.backward(sum(means[1:], start=means[0]))
         engine.step(learning_rate, want_grad_norm=want_grad_norm)
-        parts.append((mlm.detach(), sentence.detach()))
-    mlm_parts, sentence_parts = zip(*parts, strict=True)
-    return torch.stack(mlm_parts).sum(), torch.stack(sentence_parts).sum()
+        parts.append([mean.detach() for mean in means])
+    return torch.stack([torch.stack(column).sum() for column in zip(*parts, strict=True)])
 
 
-def _mean_losses(mlm: Tensor, sentence: Tensor, sentence_objective: str | None) -> dict[str, float]:
-    """The global batch's losses, from each rank's parts. A collective; synchronises."""
-    both = torch.stack((mlm, sentence)).double()
-    dist.all_reduce(both)
-    mlm_loss, sentence_loss = both.tolist()
-    losses = {"loss": mlm_loss + sentence_loss, "mlm_loss": mlm_loss}
-    if sentence_objective is not None:
-        losses[f"{sentence_objective}_loss"] = sentence_loss
-    return losses
+def _mean_losses(parts: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """The global batch's losses, from each rank's parts, (losses,). A collective; synchronises."""
+    parts = parts.double()
+    dist.all_reduce(parts)
+    losses: list[float] = parts.tolist()
+    named = {f"{name}_loss": loss for name, loss in zip(names, losses, strict=True)}
+    return {"loss": sum(losses, start=0.0)} | named
 
 
 def _check_finite(loss: float, step: int) -> None:
@@ -202,38 +196,30 @@ def evaluate_losses(
     engine: StageEngine,
     batches: Iterator[GlobalBatch],
     device: torch.device,
-    sentence_objective: str | None,
+    names: tuple[str, ...],
 ) -> dict[str, float]:
-    """Held-out mean losses over all of `batches`, dropout off. A collective."""
-    # (4,): summed MLM loss, masked positions, summed loss of sentence pairs, instances
-    totals = torch.zeros(4, dtype=torch.float64)
+    """Held-out mean losses over all of `batches`, dropout off. A collective.
+
+    names: of the objective's losses
+    """
+    totals = torch.zeros(len(names), dtype=torch.float64)
+    denominators = [0] * len(names)
     for batch in batches:
+        denominators = [a + b for a, b in zip(denominators, batch.denominators, strict=True)]
         for micro_batch in batch.micro_batches:
-            mlm_sum, sentence_sum = engine.evaluate(to_device(micro_batch, device))
-            totals += torch.tensor(
-                [
-                    float(mlm_sum),
-                    float(micro_batch.masked_weights.sum()),
-                    float(sentence_sum),
-                    len(micro_batch.input_ids),
-                ]
-            )
+            sums = engine.evaluate(to_device(micro_batch, device))
+            totals += torch.tensor([float(total) for total in sums])
     totals = totals.to(device)
     dist.all_reduce(totals)
-    mlm_sum, masked, sentence_sum, instances = totals.tolist()
-    losses = {"eval_mlm_loss": mlm_sum / masked}
-    if sentence_objective is not None:
-        losses[f"eval_{sentence_objective}_loss"] = sentence_sum / instances
-    return losses
+    return {
+        f"eval_{name}_loss": total / number
+        for name, total, number in zip(names, totals.tolist(), denominators, strict=True)
+    }
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> dict[str, Tensor]:
     """The micro-batch's tensors by name; from pinned memory the copy is asynchronous."""
-    return {
-        name: value.to(device, non_blocking=True)
-        for name, value in vars(batch).items()
-        if isinstance(value, Tensor)
-    }
+    return {name: value.to(device, non_blocking=True) for name, value in batch.fields.items()}
 
 
 def dropout_seed(seed: int, step: int, micro_batch_index: int) -> int:

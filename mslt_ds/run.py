@@ -35,7 +35,8 @@ from mslt_ds.distributed.world import World, check_equal_on_all_ranks
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.errors import RecipeError
 from mslt_ds.loop import LoopSettings, StageTrace, evaluate_losses, train_steps
-from mslt_ds.model.family import FAMILIES, Family
+from mslt_ds.model.families import FAMILIES
+from mslt_ds.model.family import Family
 from mslt_ds.model.growth import Weights, grow, grow_optimizer_state
 from mslt_ds.model.initial import fresh_parameter, fresh_weights
 from mslt_ds.model.staged import StageModel
@@ -131,12 +132,16 @@ class Run:
             self.config.model,
             depth,
             self._vocab_size,
-            sentence_head=self.config.data.sentence_objective is not None,
+            self.config.data.objective.heads,
         )
 
     @property
     def _first_hf_config(self) -> PretrainedConfig:
         return self._hf_config(self.plan.stages[0].depth)
+
+    @property
+    def _final_hf_config(self) -> PretrainedConfig:
+        return self._hf_config(self.plan.stages[-1].depth)
 
     @property
     def _description(self) -> dict[str, Any]:
@@ -190,7 +195,9 @@ class Run:
     def _first_weights(self) -> Weights:
         """Fresh ones, or those of `plan.init_from`, its missing heads fresh."""
         if self.config.plan.init_from is None:
-            return fresh_weights(self._first_hf_config, seed=self.config.seed)
+            return fresh_weights(
+                self._first_hf_config, seed=self.config.seed, final=self._final_hf_config
+            )
         folder = Path(self.config.plan.init_from)
         weights, missing = pretrained.load(folder, self._first_hf_config, self._fresh_parameter)
         if missing and self.world.is_main:
@@ -248,7 +255,9 @@ class Run:
         weights, optimizer_state = state.weights, state.optimizer_state
         each = self.config.model.layers_per_block
         blocks = self.plan.stages[stage.index - 2].depth // each, stage.depth // each
-        layer_prefix = self._family.BLOCKS
+        family = self._family
+        shapes = family.parameter_shapes(self._hf_config(stage.depth))
+        period = family.period(self.config.model)
         policy = self.config.optimizer.state
         if policy == "reset":
             optimizer_state = {}
@@ -258,29 +267,29 @@ class Run:
                 *blocks,
                 stage.init,
                 fresh=self._fresh_parameter,
-                layer_prefix=layer_prefix,
+                shapes=shapes,
+                layer_prefix=family.blocks,
+                period=period,
             )
             optimizer_state = grow_optimizer_state(
                 optimizer_state,
                 *blocks,
                 stage.init,
                 copy=policy == "copy",
-                layer_prefix=layer_prefix,
+                shapes=shapes,
+                layer_prefix=family.blocks,
+                period=period,
             )
         return replace(state, weights=weights, optimizer_state=optimizer_state)
 
     def _fresh_parameter(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return fresh_parameter(
-            name,
-            shape,
-            seed=self.config.seed,
-            initializer_range=self.config.model.initializer_range,
-        )
+        return fresh_parameter(name, shape, seed=self.config.seed, final=self._final_hf_config)
 
     def _engine(self, stage: Stage, state: TrainingState, meter: TrafficMeter) -> StageEngine:
         train = self.config.train
         model = StageModel.build(
             self._hf_config(stage.depth),
+            self.config.data.objective,
             stage.frozen_layers,
             state.weights,
             frozen_dropout=train.frozen_dropout == "on",
@@ -324,7 +333,7 @@ class Run:
                 device=self.device,
                 log_every_steps=self.config.telemetry.log_every_steps,
                 checkpoint_every_steps=self.config.checkpoint.every_steps,
-                sentence_objective=self.config.data.sentence_objective,
+                losses=self.config.data.objective.losses,
             ),
             learning_rate=lambda step: learning_rate(self.config, self.plan, step),
             stop=instruments.stop,
@@ -350,6 +359,7 @@ class Run:
         return global_batches(
             store,
             options,
+            data.objective,
             seed=self.config.seed,
             global_batch_size=self.config.train.global_batch_size,
             micro_batch_size=stage.micro_batch_size,
@@ -380,7 +390,7 @@ class Run:
                 engine,
                 self._eval_batches(self.eval_store, stage),
                 self.device,
-                self.config.data.sentence_objective,
+                self.config.data.objective.losses,
             )
         telemetry.event("stage_end", fields)
         self._save_model(f"stages/{stage.index}/end", stage.depth, state.weights)

@@ -30,6 +30,7 @@ from mslt_ds.data.order import permute
 from mslt_ds.data.store import TokenStore
 from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError, RecipeError
+from mslt_ds.model.objective import Objective
 
 _EPOCHS_MAPPED = 2
 _CPU = torch.device("cpu")
@@ -40,13 +41,7 @@ class MicroBatch:
     """What one forward pass takes; tensors in main memory."""
 
     index: int  # in the global batch
-    input_ids: Tensor  # (micro_batch, seq_length) int64
-    token_type_ids: Tensor  # (micro_batch, seq_length) int64: 0 for A, 1 for B
-    attention_mask: Tensor  # (micro_batch, seq_length) bool: False at padding
-    masked_positions: Tensor  # (micro_batch, max_predictions) int64
-    masked_labels: Tensor  # (micro_batch, max_predictions) int64
-    masked_weights: Tensor  # (micro_batch, max_predictions) float32: 0 where unused, else 1
-    next_sentence_labels: Tensor  # (micro_batch,) int64: 1 where B is random or swapped
+    fields: dict[str, Tensor]  # the objective's, shaped and typed as in InstanceArrays
 
 
 @dataclass
@@ -54,13 +49,14 @@ class GlobalBatch:
     """One step's data: this rank's micro-batches, and the global figures its loss needs."""
 
     micro_batches: list[MicroBatch]
-    num_masked: int  # masked positions in the global batch, all ranks together
+    denominators: tuple[int, ...]  # of the objective's losses, all ranks together
     num_instances: int  # instances in the global batch, all ranks together
 
 
 def global_batches(
     store: TokenStore,
     options: InstanceOptions,
+    objective: Objective,
     *,
     seed: int,
     global_batch_size: int,
@@ -103,15 +99,17 @@ def global_batches(
             [
                 MicroBatch(
                     index=i * world_size + rank,
-                    **{
-                        name: tensor[i * micro_batch_size : (i + 1) * micro_batch_size]
-                        for name, tensor in tensors.items()
+                    fields={
+                        name: tensors[name][i * micro_batch_size : (i + 1) * micro_batch_size]
+                        for name in objective.fields
                     },
                 )
                 for i in range(len(own) // micro_batch_size)
             ],
             # Not 0, as it may be where no word is short enough: the loss is divided by it.
-            num_masked=max(1, int(num_masked(entries).sum())),
+            denominators=objective.denominators(
+                max(1, int(num_masked(entries).sum())), global_batch_size
+            ),
             num_instances=global_batch_size,
         )
 
@@ -172,14 +170,13 @@ class InstanceSequence:
         self, entries: np.ndarray, keys: np.ndarray, *, pinned: bool = False
     ) -> dict[str, Tensor]:
         """The instances of `entries`, in their order: tensors by the names of InstanceArrays."""
-        tensors = InstanceArrays.empty(
-            len(entries),
-            self.options,
-            lambda shape, dtype: torch.empty(shape, dtype=_TORCH[dtype], pin_memory=pinned),
-        )
-        arrays = InstanceArrays(*(tensor.numpy() for tensor in vars(tensors).values()))
+        tensors = {
+            name: torch.empty(shape, dtype=_TORCH[dtype], pin_memory=pinned)
+            for name, (shape, dtype) in InstanceArrays.layout(len(entries), self.options).items()
+        }
+        arrays = InstanceArrays(**{name: tensor.numpy() for name, tensor in tensors.items()})
         build(self.store.corpus, self._continues, self.options, keys, entries, arrays)
-        return vars(tensors)
+        return tensors
 
     def index(self, epoch: int) -> np.ndarray:
         """The epoch's index entries, (instances,) uint64, in document order."""

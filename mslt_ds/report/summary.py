@@ -1,7 +1,8 @@
 """A run on one screen: its stages, what they cost and what they learned, and how to load the model.
 
-Notable: everything is read from the run folder (`plan.json`, `metrics.jsonl`), so the table can be
-printed at any time and of a run that was interrupted; what isn't there yet is shown as a dash.
+Everything is read from the run folder (`plan.json`, `metrics.jsonl`, the model's `config.json`), so the
+table can be printed at any time, also of a run that was interrupted. What isn't there yet is shown
+as a dash. The losses are those that the run wrote, by its own names for them.
 
 A stage's speed-up compares its median step with a step of the whole model, everything trained, that
 the same run measured on the same machine at the same sequence length: the joint stage's median.
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from mslt_ds.errors import CheckpointError
 from mslt_ds.telemetry import METRICS_FILE
-from mslt_ds.telemetry.metrics import read_lines
+from mslt_ds.telemetry.metrics import eval_losses, read_lines
 
 PLAN_FILE = "plan.json"
 
@@ -37,8 +38,7 @@ class StageSummary:
     seq_length: int  # tokens
     step_seconds: float | None  # median
     speed_up: float | None  # against a full-depth step
-    eval_mlm_loss: float | None  # nats
-    eval_sentence_loss: float | None  # nats
+    eval_losses: dict[str, float | None]  # by the objective's names, nats
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class RunSummary:
     """What is known of a run."""
 
     stages: tuple[StageSummary, ...]
-    sentence_objective: str  # whose losses `eval_sentence_loss` are: "nsp" or "sop"
     unigram_entropy: float | None  # nats
     model: Path | None
 
@@ -61,9 +60,6 @@ def summarize(run_dir: Path) -> RunSummary:
         index: _step_seconds(index, stage_ends.get(index, {}), lines)
         for index in range(1, len(plan["stages"]) + 1)
     }
-    sentence_objective = (
-        "sop" if any("eval_sop_loss" in end for end in stage_ends.values()) else "nsp"
-    )
     reference = _full_step_seconds(plan["stages"], step_seconds)
     stages = []
     for index, stage in enumerate(plan["stages"], start=1):
@@ -78,12 +74,11 @@ def summarize(run_dir: Path) -> RunSummary:
                 seq_length=stage["seq_length"],
                 step_seconds=own,
                 speed_up=full / own if full and own else None,
-                eval_mlm_loss=end.get("eval_mlm_loss"),
-                eval_sentence_loss=end.get(f"eval_{sentence_objective}_loss"),
+                eval_losses=eval_losses(end),
             )
         )
     model = Path(run_end["model"]) if "model" in run_end else None
-    return RunSummary(tuple(stages), sentence_objective, run_end.get("unigram_entropy"), model)
+    return RunSummary(tuple(stages), run_end.get("unigram_entropy"), model)
 
 
 def print_summary(run_dir: Path, console: Console | None = None) -> None:
@@ -94,6 +89,8 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
     table = Table(
         title=f"run {run_dir}", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title_justify="left"
     )
+    # In the order of the run's own; a dictionary has each once.
+    losses = list(dict.fromkeys(name for stage in summary.stages for name in stage.eval_losses))
     for heading in (
         "stage",
         "depth",
@@ -102,8 +99,7 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
         "length",
         "step",
         "speed-up",
-        "MLM\nloss",
-        f"{summary.sentence_objective.upper()}\nloss",
+        *(f"{name.upper()}\nloss" for name in losses),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in summary.stages:
@@ -115,8 +111,7 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
             str(stage.seq_length),
             _cell("{:.4g} s", stage.step_seconds),
             _cell("{:.2f}x", stage.speed_up),
-            _cell("{:.3f}", stage.eval_mlm_loss),
-            _cell("{:.3f}", stage.eval_sentence_loss),
+            *(_cell("{:.3f}", stage.eval_losses.get(name)) for name in losses),
         )
     console.print(table)
     for text in (
@@ -125,29 +120,45 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
         "losses: held-out text, nats",
     ):
         console.print(text, markup=False)
-    for text in _conclusions(summary):
+    for text in _conclusions(summary, run_dir):
         console.print(text, markup=False)
 
 
-def _conclusions(summary: RunSummary) -> list[str]:
+def _conclusions(summary: RunSummary, run_dir: Path) -> list[str]:
     """What was learned beyond word frequencies, and how to load the model."""
     texts = []
-    entropy, loss = summary.unigram_entropy, summary.stages[-1].eval_mlm_loss
+    entropy = summary.unigram_entropy
+    # An objective's first loss is that of tokens, which alone compares with their frequencies.
+    name, loss = next(iter(summary.stages[-1].eval_losses.items()), ("", None))
     if entropy is not None:
         texts.append(f"unigram entropy of the training text: {entropy:.3f} nats")
         if loss is not None:
             side = "below" if loss < entropy else "above"
-            texts.append(f"held-out MLM loss: {loss:.3f}, {abs(entropy - loss):.3f} {side} it")
+            texts.append(
+                f"held-out {name.upper()} loss: {loss:.3f}, {abs(entropy - loss):.3f} {side} it"
+            )
     if summary.model is not None:
+        auto_class = _auto_class(run_dir / summary.model.name)
         texts.append(f"model: {summary.model}")
         texts.append(
-            "  from transformers import AutoModelForPreTraining, AutoTokenizer\n"
-            f'  model = AutoModelForPreTraining.from_pretrained("{summary.model}")\n'
+            f"  from transformers import {auto_class}, AutoTokenizer\n"
+            f'  model = {auto_class}.from_pretrained("{summary.model}")\n'
             f'  tokenizer = AutoTokenizer.from_pretrained("{summary.model}")'
         )
     else:
         texts.append("model: not written yet; the run hasn't ended")
     return texts
+
+
+def _auto_class(model: Path) -> str:
+    """The Auto class that loads the model in this folder with all of its heads."""
+    config = model / "config.json"
+    written = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    (architecture,) = written.get("architectures") or ("",)
+    for head in ("MaskedLM", "CausalLM"):
+        if architecture.endswith(f"For{head}"):
+            return f"AutoModelFor{head}"
+    return "AutoModelForPreTraining"
 
 
 def _step_seconds(

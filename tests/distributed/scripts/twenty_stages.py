@@ -15,8 +15,9 @@ from mslt_ds.config.sections import ModelConfig, OptimizerConfig
 from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.world import choose_device, join, leave, world_from_environment
 from mslt_ds.engine import EngineSettings, StageEngine
-from mslt_ds.model import bert
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
+from mslt_ds.model.objective import OBJECTIVES
 from mslt_ds.model.staged import StageModel
 
 # The launcher puts its --local_rank first.
@@ -30,7 +31,7 @@ meter = TrafficMeter()
 # 3.4 M parameters: a leak of one engine would be 50 MB or so, against a process of 500.
 model_config = ModelConfig(num_hidden_layers=4, hidden_size=256, num_attention_heads=4,
                            intermediate_size=512, max_position_embeddings=SEQ_LENGTH)  # fmt: skip
-config = bert.hf_config(model_config, 4, VOCAB)
+config = FAMILIES["bert"].hf_config(model_config, 4, VOCAB, OBJECTIVES["nsp"].heads)
 settings = EngineSettings(
     optimizer=OptimizerConfig.model_validate({"name": optimizer, "learning_rate": 1e-3}),
     deepspeed={"zero_optimization": {"stage": zero_stage}},
@@ -46,14 +47,20 @@ inputs = {
     "masked_positions": torch.ones(BATCH, PREDICTIONS, dtype=torch.long),
     "masked_labels": torch.ones(BATCH, PREDICTIONS, dtype=torch.long),
     "masked_weights": torch.ones(BATCH, PREDICTIONS),
-    "next_sentence_labels": torch.zeros(BATCH, dtype=torch.long),
+    "pair_labels": torch.zeros(BATCH, dtype=torch.long),
 }
 
 
 def one_stage(weights, state, frozen_layers):
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     model = StageModel.build(
-        config, frozen_layers, weights, frozen_dropout=False, dtype=dtype, device=device
+        config,
+        OBJECTIVES["nsp"],
+        frozen_layers,
+        weights,
+        frozen_dropout=False,
+        dtype=dtype,
+        device=device,
     )
     engine = StageEngine(model, settings, weights, state, None, meter)
     for _ in range(2):

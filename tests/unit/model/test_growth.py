@@ -23,6 +23,10 @@ def weights_of(depth: int) -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape) for name, shape in names.items()}
 
 
+def shapes_of(depth: int) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights_of(depth).items()}
+
+
 def marked(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """A fresh tensor that tells its name."""
     return torch.full(shape, float(sum(name.encode())))
@@ -62,6 +66,7 @@ def test_copies_are_new_and_bitwise_equal_and_all_else_is_untouched(operator, ol
         old,
         old + added,
         operator,
+        shapes=shapes_of(old + added),
         fresh=marked if operator == "random" else refuse,
         layer_prefix=PREFIX,
     )
@@ -99,13 +104,13 @@ def test_doubling_by_copy_top_is_stacking(depth):
 def test_refused():
     weights = weights_of(3)
     with pytest.raises(ValueError, match="3 layers can't grow to 2"):
-        grow(weights, 3, 2, "copy_top", fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 3, 2, "copy_top", shapes=shapes_of(2), fresh=refuse, layer_prefix=PREFIX)
     with pytest.raises(ValueError, match="unknown growth operator"):
-        grow(weights, 3, 4, "copy_bottom", fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 3, 4, "copy_bottom", shapes=shapes_of(4), fresh=refuse, layer_prefix=PREFIX)
     with pytest.raises(ValueError, match="isn't a name of a model of 2 layers"):
-        grow(weights, 2, 4, "copy_top", fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 2, 4, "copy_top", shapes=shapes_of(4), fresh=refuse, layer_prefix=PREFIX)
     with pytest.raises(ValueError, match="layer 3 lacks"):
-        grow(weights, 4, 5, "copy_top", fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 4, 5, "copy_top", shapes=shapes_of(5), fresh=refuse, layer_prefix=PREFIX)
 
 
 @pytest.mark.parametrize("operator", ["copy_top", "copy_all", "interpolate"])
@@ -124,8 +129,9 @@ def test_hugging_face_loads_it_and_the_decoder_stays_tied(operator):
 
     weights = {name: tensor.detach() for name, tensor in model_of(2).named_parameters()}
     assert not set(TIED_ALIASES) & weights.keys()
-    grown = grow(weights, 2, 4, operator, fresh=refuse, layer_prefix=PREFIX)
     deep = model_of(4)
+    shapes = {name: tuple(parameter.shape) for name, parameter in deep.named_parameters()}
+    grown = grow(weights, 2, 4, operator, shapes=shapes, fresh=refuse, layer_prefix=PREFIX)
     missing, unexpected = deep.load_state_dict(grown, strict=False)
     assert not unexpected and set(missing) <= set(TIED_ALIASES)
     decoder = deep.cls.predictions.decoder
@@ -142,7 +148,10 @@ def test_hugging_face_loads_it_and_the_decoder_stays_tied(operator):
 def test_optimizer_state_goes_where_its_layer_goes(operator, copy):
     """Each entry says which layer it's of, so a layer with another's moments can't go unseen."""
     state = {f"bert.encoder.layer.{i}.w": {"step": i} for i in range(4)} | {"cls.w": {"step": 9}}
-    grown = grow_optimizer_state(state, 4, 6, operator, copy=copy, layer_prefix=PREFIX)
+    shapes = {f"bert.encoder.layer.{i}.w": () for i in range(6)}
+    grown = grow_optimizer_state(
+        state, 4, 6, operator, copy=copy, shapes=shapes, layer_prefix=PREFIX
+    )
     assert grown["cls.w"] is state["cls.w"]
     for index, source in enumerate(sources(4, 6, operator)):
         entry = grown.get(f"bert.encoder.layer.{index}.w")

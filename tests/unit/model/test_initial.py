@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AlbertConfig, AutoModelForPreTraining, BertConfig, PretrainedConfig
 
-from mslt_ds.model.family import family_of
+from mslt_ds.model.families import family_of
 from mslt_ds.model.initial import fresh_weights
 
 
@@ -63,6 +63,6 @@ def test_names_shapes_and_distributions_are_hugging_faces(config: PretrainedConf
             # the smallest matrix, (2, 64), has a standard error of 0.05 / sqrt(256)
             assert abs(float(tensor.std()) - 0.05) < 0.012, name
             assert abs(float(tensor.mean())) < 0.015, name
-    tied = family_of(config).TIED_WEIGHT
+    tied = family_of(config).word_embeddings
     assert not weights[tied][0].any()
     assert not reference[tied][0].any()

@@ -9,8 +9,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining
 
 from mslt_ds.config.sections import RunConfig
-from mslt_ds.model import parts
-from mslt_ds.model.family import FAMILIES
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan import cost
@@ -57,10 +56,11 @@ def test_equal_to_the_stage_models(input_format, model):
     sentence_head = input_format != "full_sentences"
     for stage in build_plan(config).stages:
         hf_config = FAMILIES[config.model.family].hf_config(
-            config.model, stage.depth, VOCAB_SIZE, sentence_head=sentence_head
+            config.model, stage.depth, VOCAB_SIZE, heads=config.data.objective.heads
         )
         model = StageModel.build(
             hf_config,
+            config.data.objective,
             stage.frozen_layers,
             fresh_weights(hf_config, seed=1),
             frozen_dropout=False,
@@ -92,11 +92,17 @@ def test_albert_base_has_the_known_size():
         )
         (stage,) = build_plan(config).stages
         totals.append(cost.total_parameters(config, stage, 30_000))
-        hf_config = FAMILIES["albert"].hf_config(config.model, 12, 30_000)
-        shapes = parts.parameter_shapes(hf_config).values()
+        hf_config = FAMILIES["albert"].hf_config(
+            config.model, 12, 30_000, config.data.objective.heads
+        )
+        shapes = FAMILIES["albert"].parameter_shapes(hf_config).values()
         assert totals[-1] == sum(math.prod(shape) for shape in shapes)
     assert round(totals[0] / 1e6) == 12
-    assert totals[1] - totals[0] == 3 * cost.block_parameters(config.model) == 3 * 7_087_872
+    assert (
+        totals[1] - totals[0]
+        == 3 * FAMILIES["albert"].block_parameters(config.model, 0)
+        == 3 * 7_087_872
+    )
 
 
 def test_description():

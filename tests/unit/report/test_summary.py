@@ -61,7 +61,7 @@ def test_losses_of_sentence_order_and_of_none(tmp_path):
     write_run(tmp_path, MSLT, [*lines[:2], lines[2] | {"eval_sop_loss": 0.456}, RUN_END])
     assert "SOP" in printed(tmp_path) and "0.456" in printed(tmp_path)
     write_run(tmp_path, MSLT, [*lines, RUN_END])
-    assert summarize(tmp_path).stages[2].eval_sentence_loss is None
+    assert summarize(tmp_path).stages[2].eval_losses == {"mlm": 5.5}
     assert printed(tmp_path)
 
 
@@ -69,8 +69,7 @@ def test_stages_carry_plan_and_measurements(tmp_path):
     summary = summarize(write_run(tmp_path, MSLT, [*WHOLE, RUN_END]))
     second = summary.stages[1]
     assert (second.depth, second.trainable_share, second.step_seconds) == (4, 0.25, 0.2)
-    assert summary.sentence_objective == "nsp"
-    assert (second.eval_mlm_loss, second.eval_sentence_loss) == (6.0, 0.6)
+    assert second.eval_losses == {"mlm": 6.0, "nsp": 0.6}
     assert [stage.speed_up for stage in summary.stages] == [4.0, 2.0, 1.0]
     assert summary.unigram_entropy == 6.98
     assert str(summary.model) == "runs/x/model"
@@ -132,7 +131,7 @@ def test_interrupted_run_uses_the_steps_so_far(tmp_path):
 
 def test_stage_ended_twice_counts_as_it_ended_last(tmp_path):
     lines = [stage_end(1, 0.5, 7.0), *WHOLE]
-    assert summarize(write_run(tmp_path, MSLT, lines)).stages[0].eval_mlm_loss == 6.5
+    assert summarize(write_run(tmp_path, MSLT, lines)).stages[0].eval_losses["mlm"] == 6.5
 
 
 def test_table_shows_stages_entropy_and_how_to_load(tmp_path):
@@ -143,6 +142,16 @@ def test_table_shows_stages_entropy_and_how_to_load(tmp_path):
     assert "unigram entropy of the training text: 6.980 nats\n" in text
     assert "held-out MLM loss: 5.500, 1.480 below it\n" in text
     assert 'AutoModelForPreTraining.from_pretrained("runs/x/model")' in text
+
+
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "AlbertForMaskedLM"])
+def test_a_model_of_packed_sentences_is_loaded_as_a_masked_lm(tmp_path, architecture):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    text = printed(write_run(tmp_path, MSLT, [*WHOLE, RUN_END]))
+    assert "import AutoModelForMaskedLM, AutoTokenizer" in text
+    assert 'AutoModelForMaskedLM.from_pretrained("runs/x/model")' in text
+    assert "PreTraining" not in text
 
 
 def test_table_of_a_long_run_fits_80_columns(tmp_path):
@@ -163,7 +172,7 @@ def test_loss_above_the_entropy_is_told(tmp_path):
 def test_run_without_evaluation(tmp_path):
     ends = [{"event": "stage_end", "step": 0, "stage": stage} for stage in (1, 2, 3)]
     run_dir = write_run(tmp_path, MSLT, [*ends, RUN_END])
-    assert all(stage.eval_mlm_loss is None for stage in summarize(run_dir).stages)
+    assert all(not stage.eval_losses for stage in summarize(run_dir).stages)
     text = printed(run_dir)
     assert "unigram entropy of the training text: 6.980 nats\n" in text
     assert "MLM loss:" not in text
