@@ -68,6 +68,8 @@ class Family(ABC):
     """Keys of every family that this one doesn't read."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Key of the `model` section -> its attribute in Hugging Face's configuration, where they differ."""
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Attributes of Hugging Face's configuration that no key decides -> their values."""
     sizes: tuple[str, ...] = (
         "vocab_size", "embedding_size", "hidden_size", "num_attention_heads", "intermediate_size",
         "hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
@@ -161,7 +163,7 @@ class Family(ABC):
         }
         architecture = self.architectures[heads]
         config_class = getattr(transformers, architecture).config_class
-        config = config_class(**settings, architectures=[architecture])
+        config = config_class(**settings, **self.fixed, architectures=[architecture])
         config._attn_implementation = "sdpa"
         return config
 

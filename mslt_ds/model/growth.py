@@ -71,7 +71,8 @@ def sources(depth_from: int, depth_to: int, operator: str, *, period: int = 1) -
             raise ValueError(
                 f"{operator} from {depth_from} to {depth_to} layers would put a copy of layer "
                 f"{source} at place {index}, which is of another kind: kinds repeat every {period} "
-                f"layers; begin with a multiple of {period} layers, or choose copy_top or random"
+                f"layers; grow from a multiple of {period} layers with copy_top or copy_all, or "
+                "choose random"
             )
     return found
 

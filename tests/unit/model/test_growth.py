@@ -101,6 +101,77 @@ def test_doubling_by_copy_top_is_stacking(depth):
     assert sources(depth, 2 * depth, "copy_top") == sources(depth, 2 * depth, "copy_all")
 
 
+KINDS = st.tuples(
+    st.sampled_from(OPERATORS), st.integers(1, 9), st.integers(0, 9), st.integers(1, 4)
+)
+
+
+@given(KINDS)
+def test_a_copy_lands_on_a_place_of_its_kind_or_is_refused(case):
+    operator, old, added, period = case
+    try:
+        found = sources(old, old + added, operator, period=period)
+    except ValueError as error:
+        # Said only where no list of this operator could keep the kinds.
+        assert f"repeat every {period} layers" in str(error) and operator != "random" and added
+        assert not (operator == "copy_top" and old >= period)
+        assert not (operator == "copy_all" and old % period == 0)
+        return
+    assert len(found) == old + added
+    for index, source in enumerate(found):
+        assert source is None or (index - source) % period == 0
+    if operator in ("copy_top", "random"):
+        assert found[:old] == list(range(old))
+    if period == 1:
+        assert found == sources(old, old + added, operator)
+
+
+@given(KINDS, st.sets(st.sampled_from(["a", "b", "c"]), max_size=2))
+def test_what_a_target_has_and_its_source_lacks_begins_fresh(case, absent):
+    """The first layer lacks some parameters that all others have, as ModernBERT's."""
+    operator, old, added, period = case
+
+    def shapes_at(depth: int) -> dict[str, tuple[int, ...]]:
+        names = [(i, s) for i in range(depth) for s in "abcd" if i or s not in absent]
+        return {f"{PREFIX}{i}.{s}": (2,) for i, s in names} | {"head": ()}
+
+    weights = {name: torch.randn(shape) for name, shape in shapes_at(old).items()}
+    state = {name: {"of": name} for name in weights}
+    drawn: dict[str, tuple[int, ...]] = {}
+
+    def fresh(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        drawn[name] = shape
+        return torch.zeros(shape)
+
+    try:
+        plan = sources(old, old + added, operator, period=period)
+    except ValueError:
+        return
+    target = shapes_at(old + added)
+    where = {"shapes": target, "layer_prefix": PREFIX, "period": period}
+    grown = grow(weights, old, old + added, operator, fresh=fresh, **where)
+    assert grown.keys() == target.keys()
+    for index, source in enumerate(plan):
+        for suffix in "abcd":
+            name = f"{PREFIX}{index}.{suffix}"
+            if name not in target:
+                continue
+            held = source is not None and (source or suffix not in absent)
+            assert (name in drawn) != held
+            if held:
+                assert torch.equal(grown[name], weights[f"{PREFIX}{source}.{suffix}"])
+    assert all(drawn[name] == target[name] for name in drawn)
+    carried = grow_optimizer_state(state, old, old + added, operator, copy=True, **where)
+    assert carried.keys() == grown.keys() - drawn.keys()
+
+
+def test_copy_top_takes_whole_periods():
+    """ModernBERT-base has 22 layers, every third of which attends globally."""
+    found = sources(11, 22, "copy_top", period=3)
+    assert found[11:] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 2, 3]
+    assert sources(4, 5, "copy_top", period=3) == [0, 1, 2, 3, 1]
+
+
 def test_refused():
     weights = weights_of(3)
     with pytest.raises(ValueError, match="3 layers can't grow to 2"):
