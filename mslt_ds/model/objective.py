@@ -32,10 +32,10 @@ class Objective(ABC):
     """The fields of a batch that it and the model read, by the names of `InstanceArrays`."""
 
     @abstractmethod
-    def denominators(self, num_masked: int, num_instances: int) -> tuple[int, ...]:
+    def denominators(self, num_predictions: int, num_instances: int) -> tuple[int, ...]:
         """The number of terms of each loss in a global batch.
 
-        num_masked, num_instances: masked positions and instances of the global batch
+        num_predictions: positions with a label, as the index of the instances counts them
         """
 
     @abstractmethod
@@ -67,8 +67,8 @@ class MaskedLM(Objective):
         "masked_positions", "masked_labels", "masked_weights",
     )  # fmt: skip
 
-    def denominators(self, num_masked: int, num_instances: int) -> tuple[int, ...]:
-        return (num_masked,)
+    def denominators(self, num_predictions: int, num_instances: int) -> tuple[int, ...]:
+        return (num_predictions,)
 
     def positions(self, inputs: dict[str, Tensor]) -> Tensor:
         """[CLS], which is position 0, then the masked positions, so that all heads read one
@@ -107,8 +107,8 @@ class MaskedLMAndPairs(MaskedLM):
     def __init__(self, pair_loss: str) -> None:
         self.losses = (*MaskedLM.losses, pair_loss)
 
-    def denominators(self, num_masked: int, num_instances: int) -> tuple[int, ...]:
-        return (num_masked, num_instances)
+    def denominators(self, num_predictions: int, num_instances: int) -> tuple[int, ...]:
+        return (num_predictions, num_instances)
 
     def sums(
         self,
