@@ -218,7 +218,9 @@ class StageEngine:
     def metrics(self) -> dict[str, Any]:
         """Gradient norm, loss scale and trust ratios of the last step (synchronises the device)."""
         optimizer = self._engine.basic_optimizer
-        ratios = optimizer.trust_ratios() if isinstance(optimizer, Lamb) else {}
+        ratios = {}
+        if isinstance(optimizer, Lamb):
+            ratios = optimizer.trust_ratios(self.model.family.part_of)
         return ratios | {"grad_norm": self.grad_norm(), "loss_scale": self.loss_scale()}
 
     @property

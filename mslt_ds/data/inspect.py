@@ -111,7 +111,9 @@ def describe_instance(sequence: InstanceSequence, epoch: int, instance: int) -> 
             f"to {sequence.length - 1:,} at this sequence length"
         )
     entries, keys = sequence.entries(epoch * sequence.length + instance, 1)
-    arrays = InstanceArrays(*(t.numpy() for t in sequence.build(entries, keys).values()))
+    arrays = InstanceArrays(
+        **{name: tensor.numpy() for name, tensor in sequence.build(entries, keys).items()}
+    )
     options = sequence.options
     sentence = int(first_sentence(entries)[0])
     documents = sequence.store.corpus.documents
@@ -134,7 +136,7 @@ def _text(
 ) -> Iterator[str]:
     """Lines with the label and the segments of a pair, or the sentences of each document."""
     if options.is_paired:
-        label = int(arrays.next_sentence_labels[0])
+        label = int(arrays.pair_labels[0])
         yield f"  label       {label}: {_LABELS[options.input_format][label]}"
         titles = ["segment 0", "segment 1"]
     else:

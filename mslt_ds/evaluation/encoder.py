@@ -24,7 +24,6 @@ from mslt_ds.disk.hugging_face import quiet, weight_files
 from mslt_ds.errors import CheckpointError, RecipeError, first_line
 
 _POOLERS = ("pooler",)
-_LAYERS = (".layer.", ".albert_layer_groups.")
 _NAMES_SHOWN = 3
 
 
@@ -119,7 +118,7 @@ class Encoder:
                 f"{_some(inside)}; config.json says {layers} layers: set {keys} to what "
                 "the folder holds, or use a complete folder"
             )
-        left_over = [name for name in unexpected if any(part in name for part in _LAYERS)]
+        left_over = [name for name in unexpected if any(part in name for part in _layers(model))]
         if left_over:
             raise CheckpointError(
                 f"--model: {self.path}: config.json says {layers} layers, and the folder holds more, "
@@ -155,6 +154,15 @@ def position_limit(model: nn.Module) -> int | None:
             padding = module.padding_idx
             return module.num_embeddings - (0 if padding is None else padding + 1)
     return None
+
+
+def _layers(model: nn.Module) -> set[str]:
+    """What stands in the name of a parameter of a layer, such as `.layer.`, in this model."""
+    return {
+        f".{name.rpartition('.')[2]}."
+        for name, module in model.base_model.named_modules()  # type: ignore[operator]
+        if isinstance(module, nn.ModuleList)
+    }
 
 
 def _in_pooler(name: str) -> bool:
