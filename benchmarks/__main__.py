@@ -21,7 +21,7 @@ from benchmarks import record
 from benchmarks.turns import medians, seconds_of
 from mslt_ds.config.sections import RunConfig
 from mslt_ds.errors import MsltError, report
-from mslt_ds.model.family import FAMILIES
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan.cost import ASSUMED_VOCAB_SIZE
@@ -46,7 +46,7 @@ def random_inputs(
         "masked_positions": positions.sort(dim=1).values + 1,
         "masked_labels": torch.randint(5, vocab_size, masked, generator=generator),
         "masked_weights": torch.ones(masked),
-        "next_sentence_labels": torch.randint(0, 2, (batch,), generator=generator),
+        "pair_labels": torch.randint(0, 2, (batch,), generator=generator),
     }
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
@@ -56,10 +56,13 @@ def step_of(
 ) -> Callable[[], None]:
     """A forward and backward pass of a stage with this depth and number of frozen layers."""
     vocab_size = config.model.vocab_size or ASSUMED_VOCAB_SIZE
-    hf_config = FAMILIES[config.model.family].hf_config(config.model, depth, vocab_size)
+    hf_config = FAMILIES[config.model.family].hf_config(
+        config.model, depth, vocab_size, config.data.objective.heads
+    )
     dtype = DTYPES[config.train.precision]
     model = StageModel.build(
         hf_config,
+        config.data.objective,
         frozen_layers,
         fresh_weights(hf_config, seed=config.seed),
         frozen_dropout=config.train.frozen_dropout == "on",

@@ -26,14 +26,14 @@ from scipy import stats
 from benchmarks import record
 from mslt_ds.distributed.world import World
 from mslt_ds.evaluation.batches import training_batches
-from mslt_ds.evaluation.encode import Encoded
+from mslt_ds.evaluation.encoded import Encoded
 from mslt_ds.evaluation.encoder import Encoder
+from mslt_ds.evaluation.execution import device_for, mean_step_seconds
 from mslt_ds.evaluation.finetune import Batch, Settings, fine_tune
 from mslt_ds.evaluation.glue.metrics import scores
-from mslt_ds.evaluation.glue.runs import GlueRunner, Source, loss_for
+from mslt_ds.evaluation.glue.recipe import GlueRecipe
+from mslt_ds.evaluation.glue.runs import GlueRunner, Source
 from mslt_ds.evaluation.glue.tasks import TASKS
-from mslt_ds.evaluation.recipe import GlueRecipe
-from mslt_ds.evaluation.runner import device_for, mean_step_seconds
 
 PADDED = 128
 WAYS = ("buckets", "padded to 128")
@@ -63,8 +63,8 @@ def step_seconds(runner: GlueRunner, task: str, way: str, steps: int) -> float:
     rows.sort(key=lambda batch: max(train.lengths[row] for row in batch))
     middles = [(2 * index + 1) * len(rows) // (2 * steps) for index in range(steps)]
     taken = [tensors(train, rows[middle], way) for middle in middles]
-    model = runner.build(TASKS[task], 1)
-    return mean_step_seconds(model, taken, loss_for(TASKS[task]), runner.recipe)
+    model = runner.build(task, 1)
+    return mean_step_seconds(model, taken, runner.loss_of(task), runner.recipe)
 
 
 def final_scores(
@@ -72,7 +72,7 @@ def final_scores(
 ) -> dict[str, float]:
     """Dev scores after a complete fine-tuning."""
     _, train, dev = runner.encoded(task)
-    model = runner.build(TASKS[task], seed)
+    model = runner.build(task, seed)
     epochs = runner.recipe.epochs_for(task)
 
     def stream() -> Iterator[Batch]:
@@ -81,7 +81,7 @@ def final_scores(
                 yield tensors(train, rows, way)
 
     settings = Settings.of(runner.recipe, rate, seed, runner.steps(task))
-    fine_tune(model, stream(), loss_for(TASKS[task]), settings)
+    fine_tune(model, stream(), runner.loss_of(task), settings)
     split = dev[next(iter(dev))]
     return scores(TASKS[task], runner.outputs(model, split), split.labels)
 

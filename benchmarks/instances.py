@@ -29,6 +29,7 @@ from mslt_ds.data.loader import InstanceSequence, global_batches
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
 from mslt_ds.data.words import continuing_tokens
+from mslt_ds.model.objective import OBJECTIVES
 from tests.unit.data.comparison import documents_of
 from tests.unit.data.reference import (
     Frame,
@@ -238,6 +239,7 @@ def batches(store: TokenStore, *, num_workers: int, num_steps: int, start_step: 
         global_batches(
             store,
             options_of("nsp", "token"),
+            OBJECTIVES["nsp"],
             seed=SEED,
             global_batch_size=GLOBAL_BATCH,
             micro_batch_size=MICRO_BATCH,

@@ -63,6 +63,7 @@ class Batches:
         return global_batches(
             store,
             options,
+            data.objective,
             seed=config.seed,
             global_batch_size=stage.global_batch_size,
             micro_batch_size=stage.micro_batch_size,

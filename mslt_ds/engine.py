@@ -112,7 +112,7 @@ class StageEngine:
         self.settings = settings
         self._meter = meter
         parameters = dict(model.suffix.named_parameters())
-        self._frozen = TrainingState(state.step)
+        self._frozen = TrainingState(state.step, passed_over=state.passed_over)
         if dist.get_rank() == 0:
             self._frozen = state.without(parameters.keys())
         groups = parameter_groups(
@@ -136,9 +136,10 @@ class StageEngine:
         # Any: its type is a union of all that DeepSpeed might wrap.
         self._engine: Any = engine
         self._scales_loss_itself = settings.precision == "fp16" and not engine.zero_optimization()
-        if zero_stage and settings.precision != "fp16":
+        clips = settings.gradient_clipping > 0.0
+        if zero_stage and (settings.precision == "bf16" or not clips):
             # ZeRO applies such a gradient in bf16, and in fp32 where nothing is clipped.
-            engine.optimizer.check_grad_overflow = True
+            self._engine.optimizer.check_grad_overflow = True
         self._scale_window = 0
         if self._scales_loss_itself:
             # Doubling is done by `_grow_loss_scale`, after the step and not inside it.
@@ -169,7 +170,7 @@ class StageEngine:
 
         -> (losses,) this micro-batch's parts, detached
         """
-        sums = self._engine(*inputs)
+        sums: tuple[Tensor, ...] = self._engine(*inputs)
         parts = [total / number for total, number in zip(sums, denominators, strict=True)]
         loss = sum(parts[1:], start=parts[0])
         # DeepSpeed averages over ranks; the factor undoes that.
@@ -253,7 +254,9 @@ class StageEngine:
     def metrics(self) -> dict[str, Any]:
         """Gradient norm, loss scale and trust ratios of the last step (synchronises the device)."""
         optimizer = self._engine.basic_optimizer
-        ratios = optimizer.trust_ratios() if isinstance(optimizer, Lamb) else {}
+        ratios = {}
+        if isinstance(optimizer, Lamb):
+            ratios = optimizer.trust_ratios(self.model.family.part_of)
         return ratios | {"grad_norm": self.grad_norm(), "loss_scale": self.loss_scale()}
 
     @property
@@ -281,6 +284,7 @@ class StageEngine:
             self._frozen.weights | weights,
             self._frozen.optimizer_state | optimizer_state,
             self._loss_scale_state(),
+            self._frozen.passed_over,
         )
 
     def _loss_scale_state(self) -> dict[str, Any]:

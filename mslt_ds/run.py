@@ -39,10 +39,9 @@ from mslt_ds.errors import DivergenceError, RecipeError
 from mslt_ds.feed import Feed
 from mslt_ds.guard import GoBack, StepGuard, StepResult
 from mslt_ds.loop import Hooks, StageTrace, evaluate_losses, train_steps
-from mslt_ds.model.family import FAMILIES
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.growth import grow, grow_optimizer_state
 from mslt_ds.model.initial import fresh_parameter, fresh_weights
-from mslt_ds.model.objective import Objective, objective_of
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan import cost
 from mslt_ds.plan.schedule import learning_rate
@@ -64,7 +63,6 @@ class Run:
     world: World
     device: torch.device
     batches: Batches
-    objective: Objective
     folder: RunFolder
     description: dict[str, Any]
     """The plan with its costs, as `mslt-ds plan` prints it."""
@@ -106,7 +104,6 @@ class Run:
             world,
             device,
             Batches(recipe, world, device, store, eval_store),
-            objective_of(config.data),
             folder,
             description,
         )
@@ -212,7 +209,7 @@ class Run:
         """Fresh ones, or those of `plan.init_from` with its missing heads fresh."""
         hf_config = self.folder.hf_config(self.recipe.plan.stages[0].depth)
         if self.config.plan.init_from is None:
-            return fresh_weights(hf_config, seed=self.config.seed)
+            return fresh_weights(hf_config, seed=self.config.seed, final=self._final_config)
         folder = Path(self.config.plan.init_from)
         weights, missing = pretrained.load(folder, hf_config, self._fresh_parameter)
         if missing:
@@ -231,6 +228,7 @@ class Run:
         state = replace(state, weights=broadcast_tensors(state.weights, self.device))
         model = StageModel.build(
             self.folder.hf_config(stage.depth),
+            self.config.data.objective,
             stage.frozen_layers,
             state.weights,
             frozen_dropout=train.frozen_dropout == "on",
@@ -259,30 +257,36 @@ class Run:
             return state
         each = self.config.model.layers_per_block
         depths = self.recipe.plan.stages[stage.index - 2].depth // each, stage.depth // each
-        layer_prefix = FAMILIES[self.config.model.family].BLOCKS
+        family = FAMILIES[self.config.model.family]
+        shapes = family.parameter_shapes(self.folder.hf_config(stage.depth))
+        period = family.period(self.config.model)
         weights = grow(
             state.weights,
             *depths,
             stage.init,
             fresh=self._fresh_parameter,
-            layer_prefix=layer_prefix,
+            layer_prefix=family.blocks,
+            shapes=shapes,
+            period=period,
         )
         optimizer_state = grow_optimizer_state(
             state.optimizer_state,
             *depths,
             stage.init,
             copy=policy == "copy",
-            layer_prefix=layer_prefix,
+            layer_prefix=family.blocks,
+            shapes=shapes,
+            period=period,
         )
         return replace(state, weights=weights, optimizer_state=optimizer_state)
 
     def _fresh_parameter(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return fresh_parameter(
-            name,
-            shape,
-            seed=self.config.seed,
-            initializer_range=self.config.model.initializer_range,
-        )
+        return fresh_parameter(name, shape, seed=self.config.seed, final=self._final_config)
+
+    @property
+    def _final_config(self) -> PretrainedConfig:
+        """Of the whole model, which initial values may depend on."""
+        return self.folder.hf_config(self.recipe.plan.stages[-1].depth)
 
     def _feed(self, engine: StageEngine) -> Feed:
         return Feed(engine.model.prefix, self.device, self.config.seed)
@@ -321,7 +325,7 @@ class Run:
             engine,
             self._feed(engine),
             self.batches.training(stage, state),
-            self.objective,
+            self.config.data.objective,
             first_step=state.step,
             hooks=hooks,
             guard=StepGuard(self.config.train),
@@ -348,7 +352,9 @@ class Run:
             fields["median_step_seconds"] = statistics.median(trace.step_seconds)
         held_out = self.batches.evaluation(stage)
         if held_out is not None:
-            fields |= evaluate_losses(engine, self._feed(engine), held_out, self.objective)
+            fields |= evaluate_losses(
+                engine, self._feed(engine), held_out, self.config.data.objective
+            )
         telemetry.event("stage_end", fields)
         self.folder.save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
         self.folder.save_checkpoint(state)
@@ -379,10 +385,7 @@ def _tell_skipped(telemetry: Telemetry, result: StepResult) -> None:
 def _hf_config(config: RunConfig, vocab_size: int, depth: int) -> PretrainedConfig:
     """The configuration of the recipe's model at `depth` layers."""
     return FAMILIES[config.model.family].hf_config(
-        config.model,
-        depth,
-        vocab_size,
-        sentence_head=config.data.sentence_objective is not None,
+        config.model, depth, vocab_size, config.data.objective.heads
     )
 
 

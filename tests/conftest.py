@@ -1,7 +1,28 @@
-"""Settings of all tests."""
+"""Settings of all tests, and the token store of those that run the main job."""
 
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from tests.text import write_text
 
 # The first example of a test may be the one that compiles the code, on a machine that is busy.
 settings.register_profile("mslt", deadline=None)
 settings.load_profile("mslt")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token store, made by the command that users run."""
+    folder = tmp_path_factory.mktemp("store")
+    write_text(folder / "text.txt")
+    command = [sys.executable, "-m", "mslt_ds.cli", "prepare", "--input", str(folder / "text.txt"),
+               "--output", str(folder / "tokens"), "--vocab-size", "400"]  # fmt: skip
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return folder / "tokens"

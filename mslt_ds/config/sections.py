@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,12 +22,21 @@ from pydantic import (
     Tag,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from mslt_ds.config import strict_yaml
+from mslt_ds.model.families import FAMILIES
+from mslt_ds.model.objective import OBJECTIVES, Objective
 
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _family(value: str) -> str:
+    if value not in FAMILIES:
+        raise PydanticKnownError("literal_error", {"expected": " or ".join(FAMILIES)})
+    return value
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -77,9 +87,13 @@ Shares = Annotated[
 
 
 class ModelConfig(Section):
-    """The final model, in the names of Hugging Face's BertConfig and AlbertConfig."""
+    """The final model, in the names of Hugging Face's BertConfig and AlbertConfig.
 
-    family: Literal["bert", "albert"] = "bert"
+    A key whose default is null, `vocab_size` aside, belongs to the families that have a default for
+    it (`Family.defaults`).
+    """
+
+    family: Annotated[str, AfterValidator(_family)] = "bert"
     vocab_size: Positive | None = None  # None: the tokenizer of the token store decides
     num_hidden_layers: Positive = 12
     hidden_size: Positive = 768
@@ -92,17 +106,16 @@ class ModelConfig(Section):
     type_vocab_size: Annotated[Whole, Field(ge=2)] = 2
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
-    embedding_size: Positive | None = None  # albert only; None: 128
-    num_hidden_groups: Positive | None = None  # albert only: groups that share; None: 1
+    embedding_size: Positive | None = None  # of the word embeddings, where not hidden_size
+    num_hidden_groups: Positive | None = None  # groups of layers that share their parameters
 
     @model_validator(mode="before")
     @classmethod
-    def _albert_defaults(cls, value: Any) -> Any:
-        """The keys that a BERT hasn't, as Hugging Face's AlbertConfig has them."""
-        if not isinstance(value, Mapping) or value.get("family") != "albert":
+    def _family_defaults(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or value.get("family") not in FAMILIES:
             return value
         filled = dict(value)
-        for key, default in (("embedding_size", 128), ("num_hidden_groups", 1)):
+        for key, default in FAMILIES[filled["family"]].defaults.items():
             if filled.get(key) is None:
                 filled[key] = default
         return filled
@@ -110,7 +123,7 @@ class ModelConfig(Section):
     @property
     def num_blocks(self) -> int:
         """Sets of layer parameters: one for each layer or, in ALBERT, for each group of layers."""
-        return self.num_hidden_groups or self.num_hidden_layers
+        return getattr(self, FAMILIES[self.family].block_key)
 
     @property
     def layers_per_block(self) -> int:
@@ -179,9 +192,9 @@ class DataConfig(Section):
     short_seq_prob: Annotated[float, Field(ge=0, le=1)] = 0.1  # nsp and sop only
 
     @property
-    def sentence_objective(self) -> Literal["nsp", "sop"] | None:
-        """What the model learns of two segments beside the masked tokens; None: nothing."""
-        return self.input_format if self.input_format in ("nsp", "sop") else None
+    def objective(self) -> Objective:
+        """What the model learns from instances of this format."""
+        return OBJECTIVES[self.input_format]
 
 
 class TrainConfig(Section):

@@ -1,1 +1,1 @@
-"""Text to token store to global batches."""
+"""Training data: token stores, instances, global batches. `prepare` makes the stores."""

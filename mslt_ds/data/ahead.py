@@ -1,10 +1,9 @@
-"""Batches made ahead of the training that takes them, by threads.
+"""Background threads that make batches ahead of training.
 
-Threads are enough, because compiled code holds no interpreter lock. Notable: whoever waits for a
-batch never waits in silence. After a while it's said which data it is and for how long, and after
-ten minutes the run ends, so that a disk that is gone doesn't hold a cluster for days. Nor does the
-end wait for it: the threads are daemons, as a ThreadPoolExecutor's would keep the process until the
-disk is back.
+Threads are sufficient because the compiled code releases the interpreter lock. While training waits
+for a batch, it logs a warning every 30 seconds, and after ten minutes the run ends, so that a lost
+disk doesn't occupy a cluster for days. The threads are daemons: those of a ThreadPoolExecutor would
+keep the process alive until the disk is back.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ logger = logging.getLogger(__name__)
 _BATCHES_AHEAD_PER_WORKER = 2
 SLOW_SECONDS, GONE_SECONDS, CLOSE_SECONDS = 30.0, 600.0, 5.0
 _SLOW = (
-    "%s: waited %.0f s for the batch of step %d; is the disk slow? A copy on a disk of the "
-    "machine's own, or more data.num_workers, may help"
+    "%s: waited %.0f s for the batch of step %d; is the disk slow? A copy on a local disk, "
+    "or more data.num_workers, may help"
 )
 
 
@@ -45,20 +44,20 @@ def work_ahead(
 ) -> Iterator[Batch]:
     """make(step) for each of `steps`, in order, up to two steps ahead for each worker.
 
-    make_ahead(step): what is needed later than that; called now and then, on a thread of its own
-    num_workers: threads; 0: one, which makes each batch when it's asked for
-    place: the data's, for messages
-    device: what the batches are for
+    make_ahead(step): prepares what later steps need; called from time to time, on a thread of its own
+    num_workers: threads; with 0, one thread makes each batch on request
+    place: where the data lies, for messages
+    device: the device that the batches are for
 
-    DataError where reading fails, or a batch isn't there after GONE_SECONDS.
+    DataError if reading fails, or if a batch isn't ready after GONE_SECONDS.
     """
 
     def start_thread() -> None:
-        if device.type == "cuda":  # else pinning memory would set up the first GPU as well
+        if device.type == "cuda":  # otherwise pinning memory would initialize the first GPU as well
             torch.cuda.set_device(device)
 
     threads = _Threads(max(1, num_workers), "mslt-data", start_thread)
-    # What is made ahead must not keep a batch waiting.
+    # A thread of its own, so that no batch waits for it.
     ahead_thread = _Threads(1, "mslt-data-ahead", start_thread)
     pending: deque[tuple[int, Future[Batch]]] = deque()
     ahead: Future[None] | None = None
@@ -79,14 +78,14 @@ def work_ahead(
 
 
 class _Threads:
-    """Daemon threads that share what is submitted, in order."""
+    """Daemon threads that take submitted tasks in order."""
 
     def __init__(self, count: int, name: str, start: Callable[[], None]) -> None:
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._start = start
         self._closed = False
-        # Of an iterator that nobody closes: a thread that is at work when the interpreter is taken
-        # down can abort the process.
+        # For an iterator that is never closed: a thread that is still running when the interpreter
+        # shuts down can abort the process.
         atexit.register(self.close)
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
@@ -101,7 +100,7 @@ class _Threads:
         return future
 
     def close(self) -> None:
-        """Begin nothing more; what has begun is waited for, but not for longer than CLOSE_SECONDS."""
+        """Start no further task, and wait up to CLOSE_SECONDS for those that are running."""
         if self._closed:
             return
         self._closed = True
@@ -118,7 +117,7 @@ class _Threads:
             future, function = task
             try:
                 future.set_result(function())
-            except BaseException as error:  # the waiting thread's to deal with
+            except BaseException as error:  # raised again by the thread that waits for it
                 future.set_exception(error)
 
 
@@ -128,23 +127,23 @@ def _made(make: Callable[[int], Batch], step: int, place: str) -> Batch:
     except OSError as error:
         raise DataError(
             f"{place}: can't be read at step {step} ({error.strerror or error}); the checkpoints "
-            "are kept: see to the disk and start the same command again"
+            "are kept: check the disk and start the same command again"
         ) from error
 
 
 def _result(step: int, future: Future[Batch], place: str) -> Batch:
-    """The batch; warns while it isn't there."""
+    """Wait for the batch, with a warning every SLOW_SECONDS."""
     waited = 0.0
     while True:
         try:
             return future.result(timeout=SLOW_SECONDS)
         except TimeoutError:
-            if future.done():  # meanwhile, or the error is the batch's own
+            if future.done():  # ready by now, or the TimeoutError was raised by the task itself
                 return future.result()
         waited += SLOW_SECONDS
         if waited >= GONE_SECONDS:
             raise DataError(
                 f"{place}: no batch for step {step} after {waited:.0f} s; the checkpoints are kept. "
-                "See to the disk, or copy the store to one of the machine's own"
+                "Check the disk, or copy the store to a local one"
             )
         logger.warning(_SLOW, place, waited, step)

@@ -1,12 +1,13 @@
 """Compilation of the hot loops by numba, and the random numbers they draw.
 
-Notable: numba keeps compiled code beside the module, or in its user-wide folder
-(`NUMBA_CACHE_DIR`) where that can't be written; where neither can, each process compiles anew
-instead of failing. numba notices a change of the module a function stands in, but not of those
-whose functions are compiled into it, so the name it's kept under holds a digest of them all.
+numba caches compiled code beside the module, or in its user-wide folder (`NUMBA_CACHE_DIR`) if that
+can't be written. If neither can, each process compiles anew. numba detects a change of the module
+that defines a function, but not of modules whose functions are inlined into it, so the cached name
+contains a digest of all of them.
+
 Random numbers are splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
-generators"): a stream is one 64-bit word, so every document and instance has one of its own, seeded
-by what it's a function of.
+generators"). The state of a stream is one 64-bit word, so every document and every instance has a
+stream of its own, seeded by all that it depends on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _TO_UNIT = 2.0**-53
 
 
 def _sources_digest() -> str:
-    """A few characters that stand for the text of every module here that has compiled functions."""
+    """A short digest of all modules of this package that define compiled functions."""
     digest = hashlib.blake2b(digest_size=6)
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source = path.read_bytes()
@@ -42,12 +43,12 @@ _SOURCES = _sources_digest()
 
 
 def compiled(function: Function) -> Function:
-    """`numba.njit` without the interpreter lock, kept on disk where a folder can be written."""
+    """`numba.njit` that releases the interpreter lock and is cached on disk where possible."""
     options: dict[str, Any] = {"nogil": True}
     function.__qualname__ += f"_{_SOURCES}"
     try:
         return cast(Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # numba found no folder to keep it in
+    except RuntimeError:  # numba found no folder for its cache
         return cast(Function, numba.njit(**options)(function))
 
 
@@ -67,18 +68,18 @@ def derive(key: np.uint64, number: int | np.integer) -> np.uint64:
 
 @compiled
 def uniform(state: np.ndarray) -> float:
-    """The next number of [0, 1) from `state`, (1,) uint64, which moves on."""
+    """The next number in [0, 1). Advances `state`, (1,) uint64."""
     state[0] += _GOLDEN
     return (mix(state[0]) >> _S11) * _TO_UNIT
 
 
 @compiled
 def below(state: np.ndarray, bound: int) -> np.int64:
-    """The next whole number of [0, bound)."""
+    """The next integer in [0, bound)."""
     return np.int64(uniform(state) * bound)
 
 
 def key_of(*parts: object) -> np.uint64:
-    """A 64-bit key from values with a faithful `repr`: strings, whole and floating numbers."""
+    """A 64-bit key from values whose `repr` is exact: strings, integers and floats."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))

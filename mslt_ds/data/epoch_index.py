@@ -1,10 +1,10 @@
 """The index of an epoch: one word for each instance, memory-mapped.
 
-Made by replaying the documents in compiled code, block by block, so that memory stays flat
-whatever the corpus, and kept beside the store, or in the user's cache folder where the store
-can't be written (`MSLT_CACHE_DIR`, else `XDG_CACHE_HOME`, else ~/.cache). Processes that make the
-same index at the same time write the same bytes under names of their own and rename them to the
-same place: any order is right.
+The index is made by replaying the documents in compiled code, block by block, so that memory doesn't
+grow with the corpus. It is kept beside the store, or in the user's cache folder if the store can't be
+written (`MSLT_CACHE_DIR`, else `XDG_CACHE_HOME`, else ~/.cache). Processes that make the same index at
+the same time write the same bytes under names of their own and rename them to the same path, in any
+order.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def epoch_index(
     """Index entries of all instances of `epoch`, (instances,) uint64, in document order.
 
     continues: (vocab_size,) bool, see words.py
-    say: told, once, that it takes long to make
+    say: called once with a message if making the index takes long
     """
     name = file_name(store, options, seed, epoch)
     folders = _folders(store)
@@ -74,7 +74,7 @@ def epoch_index(
 
 
 def _folders(store: TokenStore) -> list[Path]:
-    """Where an index may lie, in the order of preference."""
+    """The folders that may hold an index, in order of preference."""
     cache = os.environ.get("MSLT_CACHE_DIR")
     if not cache:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -83,7 +83,7 @@ def _folders(store: TokenStore) -> list[Path]:
 
 
 def file_name(store: TokenStore, options: InstanceOptions, seed: int, epoch: int) -> str:
-    """Of the index, in a folder `index`: says all that the index depends on."""
+    """The name of an index file: a digest of all that the index depends on, and the epoch."""
     made_of = repr((_FORMAT, store.digest, options, seed))
     return f"{hashlib.sha256(made_of.encode()).hexdigest()[:24]}-{epoch}.bin"
 
@@ -136,9 +136,8 @@ def _make(
 
 
 def _remove_old(path: Path, epoch: int) -> None:
-    """Delete what the epochs well before `epoch` left beside its index, but for epoch 0, whose
-    length all others are counted by. Who needs one again makes it again; who has one mapped keeps
-    it."""
+    """Delete the indices of epochs well before `epoch`. That of epoch 0 is kept, since it determines
+    the length of all epochs. A deleted index is made again if needed; mapped ones stay usable."""
     prefix = path.name.rpartition("-")[0]
     for other in path.parent.glob(f"{prefix}-*.bin"):
         number = other.stem.rpartition("-")[2]
@@ -149,7 +148,7 @@ def _remove_old(path: Path, epoch: int) -> None:
 def _map(path: Path) -> np.ndarray:
     mapped = np.memmap(path, dtype="<u8", mode="r")
     file: Any = mapped.base
-    # Training goes through it in random order: reading ahead would read 32 pages for each entry.
+    # Training reads it in random order: read-ahead would load 32 pages for each entry.
     if isinstance(file, mmap.mmap):
         file.madvise(mmap.MADV_RANDOM)
     return np.asarray(mapped)

@@ -1,7 +1,7 @@
-"""Look at a token store: `mslt-ds inspect`.
+"""`mslt-ds inspect`: figures of a token store, and its training instances as text.
 
-Its figures, and any training instance as text, by the code that training uses: what a mask hides,
-where the segments end, which label they have, which documents packed sentences come from.
+Instances are built by the code that training uses. The text shows what each mask hides, where the
+segments end, their label, and which documents packed sentences come from.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mslt_ds.data.instances import InputFormat, InstanceArrays, InstanceOptions,
 from mslt_ds.data.loader import InstanceSequence
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
-from mslt_ds.data.words import CONTINUES, continuing_tokens
+from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError
 
 _BARS = 40  # characters
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def figures(store: TokenStore) -> list[str]:
-    """Lines about what the store holds."""
+    """Lines that describe the content of the store."""
     names = _tokens(store)
     counts = store.token_counts
     order = np.argsort(-counts, kind="stable")[:_FREQUENT]
@@ -104,14 +104,16 @@ def figures(store: TokenStore) -> list[str]:
 
 
 def describe_instance(sequence: InstanceSequence, epoch: int, instance: int) -> list[str]:
-    """Lines about instance `instance` of the epoch, as training meets it."""
+    """Lines that describe instance `instance` of the epoch, in the order of training."""
     if epoch < 0 or not 0 <= instance < sequence.length:
         raise DataError(
             f"--instance: {instance} of epoch {epoch}; epochs begin at 0 and have the instances 0 "
             f"to {sequence.length - 1:,} at this sequence length"
         )
     entries, keys = sequence.entries(epoch * sequence.length + instance, 1)
-    arrays = InstanceArrays(*(t.numpy() for t in sequence.build(entries, keys).values()))
+    arrays = InstanceArrays(
+        **{name: tensor.numpy() for name, tensor in sequence.build(entries, keys).items()}
+    )
     options = sequence.options
     sentence = int(first_sentence(entries)[0])
     documents = sequence.store.corpus.documents
@@ -132,9 +134,9 @@ def describe_instance(sequence: InstanceSequence, epoch: int, instance: int) -> 
 def _text(
     arrays: InstanceArrays, options: InstanceOptions, pieces: list[str], document: int
 ) -> Iterator[str]:
-    """The label and the segments; or the sentences of each document."""
+    """Lines with the label and the segments of a pair, or the sentences of each document."""
     if options.is_paired:
-        label = int(arrays.next_sentence_labels[0])
+        label = int(arrays.pair_labels[0])
         yield f"  label       {label}: {_LABELS[options.input_format][label]}"
         titles = ["segment 0", "segment 1"]
     else:
@@ -146,11 +148,11 @@ def _text(
 
 
 def _groups(arrays: InstanceArrays, names: list[str], masking: Masking) -> Iterator[list[int]]:
-    """Masked positions: each token's, each word's, or those of words side by side."""
+    """Groups of masked positions: of a token, of a word, or of adjacent words, depending on `masking`."""
     group: list[int] = []
     for column in range(int(arrays.masked_weights[0].sum())):
         position = int(arrays.masked_positions[0, column])
-        is_piece = names[arrays.masked_labels[0, column]].startswith(CONTINUES)
+        is_piece = names[arrays.masked_labels[0, column]].startswith(tokenizer.CONTINUES)
         joined = masking in ("ngram", "span") or (masking == "whole_word" and is_piece)
         if group and not (joined and position == group[-1] + 1):
             yield group
@@ -161,8 +163,8 @@ def _groups(arrays: InstanceArrays, names: list[str], masking: Masking) -> Itera
 
 
 def _pieces(arrays: InstanceArrays, names: list[str], groups: list[list[int]]) -> list[str]:
-    """What to print at each position: its token, or, at the first of a group, the group with what
-    it stands for and nothing at its others."""
+    """What to print at each position. The first position of a masked group shows the whole group with
+    its labels, the others are empty."""
     length = int(arrays.attention_mask[0].sum())
     pieces = [names[number] for number in arrays.input_ids[0, :length]]
     labels = dict(zip(arrays.masked_positions[0], arrays.masked_labels[0], strict=True))
@@ -176,7 +178,7 @@ def _pieces(arrays: InstanceArrays, names: list[str], groups: list[list[int]]) -
 
 
 def _tokens(store: TokenStore) -> list[str]:
-    """Tokens by number."""
+    """The tokens by id."""
     names = [""] * store.vocab_size
     for token, number in tokenizer.load(Path(store.tokenizer_dir)).get_vocab().items():
         names[number] = token
@@ -184,8 +186,11 @@ def _tokens(store: TokenStore) -> list[str]:
 
 
 def _length_counts(starts: np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
-    """How many are how long, (longest + 1,) int64: parts that begin at `starts`, measured between
-    of[starts] where it's given. Block by block: memory stays flat."""
+    """How many parts have each length, (longest + 1,) int64. It works block by block in constant memory.
+
+    starts: where the parts begin, and where the last one ends
+    of: maps positions to the unit of the lengths, if it is another one
+    """
     counts = np.zeros(1, np.int64)
     for first in range(0, len(starts) - 1, _AT_ONCE):
         borders = starts[first : first + _AT_ONCE + 1]
@@ -197,9 +202,9 @@ def _length_counts(starts: np.ndarray, of: np.ndarray | None = None) -> np.ndarr
 
 
 def _histogram(title: str, counts: np.ndarray) -> list[str]:
-    """Bars over ranges that double, with the median in the title.
+    """A histogram over ranges of doubling width, with the median in its title.
 
-    counts: how many have length 0, 1, ..., (longest + 1,) int64
+    counts: how many parts have length 0, 1, ..., (longest + 1,) int64
     """
     lengths = np.arange(1, len(counts))
     exponents = np.bincount(np.log2(lengths).astype(np.int64), counts[1:])

@@ -1,21 +1,20 @@
 """Training instances and their index, in compiled code.
 
-What an instance is made of is decided by pairing.py (`nsp`, `sop`) or packing.py
-(`full_sentences`, `doc_sentences`), what it hides by masking.py; here they are put together.
+pairing.py (`nsp`, `sop`) or packing.py (`full_sentences`, `doc_sentences`) chooses the text of an
+instance, masking.py what is masked; this module combines them.
 
-Notable: every draw comes from a stream of the instance itself, seeded by (corpus, seed, epoch,
-document, first sentence). So an instance is built from its first sentence alone, without
-replaying its document, and the index of an epoch needs one word for each instance. For pairs the
-first sentences are a function of (corpus, seed, epoch, document); for packed sentences of the
-corpus and, where they cross documents, of the documents before.
+Every draw comes from a random stream of the instance itself, seeded by (corpus, seed, epoch, document,
+first sentence). An instance can therefore be built from its first sentence, without replaying its
+document, and the index of an epoch needs one word for each instance. For pairs, the first sentences
+depend on (corpus, seed, epoch, document); for packed sentences on the corpus and, if instances cross
+documents, on all documents before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -95,23 +94,27 @@ class InstanceArrays:
     masked_positions: np.ndarray  # (instances, max_predictions), rising; 0 where unused
     masked_labels: np.ndarray  # (instances, max_predictions); 0 where unused
     masked_weights: np.ndarray  # (instances, max_predictions) float32: 1, or 0 where unused
-    next_sentence_labels: np.ndarray  # (instances,): 1 B is random or swapped, 0 it isn't; NO_LABEL
+    pair_labels: np.ndarray  # (instances,): 1 B is random or swapped, 0 it isn't; NO_LABEL
+
+    @staticmethod
+    def layout(count: int, options: InstanceOptions) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Name -> (shape, type) of the arrays that hold `count` instances."""
+        tokens, predictions = (count, options.seq_length), (count, options.max_predictions)
+        return {
+            "input_ids": (tokens, np.int64),
+            "token_type_ids": (tokens, np.int64),
+            "attention_mask": (tokens, np.bool_),
+            "masked_positions": (predictions, np.int64),
+            "masked_labels": (predictions, np.int64),
+            "masked_weights": (predictions, np.float32),
+            "pair_labels": ((count,), np.int64),
+        }
 
     @classmethod
-    def empty(
-        cls, count: int, options: InstanceOptions, allocate: Callable[..., Any] = np.empty
-    ) -> InstanceArrays:
-        """allocate(shape, dtype) -> something of that shape that numpy takes as an array"""
-        tokens, predictions = (count, options.seq_length), (count, options.max_predictions)
-        return cls(
-            allocate(tokens, np.int64),
-            allocate(tokens, np.int64),
-            allocate(tokens, np.bool_),
-            allocate(predictions, np.int64),
-            allocate(predictions, np.int64),
-            allocate(predictions, np.float32),
-            allocate((count,), np.int64),
-        )
+    def empty(cls, count: int, options: InstanceOptions) -> InstanceArrays:
+        """Arrays for `count` instances, to be filled by `build`."""
+        layout = cls.layout(count, options)
+        return cls(**{name: np.empty(shape, dtype) for name, (shape, dtype) in layout.items()})
 
 
 def build(
@@ -135,7 +138,7 @@ def build(
         corpus.vocab_size, special.pad, special.cls, special.sep, special.mask,
         arrays.input_ids, arrays.token_type_ids, arrays.attention_mask,
         arrays.masked_positions, arrays.masked_labels, arrays.masked_weights,
-        arrays.next_sentence_labels,
+        arrays.pair_labels,
     )  # fmt: skip
     return arrays
 
@@ -300,7 +303,7 @@ def _build(
     form, masked_counts, num_special, short_seq_prob, weights, whole_runs,
     vocab_size, pad_id, cls_id, sep_id, mask_id,
     input_ids, token_type_ids, attention_mask,
-    masked_positions, masked_labels, masked_weights, next_sentence_labels,
+    masked_positions, masked_labels, masked_weights, pair_labels,
 ):  # fmt: skip
     seq_length = len(masked_counts) - 1
     most_tokens = seq_length - num_special
@@ -324,7 +327,7 @@ def _build(
         token_type_ids[row, length:] = 0
         attention_mask[row, :length] = True
         attention_mask[row, length:] = False
-        next_sentence_labels[row] = label
+        pair_labels[row] = label
         chosen[:length] = False
         run_begins[:length] = False
         if len(weights) == 0:

@@ -1,4 +1,4 @@
-"""Global batches of training instances, the same whatever ranks and workers share the work.
+"""Global batches of training instances, which don't depend on the number of ranks and workers.
 
 The instances of a sequence length form one endless sequence: epoch after epoch, each in an order of
 its own. A global batch is the next `global_batch_size` of them, and micro-batch m of it is a fixed
@@ -31,6 +31,7 @@ from mslt_ds.data.order import permute
 from mslt_ds.data.store import TokenStore
 from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError
+from mslt_ds.model.objective import Objective
 from mslt_ds.plan.stages import accumulation_steps
 
 _EPOCHS_MAPPED = 2
@@ -42,7 +43,7 @@ class MicroBatch:
     """What one forward pass takes; tensors in main memory."""
 
     index: int  # in the global batch
-    fields: dict[str, Tensor]
+    fields: dict[str, Tensor]  # the objective's, shaped and typed as in InstanceArrays
 
 
 @dataclass
@@ -50,14 +51,15 @@ class GlobalBatch:
     """One step's data: this rank's micro-batches, and the global figures its loss needs."""
 
     micro_batches: list[MicroBatch]
-    denominators: tuple[int, ...]
-    instances: tuple[int, int]  # the first, and the one after the last, in the endless sequence
+    denominators: tuple[int, ...]  # of the objective's losses, all ranks together
     num_instances: int  # instances in the global batch, all ranks together
+    instances: tuple[int, int]  # of the endless sequence: its first, and the one after its last
 
 
 def global_batches(
     store: TokenStore,
     options: InstanceOptions,
+    objective: Objective,
     *,
     seed: int,
     global_batch_size: int,
@@ -106,17 +108,17 @@ def global_batches(
                 MicroBatch(
                     index=i * world_size + rank,
                     fields={
-                        name: tensor[i * micro_batch_size : (i + 1) * micro_batch_size]
-                        for name, tensor in tensors.items()
+                        name: tensors[name][i * micro_batch_size : (i + 1) * micro_batch_size]
+                        for name in objective.fields
                     },
                 )
                 for i in range(num_micro_batches)
             ],
             # Not 0, as it may be where no word is short enough: the loss is divided by it.
-            denominators=(max(1, int(num_masked(entries).sum())), global_batch_size)[
-                : 2 if options.is_paired else 1
-            ],
             instances=(start, start + global_batch_size),
+            denominators=objective.denominators(
+                max(1, int(num_masked(entries).sum())), global_batch_size
+            ),
             num_instances=global_batch_size,
         )
 
@@ -188,14 +190,13 @@ class InstanceSequence:
         self, entries: np.ndarray, keys: np.ndarray, *, pinned: bool = False
     ) -> dict[str, Tensor]:
         """The instances of `entries`, in their order: tensors by the names of InstanceArrays."""
-        tensors = InstanceArrays.empty(
-            len(entries),
-            self.options,
-            lambda shape, dtype: torch.empty(shape, dtype=_TORCH[dtype], pin_memory=pinned),
-        )
-        arrays = InstanceArrays(*(tensor.numpy() for tensor in vars(tensors).values()))
+        tensors = {
+            name: torch.empty(shape, dtype=_TORCH[dtype], pin_memory=pinned)
+            for name, (shape, dtype) in InstanceArrays.layout(len(entries), self.options).items()
+        }
+        arrays = InstanceArrays(**{name: tensor.numpy() for name, tensor in tensors.items()})
         build(self.store.corpus, self._continues, self.options, keys, entries, arrays)
-        return vars(tensors)
+        return tensors
 
     def index(self, epoch: int) -> np.ndarray:
         """The epoch's index entries, (instances,) uint64, in document order."""

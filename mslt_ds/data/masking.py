@@ -1,4 +1,4 @@
-"""Which positions an instance predicts, and what stands there instead.
+"""Masking: which positions an instance predicts, and what the model sees there.
 
     token       positions one by one (Devlin et al. 2019, "BERT", section 3.1)
     whole_word  words, all their pieces or none (google-research/bert, "whole word masking")
@@ -7,14 +7,14 @@
     span        runs of words, their number geometric with p = 0.2 and at most 10, so 3.8 in the
                 mean (Joshi et al. 2020, "SpanBERT", section 3.1)
 
-All of them take what a random order of the positions, or of the words that runs begin with, offers,
-until as many tokens are chosen as the instance may predict: 15 % of its length, rounded. A run that
-no longer fits is shortened by words; a word that doesn't fit, or a run that meets another, is left
-out. So a word is never split, no run crosses a separator, and where no word is short enough for
-what remains fewer tokens are predicted. A word is a token and those that go on with it (`##`).
+Positions, or the words that runs begin with, are taken in random order until the instance has as many
+predictions as it may have: 15 % of its length, rounded. A run that no longer fits is shortened by
+words; a word that doesn't fit, and a run that overlaps another, is skipped. So a word is never split,
+no run crosses a separator, and fewer tokens are predicted if no word is short enough for the rest. A
+word is a token with the tokens that continue it (`##`).
 
-80 % of what is chosen becomes [MASK], 10 % a random token, 10 % stays: decided for each token, or,
-with `span`, for each run as a whole, as in SpanBERT.
+80 % of the chosen tokens become [MASK], 10 % a random token, and 10 % stay. This is drawn for each
+token, or with `span` for each run as a whole, as in SpanBERT.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SPAN_WORDS, _SPAN_P = 10, 0.2
 
 
 def run_weights(masking: Masking) -> np.ndarray:
-    """Cumulated weights of runs of 1, 2, ... words, (longest,) float64; none for `token`."""
+    """Cumulative weights of runs of 1, 2, ... words, (longest,) float64; empty for `token`."""
     words = {"token": 0, "whole_word": 1, "ngram": _NGRAM_WORDS, "span": _SPAN_WORDS}[masking]
     lengths = np.arange(1, words + 1)
     return np.cumsum((1 - _SPAN_P) ** lengths if masking == "span" else 1 / lengths)
@@ -39,7 +39,7 @@ def run_weights(masking: Masking) -> np.ndarray:
 
 @compiled
 def choose_tokens(candidates, num_candidates, budget, chosen, state):
-    """Mark `budget` of the positions candidates[:num_candidates]; shuffles them."""
+    """Mark `budget` of the positions candidates[:num_candidates] in `chosen`. Shuffles `candidates`."""
     for i in range(budget):
         j = i + below(state, num_candidates - i)
         candidates[i], candidates[j] = candidates[j], candidates[i]
@@ -52,11 +52,14 @@ def choose_words(
     ids, candidates, num_candidates, budget, continues, weights,
     begins, ends, chosen, run_begins, state,
 ):  # fmt: skip
-    """Mark the positions of words, at most `budget`; how many. Overwrites `candidates`.
+    """Mark at most `budget` positions of whole words in `chosen`. Returns how many.
 
-    ids: (seq_length,) tokens; candidates: the positions that aren't special, rising
-    continues: (vocab_size,) bool, tokens that go on with a word; weights: see run_weights
-    begins, ends: scratch, (seq_length,); run_begins: (seq_length,) bool, set at each run's first
+    ids: (seq_length,) tokens
+    candidates: the positions that aren't special, rising; overwritten
+    continues: (vocab_size,) bool, tokens that continue a word
+    weights: see run_weights
+    begins, ends: scratch space, (seq_length,)
+    run_begins: (seq_length,) bool, set at the first position of each run
     """
     num_words = 0
     for i in range(num_candidates):
@@ -107,9 +110,9 @@ def hide(
     ids, length, chosen, run_begins, whole_runs, mask_id, vocab_size,
     positions, labels, used, state,
 ):  # fmt: skip
-    """Write the chosen positions, their tokens as labels and 1 for `used`; replace the tokens.
+    """Write the chosen positions, their tokens as labels, and 1 in `used`; then replace the tokens.
 
-    whole_runs: whether one draw decides for all of a run, from one of `run_begins` on
+    whole_runs: whether one draw decides for a whole run, which begins at one of `run_begins`
     """
     column = 0
     masked = False

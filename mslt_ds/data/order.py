@@ -1,8 +1,8 @@
-"""The global order of an epoch: a permutation that needs no table.
+"""The order of an epoch: a permutation that is computed without a table.
 
-A Feistel network on the smallest even number of bits that holds the domain, walked on until it
-lands inside (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Where instance n
-of an epoch lies in its index is computed in O(1), on any rank, at any step, for any length.
+It is a Feistel network on the smallest even number of bits that holds the domain, applied repeatedly
+until the result lies inside (cycle walking: Black and Rogaway 2002, "Ciphers with arbitrary finite
+domains"). The place of instance n of an epoch in its index takes O(1) on any rank, at any step.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _ROUNDS = 6
 
 @compiled
 def permute(key: np.uint64, positions: np.ndarray, length: int) -> np.ndarray:
-    """Where the instances at `positions`, (n,) int64 in [0, length), lie in the index, (n,) int64.
+    """The places in the index of the instances at `positions`, both (n,) int64 in [0, length).
 
-    For one (key, length), different positions lie at different places.
+    For each (key, length) this is a bijection.
     """
     half = np.uint64(1)
     while (np.uint64(1) << (half + half)) < np.uint64(length):
@@ -35,7 +35,7 @@ def permute(key: np.uint64, positions: np.ndarray, length: int) -> np.ndarray:
             for j in range(_ROUNDS):
                 left, right = right, left ^ (mix(right ^ round_keys[j]) & low_bits)
             place = (left << half) | right
-            # The domain is at most four times `length`; the walk is a cycle through the start.
+            # The domain is at most four times `length`, and the walk is a cycle through its start.
             if place < np.uint64(length):
                 break
         places[i] = place

@@ -1,12 +1,12 @@
 """Full sentences packed into instances, for masked-language modelling alone, as in RoBERTa.
 
-    full_sentences  whole sentences in the order of the corpus, as many as fit, on into the next
-                    document, whose first is preceded by one more [SEP]
-    doc_sentences   the same within a document: its last instance may be short
+    full_sentences  as many whole sentences as fit, in the order of the corpus. An instance continues
+                    in the next document, after one more [SEP]
+    doc_sentences   the same within a document, whose last instance may be short
 
-(Liu et al. 2019, "RoBERTa", section 4.2.) All segment ids are 0, and there is no label. Which
-sentences an instance holds is the same in every epoch; what is masked isn't. A sentence that is
-longer than an instance makes one of its own: a run of its tokens from a random place.
+(Liu et al. 2019, "RoBERTa", section 4.2.) All segment ids are 0, and there is no label. An
+instance holds the same sentences in every epoch, with other masks. A sentence that is longer than an
+instance makes an instance of its own: a run of its tokens from a random place.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from mslt_ds.data.compiled import compiled
 
 @compiled
 def pack(sentences, documents, document, first, most_tokens, crosses):
-    """End of the sentences that go with sentence `first` of `document`, their tokens, and the
-    documents' borders among them.
+    """Pack sentences from sentence `first` of `document` on. Returns the end of the sentences, the number
+    of their tokens, and the number of document borders among them.
 
     most_tokens: between [CLS] and the last [SEP], separators of documents included
-    crosses: whether an instance goes on into the next document
+    crosses: whether an instance continues in the next document
     """
     end = first + 1
     borders = 0

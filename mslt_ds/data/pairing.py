@@ -1,17 +1,17 @@
 """Segments A and B of an instance: `nsp` as in the original BERT, `sop` as in ALBERT.
 
 The rules are those of `create_pretraining_data.py` of google-research/bert (Devlin et al. 2019,
-"BERT", appendix A.2): sentences of one document are gathered into a chunk until they reach a
-target length; the target is the longest possible, or, for a `short_seq_prob` share of the
-documents, drawn once for the whole document. A random cut makes the chunk's sentences segments A
-and B. The pair is shortened token by token, at a random end of the longer segment.
+"BERT", appendix A.2). Sentences of one document are gathered into a chunk until they reach a target
+length, which is the longest possible one or, for a share `short_seq_prob` of the documents, drawn once
+for the whole document. A random cut divides the chunk into segments A and B. The pair is truncated
+token by token, at a random end of the longer segment.
 
-    nsp  for half of the chunks, and for all of a single sentence, B is replaced by sentences of
-         another document and those that B would have had are put back. Label 1: B is random.
-         The original tries ten times to find another document and then takes what it has; here B
-         never comes from A's document, nor from a copy of it.
-    sop  half of the pairs are swapped (Lan et al. 2020, "ALBERT", section 3.1). Label 1: swapped.
-         A chunk of one sentence is cut between two of its tokens; of one token, it's left out.
+    nsp  For half of the chunks, and for all chunks of a single sentence, B is replaced by sentences
+         of another document, and the sentences that B would have had begin the next chunk. Label 1:
+         B is random. The original tries ten times to find another document and may then use the
+         same one; here B never comes from A's document or from a copy of it.
+    sop  Half of the pairs are swapped (Lan et al. 2020, "ALBERT", section 3.1). Label 1: swapped.
+         A chunk of one sentence is cut between two of its tokens; one of a single token is skipped.
          (ALBERT's program gives such a chunk a random B and the label of a swapped pair.)
 """
 
@@ -24,7 +24,7 @@ from mslt_ds.data.compiled import below, compiled, derive, uniform
 
 @compiled
 def target_length(document_key, most_tokens, short_seq_prob):
-    """Tokens that the chunks of a document aim at: drawn once for all of them."""
+    """The target length of all chunks of a document, in tokens."""
     state = np.array([derive(document_key, -1)], dtype=np.uint64)
     if uniform(state) < short_seq_prob:
         return 2 + below(state, most_tokens - 1)
@@ -33,11 +33,13 @@ def target_length(document_key, most_tokens, short_seq_prob):
 
 @compiled
 def choose_pair(sentences, documents, groups, document, first, target, swaps, state):
-    """Tokens a_low:a_high and b_low:b_high of the chunk from sentence `first` on, its label, and the
-    sentence that the next chunk begins with. An empty A: no instance.
+    """Choose the pair of the chunk that begins with sentence `first`.
+
+    Returns a_low, a_high, b_low, b_high (the segments as ranges of tokens), the label, and the first
+    sentence of the next chunk. If A is empty, the chunk gives no instance.
 
     groups: (num_documents,) uint64, equal for documents of equal text
-    swaps: whether `sop` is asked for, and not `nsp`
+    swaps: True for `sop`, False for `nsp`
     """
     document_end = documents[document + 1]
     chunk_end = first + 1
@@ -76,7 +78,7 @@ def choose_pair(sentences, documents, groups, document, first, target, swaps, st
 
 @compiled
 def shorten(a_low, a_high, b_low, b_high, most_tokens, state):
-    """The pair with at most `most_tokens`."""
+    """The pair, truncated to `most_tokens` tokens."""
     while a_high - a_low + b_high - b_low > most_tokens:
         front = uniform(state) < 0.5
         if a_high - a_low > b_high - b_low:

@@ -1,11 +1,11 @@
-"""The token store: a corpus as token numbers with sentence and document boundaries.
+"""The token store: a corpus as token ids with sentence and document boundaries.
 
-A folder of flat files that are memory-mapped, so that opening costs nothing and all processes of
-a machine share the pages:
+A store is a folder of flat files. They are memory-mapped, so opening is cheap and all processes of a
+machine share the pages:
 
-    manifest.json     what is here and what it was made of; written last, so that it's there only
-                      if everything else is
-    prepare.json      figures of the preparation: times, counts, speed; says nothing about content
+    manifest.json     the content and its sources; written last, so that it exists only if everything
+                      else does
+    prepare.json      figures of the preparation (times, counts, speed), which training doesn't read
     tokens.bin        (num_tokens,) uint16, or uint32 above 65,536 tokens, little-endian
     sentences.bin     (num_sentences + 1,) int64: where each sentence begins in tokens.bin
     documents.bin     (num_documents + 1,) int64: where each document begins in sentences.bin
@@ -13,11 +13,12 @@ a machine share the pages:
     token_counts.bin  (vocab_size,) int64: how often each token occurs
     tokenizer/        a folder that `AutoTokenizer` loads
 
-Notable: the digest is over the content (vocabulary, tokens, boundaries, groups) alone. Everything
-that is drawn while training is seeded by it, so the same corpus gives the same instances wherever it
-lies and however it was made. A document that a source's weight repeats lies there once for each time,
-with masks and cuts of its own; its copies are a group, so that what has to come from another document
-doesn't come from a copy.
+The digest covers the content alone: vocabulary, tokens, boundaries, groups. It seeds everything that
+training draws, so the same corpus gives the same instances wherever it lies and however it was made.
+
+A document that a weight repeats is stored once for each repetition, and each copy gets masks and cuts
+of its own. The copies form a group, so that a sentence that has to come from another document doesn't
+come from a copy.
 """
 
 from __future__ import annotations
@@ -74,9 +75,11 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What instances are made of. Sentence s is tokens[sentences[s]:sentences[s + 1]], document d
-    the sentences documents[d] to documents[d + 1]; none is empty. Documents of equal text, and no
-    others, have an equal groups[d]; there are at least two groups.
+    """The arrays that instances are built from.
+
+    Sentence s is tokens[sentences[s]:sentences[s + 1]], document d consists of the sentences
+    documents[d] to documents[d + 1] (excluded), and none is empty. groups[d] is equal for documents
+    of equal text only; there are at least two groups.
 
     tokens: (num_tokens,) uint16 or uint32; sentences: (num_sentences + 1,) int64;
     documents: (num_documents + 1,) int64; groups: (num_documents,) uint64
@@ -101,9 +104,9 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: str | Path) -> TokenStore:
-        """The store at `path`; DataError where there is none or it's damaged.
+        """The store at `path`; DataError if there is none or it is damaged.
 
-        Checks the files' sizes; `verify` reads them too.
+        This checks the sizes of the files; `verify` checks their content.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -147,7 +150,7 @@ class TokenStore:
         return self.manifest["num_tokens"]
 
     def same_vocabulary(self, other: TokenStore) -> bool:
-        """Whether a token number means the same in both stores."""
+        """Whether both stores have the same tokens with the same ids."""
         return self.manifest["vocabulary_digest"] == other.manifest["vocabulary_digest"]
 
     @cached_property
@@ -156,12 +159,12 @@ class TokenStore:
         return _map(self.path / TOKEN_COUNTS, np.dtype("<i8"), self.vocab_size)
 
     def unigram_entropy(self) -> float:
-        """Nats per token: the loss of a model that knows how frequent tokens are, and no more."""
+        """The entropy of the token frequencies in nats per token: the loss of a unigram model."""
         shares = self.token_counts[self.token_counts > 0] / self.num_tokens
         return float(-(shares * np.log(shares)).sum())
 
     def verify(self) -> None:
-        """Read every file; DataError that names the first whose checksum isn't the manifest's."""
+        """Read every file; DataError names the first one whose checksum differs from the manifest."""
         for name, checksum in self.manifest["checksums"].items():
             found = file_digest(self.path / name)
             if found != checksum:
@@ -172,7 +175,7 @@ class TokenStore:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the store at `path`; DataError where there is none or it can't be read."""
+    """The manifest of the store at `path`; DataError if it is missing or can't be read."""
     if not path.exists():
         raise DataError(
             f"{path}: no such token store; make it with `mslt-ds prepare --output {path}`"
@@ -213,5 +216,5 @@ def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
         raise DataError(
             f"{path}: damaged, {found} bytes instead of {expected}; prepare the store again"
         )
-    # A plain array over the mapping: compiled code knows no subclass.
+    # Compiled code takes plain arrays only, no subclass such as np.memmap.
     return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(length,)))

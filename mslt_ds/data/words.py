@@ -1,4 +1,4 @@
-"""Which tokens go on with a word, for masking that keeps words whole."""
+"""Tokens that continue a word, for masking of whole words."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import numpy as np
 from mslt_ds.data import tokenizer
 from mslt_ds.data.store import TokenStore
 
-CONTINUES = "##"
-
 
 def continuing_tokens(store: TokenStore) -> np.ndarray:
-    """Whether a token is a further piece of the word before it, (vocab_size,) bool."""
+    """For each token id, whether it continues the word before it, (vocab_size,) bool."""
     continues = np.zeros(store.vocab_size, np.bool_)
     for token, number in tokenizer.load(store.tokenizer_dir).get_vocab().items():
-        continues[number] = token.startswith(CONTINUES)
+        continues[number] = token.startswith(tokenizer.CONTINUES)
     return continues

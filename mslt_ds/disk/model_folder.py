@@ -15,28 +15,20 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
+from mslt_ds.data.tokenizer import TOKENIZER_FILES
 from mslt_ds.disk.hugging_face import quiet, weight_files
 from mslt_ds.errors import CheckpointError, DataError, first_line
-from mslt_ds.model import parts
-from mslt_ds.model.family import family_of
+from mslt_ds.model.families import family_of
 from mslt_ds.state import Weights
 
 WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-)
-"""All that `AutoTokenizer` reads of a WordPiece tokenizer. Named one by one, because a tokenizer's
-folder may hold a token store or a model beside it."""
 
 
 def save_weights(
@@ -84,9 +76,11 @@ def load_weights(folder: Path, hf_config: PretrainedConfig | None = None) -> Wei
     other shapes or a decoder that isn't tied.
     """
     config = hf_config or read_config(folder)
+    family = family_of(config)
+    model_class: Any = family.model_class(config)
     try:
         with quiet():
-            model, info = parts.auto_class(config).from_pretrained(
+            model, info = model_class.from_pretrained(
                 folder, config=copy.deepcopy(config), output_loading_info=True, local_files_only=True,
                 dtype=torch.float32, ignore_mismatched_sizes=True,
             )  # fmt: skip
@@ -98,27 +92,19 @@ def load_weights(folder: Path, hf_config: PretrainedConfig | None = None) -> Wei
             f"{folder}: {name} has the shape {tuple(held)}, and the model's is {tuple(asked)}; "
             "config.json and the weights are of two different models"
         )
-    if others := sorted(name for name in info["unexpected_keys"] if in_encoder(name, config)):
+    if others := sorted(name for name in info["unexpected_keys"] if family.in_encoder(name)):
         raise CheckpointError(
             f"{folder}: it holds {others[0]}, which a model of its config.json hasn't; they are of two "
             "different models, or of a kind that isn't known here"
         )
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    for alias, owner in family_of(config).TIED.items():
+    for alias, owner in family.tied.items():
         tensor = weights.pop(alias, None)
         if tensor is not None and not torch.equal(tensor, weights[owner]):
             raise CheckpointError(
                 f"{folder}: {alias} differs from {owner}; only models with a tied decoder can be used"
             )
     return {name: tensor for name, tensor in weights.items() if name not in info["missing_keys"]}
-
-
-def in_encoder(name: str, hf_config: PretrainedConfig) -> bool:
-    """Whether a parameter belongs to what every model of the family has: no pooler, no head."""
-    # An encoder that was saved alone has names without the first part.
-    blocks = family_of(hf_config).BLOCKS.partition(".")[2]
-    is_inside = name.startswith(f"{hf_config.model_type}.") or name.startswith(blocks)
-    return is_inside and ".pooler." not in name
 
 
 def check_tokenizer(folder: Path) -> None:

@@ -17,17 +17,12 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from mslt_ds.data.tokenizer import PROBE
 from mslt_ds.disk.hugging_face import quiet
-from mslt_ds.disk.model_folder import check_tokenizer, in_encoder, load_weights, read_config
+from mslt_ds.disk.model_folder import check_tokenizer, load_weights, read_config
 from mslt_ds.errors import CheckpointError, DataError, first_line
-from mslt_ds.model import parts
+from mslt_ds.model.families import family_of
 from mslt_ds.state import Weights
 
 _KEY = "plan.init_from"
-_DEPTH = ("num_hidden_layers", "num_hidden_groups", "inner_group_num")
-_SIZES = (
-    "vocab_size", "embedding_size", "hidden_size", "num_attention_heads", "intermediate_size",
-    "hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
-)  # fmt: skip
 
 
 def check_folder(folder: Path, hf_config: PretrainedConfig, tokenizer_dir: Path) -> None:
@@ -45,17 +40,19 @@ def check_folder(folder: Path, hf_config: PretrainedConfig, tokenizer_dir: Path)
             f"{_KEY}: {folder}: its model_type is {found.model_type}, and model.family is "
             f"{hf_config.model_type}"
         )
+    family = family_of(hf_config)
     problems = [
         f"{_KEY}: {folder}: its {key} is {_get(found, key)}, and stage 1 of the plan has "
         f"{_get(hf_config, key)}; stage 1 has to begin with the folder's whole model"
-        for key in _DEPTH
+        for key in family.depth_attributes
         if _get(found, key) != _get(hf_config, key)
     ]
     problems += [
-        f"{_KEY}: {folder}: its {key} is {_get(found, key)}, and the recipe's {_get(hf_config, key)}; "
+        f"{_KEY}: {folder}: its {name} is {_get(found, name)}, and the recipe's {_get(hf_config, name)}; "
         f"set model.{key} to the folder's"
-        for key in _SIZES
-        if hasattr(hf_config, key) and _get(found, key) != _get(hf_config, key)
+        for key in family.sizes
+        if hasattr(hf_config, name := family.attribute(key))
+        and _get(found, name) != _get(hf_config, name)
     ]
     if problems:
         raise CheckpointError("\n".join(problems))
@@ -75,9 +72,10 @@ def load(
         weights = load_weights(folder, hf_config)
     except CheckpointError as error:
         raise CheckpointError(f"{_KEY}: {error}") from error
-    shapes = parts.parameter_shapes(hf_config)
+    family = family_of(hf_config)
+    shapes = family.parameter_shapes(hf_config)
     missing = sorted(shapes.keys() - weights.keys())
-    if lost := [name for name in missing if in_encoder(name, hf_config)]:
+    if lost := [name for name in missing if family.in_encoder(name)]:
         raise CheckpointError(
             f"{_KEY}: {folder}: {len(lost)} weights of the encoder are missing, such as {lost[0]}; "
             "config.json and the weights are of two different models"

@@ -87,4 +87,5 @@ def share_training(
         state.weights,
         state.optimizer_state | broadcast_moments(needed, device),
         broadcast_value(state.loss_scale),
+        state.passed_over,
     )

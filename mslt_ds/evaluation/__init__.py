@@ -1,7 +1,7 @@
 """Fine-tuning and evaluation by the paper's protocol: GLUE and SQuAD.
 
-Notable: an evaluation is a grid of independent cells (a task, a learning rate, a seed). A finished
-cell is one file, so that a grid can be killed, shared between GPUs or tasks of an array, and made
-larger, without anything being done twice. Nothing here knows how a model was pretrained: any folder
-that Hugging Face's Auto classes load can be evaluated.
+An evaluation is a grid of independent cells: a task, a learning rate and a seed. Each finished cell
+is one file, so a grid can be killed, shared between GPUs or the tasks of a Slurm array, and extended
+later, and no cell is computed twice. The package doesn't depend on how a model was pretrained: it
+evaluates any folder that Hugging Face's Auto classes load.
 """

@@ -1,8 +1,8 @@
-"""Which examples go into which batch: buckets of like length, so that little is padding.
+"""Batches of examples of similar length, which need little padding.
 
-Pure. Each epoch is a fresh permutation, cut into pools of `POOL_BATCHES` batches; a pool is sorted by
-length and cut into batches, and all batches are shuffled. Every example comes once an epoch, batches
-stay random but for the length, and a batch is padded to its own longest example.
+All functions are pure. Each epoch draws a new permutation of the examples and divides it into pools of
+`POOL_BATCHES` batches; each pool is sorted by length and divided into batches, and the batches of all
+pools are shuffled. Every example occurs once in an epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ POOL_BATCHES = 50
 def training_batches(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    """The batches of an epoch, as positions in `lengths` (tokens). The last may be smaller."""
+    """The batches of an epoch, as positions in `lengths` (tokens). Some may be smaller than the rest."""
     generator = np.random.default_rng((seed, epoch))
     order = generator.permutation(len(lengths))
     sizes = np.asarray(lengths)
@@ -31,13 +31,16 @@ def training_batches(
 
 
 def evaluation_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """All examples by length, longest first: what doesn't fit into memory shows at once."""
+    """All examples by length, the longest first, so that a lack of memory shows in the first batch."""
     order = _by_length(np.arange(len(lengths)), np.asarray(lengths))
     return _cut(order[::-1], batch_size)
 
 
 def sample(count: int, wanted: int | None, seed: int) -> list[int]:
-    """`wanted` of `count` positions, drawn without repetition, in order; all if None or too few."""
+    """`wanted` of `count` positions, drawn without repetition, in rising order.
+
+    All positions if `wanted` is None or not below `count`.
+    """
     if wanted is None or wanted >= count:
         return list(range(count))
     return sorted(np.random.default_rng(seed).permutation(count)[:wanted].tolist())

@@ -1,11 +1,13 @@
-"""Cells on disk: each finished one is a file, and whoever works on one holds its lock.
+"""Cells on disk: each finished cell is a file, and the process that works on a cell holds its lock.
 
-Notable: a lock is the kernel's (`flock`), so it's gone with its process however that ends. Several
-processes on one machine can walk the same list and take what nobody else has; what a kill left
-unfinished is free again. The scores of a cell are a function of its fingerprint (model, recipe, data),
-itself, and rounding. A file with another fingerprint is never mixed in; the device and the number of
-threads decide on rounding only (and, on a GPU, on which random numbers a seed gives), so they're
-recorded in each cell instead.
+The lock is the kernel's (`flock`), which releases it when the process ends in any way. Several
+processes on one machine can therefore walk the same list of cells and take those that are free; a
+cell that a killed process left unfinished is free again.
+
+The scores of a cell depend on its fingerprint (model, recipe, data), on the cell itself, and on
+rounding. A file with another fingerprint is an error. The device and the number of threads affect
+only rounding and, on a GPU, which random numbers a seed gives, so they are recorded in each cell and
+aren't part of the fingerprint.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ FOLDER = "cells"
 class CellFolder:
     """The cells of one output folder.
 
-    fingerprints: of each task, what its scores depend on besides the cell
+    fingerprints: for each task, a digest of what its scores depend on besides the cell
     """
 
     def __init__(self, output: Path, fingerprints: dict[str, str]) -> None:
@@ -36,9 +38,9 @@ class CellFolder:
         self._fingerprints = fingerprints
 
     def find(self, cell: Cell) -> dict[str, Any] | None:
-        """What a finished cell holds; None if it isn't finished.
+        """The content of a finished cell; None if it isn't finished.
 
-        CheckpointError if it belongs to another model, recipe or data set.
+        CheckpointError if the file belongs to another model, recipe or data set.
         """
         path = self._path(cell)
         if not path.is_file():
@@ -52,7 +54,7 @@ class CellFolder:
         return found
 
     def write(self, cell: Cell, content: dict[str, Any]) -> None:
-        """Finish a cell."""
+        """Write the file of a finished cell."""
         head = {
             "task": cell.task,
             "learning_rate": cell.learning_rate,
@@ -63,7 +65,7 @@ class CellFolder:
 
     @contextmanager
     def claim(self, cell: Cell) -> Iterator[bool]:
-        """Whether this process may work on the cell: False while another one does."""
+        """Yields whether this process may work on the cell: False while another process does."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f".{cell.name}.lock").open("w") as lock:
             try:
@@ -78,6 +80,6 @@ class CellFolder:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Stands for JSON-able values."""
+    """A digest of values that JSON can hold, in hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

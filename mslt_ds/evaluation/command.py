@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return arguments.evaluate(arguments)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the runs that aren't finished")
+        print("\nstopped; the same command continues with the runs that aren't finished")
         return 130
 
 

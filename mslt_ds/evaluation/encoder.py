@@ -1,9 +1,9 @@
-"""The pretrained encoder of an evaluation: a Hugging Face folder, checked before any work is spent.
+"""The pretrained encoder of an evaluation: a Hugging Face folder, checked before any training.
 
-Notable: a head that the folder lacks (a classifier, a pooler) begins with fresh numbers, drawn by the
-cell's seed, and is told once. Anything else that is missing or left over means that config.json and
-the weights are of two different models; Hugging Face would fill the gap with random numbers and
-evaluate that, so it's an error here.
+A head that the folder lacks (a classifier, a pooler) is initialized from the cell's seed, and the
+command says so. Any other missing or unexpected weight means that config.json and the weights belong
+to different models. Hugging Face would initialize such weights at random and go on; here they are an
+error.
 """
 
 from __future__ import annotations
@@ -19,23 +19,19 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from mslt_ds.data.tokenizer import TOKENIZER_FILES
 from mslt_ds.disk.hugging_face import quiet, weight_files
 from mslt_ds.errors import CheckpointError, RecipeError, first_line
 
-_TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.txt", "vocab.json", "merges.txt",
-)  # fmt: skip
 _POOLERS = ("pooler",)
-_LAYERS = (".layer.", ".albert_layer_groups.")
 _NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A folder that was looked at, but whose weights aren't loaded.
+    """A model folder whose configuration and tokenizer are loaded, and whose weights aren't.
 
-    digest: stands for every bit of the weights, the configuration and the tokenizer
+    digest: of the files of the weights, the configuration and the tokenizer
     """
 
     path: Path
@@ -45,7 +41,7 @@ class Encoder:
 
     @classmethod
     def open(cls, path: Path) -> Encoder:
-        """Read configuration and tokenizer. CheckpointError for a folder that has no model."""
+        """Read configuration and tokenizer. CheckpointError if the folder holds no usable model."""
         try:
             files = weight_files(path)
         except CheckpointError as error:
@@ -67,15 +63,18 @@ class Encoder:
         if tokens > rows:
             raise CheckpointError(
                 f"--model: {path}: the tokenizer has {tokens:,} tokens and the model {rows:,} "
-                "embeddings; they are of two different models"
+                "embeddings; they belong to different models"
             )
         return cls(path, config, tokenizer, _digest(path, files))
 
     def build(self, auto_class: Any, seed: int, **config: Any) -> tuple[PreTrainedModel, list[str]]:
-        """The model with its weights in fp32, and the names of parameters that begin fresh.
+        """The model in fp32, and the names of its newly initialized parameters.
 
-        auto_class: transformers.AutoModelFor...; config: further settings, e.g. num_labels.
-        Fresh parameters depend on the seed alone.
+        auto_class: one of transformers' AutoModelFor...
+        seed: what newly initialized parameters depend on
+        config: further settings of the configuration, such as num_labels
+
+        CheckpointError if the folder can't be loaded or lacks weights of the encoder.
         """
         torch.manual_seed(seed)
         try:
@@ -98,9 +97,9 @@ class Encoder:
         ]
         if others:
             raise CheckpointError(
-                f"--model: {self.path}: weights of another shape: {_some(others)}. If it's the head "
-                "that was trained for another task, save the encoder without it; else config.json "
-                "is another model's"
+                f"--model: {self.path}: weights of another shape: {_some(others)}. If this is the "
+                "head of another task, save the encoder without it; otherwise config.json belongs to "
+                "another model"
             )
         return model, missing
 
@@ -111,15 +110,15 @@ class Encoder:
             name for name in missing if name.startswith(f"{prefix}.") and not _in_pooler(name)
         ]
         layers = self.config.num_hidden_layers if hasattr(self.config, "num_hidden_layers") else "?"
-        shared = hasattr(self.config, "num_hidden_groups")  # as an ALBERT's layers
+        shared = hasattr(self.config, "num_hidden_groups")  # ALBERT: layers share parameters
         keys = "num_hidden_layers and num_hidden_groups" if shared else "num_hidden_layers"
         if inside:
             raise CheckpointError(
                 f"--model: {self.path}: {len(inside)} weights of the encoder are missing, such as "
                 f"{_some(inside)}; config.json says {layers} layers: set {keys} to what "
-                "the folder holds, or take a complete one"
+                "the folder holds, or use a complete folder"
             )
-        left_over = [name for name in unexpected if any(part in name for part in _LAYERS)]
+        left_over = [name for name in unexpected if any(part in name for part in _layers(model))]
         if left_over:
             raise CheckpointError(
                 f"--model: {self.path}: config.json says {layers} layers, and the folder holds more, "
@@ -138,16 +137,17 @@ def check_max_length(model: nn.Module, encoder: Encoder, asked: int) -> None:
 
 
 def fresh_note(fresh: Sequence[str]) -> str:
-    """What to say of the parameters that begin fresh."""
+    """A note for the user on the newly initialized parameters."""
     if not fresh:
-        return "nothing begins fresh: the folder has a head of its own, which every run begins with"
+        return "nothing is newly initialized: the folder has a head of its own, from which every run starts"
     return f"begin with fresh numbers, drawn by each run's seed: {', '.join(fresh)}"
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Tokens that the model has absolute position embeddings for; None where it has none.
+    """The longest input in tokens that the model's absolute position embeddings allow; None if it has
+    none.
 
-    RoBERTa and its like give the first positions to padding: they have fewer than rows.
+    RoBERTa reserves the first rows of its table up to the padding index, which reduces the limit.
     """
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
@@ -156,13 +156,22 @@ def position_limit(model: nn.Module) -> int | None:
     return None
 
 
+def _layers(model: nn.Module) -> set[str]:
+    """What stands in the name of a parameter of a layer, such as `.layer.`, in this model."""
+    return {
+        f".{name.rpartition('.')[2]}."
+        for name, module in model.base_model.named_modules()  # type: ignore[operator]
+        if isinstance(module, nn.ModuleList)
+    }
+
+
 def _in_pooler(name: str) -> bool:
     return any(part in _POOLERS for part in name.split("."))
 
 
 def _digest(path: Path, weights: list[Path]) -> str:
     state = hashlib.blake2b(digest_size=16)
-    others = [path / name for name in ("config.json", *_TOKENIZER)]
+    others = [path / name for name in ("config.json", *TOKENIZER_FILES)]
     for file in [*weights, *(other for other in others if other.is_file())]:
         state.update(file.name.encode())
         with file.open("rb") as content:

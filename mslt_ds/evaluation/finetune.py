@@ -1,8 +1,8 @@
-"""The loop that fine-tunes any model: batches in, trained model out.
+"""The training loop of fine-tuning, and prediction.
 
-Source: Devlin et al. 2019, appendix A.3: AdamW with decay 0.01 (not of biases and LayerNorm), linear
-warm-up and decay, dropout as the model has it. On a CPU, with the same number of threads, the same
-seed gives the same bits.
+Source: Devlin et al. 2019, appendix A.3: AdamW with weight decay 0.01 (none for biases and LayerNorm),
+linear warm-up and decay, and the model's own dropout. On a CPU, the same seed and the same number of
+threads give bit-identical results.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mslt_ds.evaluation.recipe import FineTuning
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
-"""A model and a batch on its device to the mean loss of the batch, a scalar."""
+"""Maps a model and a batch on its device to the mean loss of the batch, a scalar."""
 
 _READ_EVERY_STEPS = 20
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The recipe's part that a single run needs."""
+    """What a single run takes from the recipe and its cell."""
 
     learning_rate: float
     seed: int
@@ -53,10 +53,11 @@ def fine_tune(
     settings: Settings,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> float:
-    """Train `model` in place on all `batches`; the mean loss of the last steps.
+    """Train `model` in place on all `batches`. Returns the mean loss of the last steps.
 
-    on_step: called every few steps with the number of steps done and a recent loss.
-    DivergenceError when the loss is no number.
+    on_step: called every 20 steps with the number of finished steps and their mean loss
+
+    DivergenceError if the loss becomes infinite or NaN.
     """
     device = next(model.parameters()).device
     torch.manual_seed(settings.seed)
@@ -79,7 +80,7 @@ def fine_tune(
         optimizer.zero_grad(set_to_none=True)
         recent.append(loss.detach())
         if step % _READ_EVERY_STEPS == 0 or step == settings.total_steps:
-            # The only point where the host waits for the device.
+            # The only synchronization with the device.
             mean = torch.stack(recent).mean().item()
             recent.clear()
             if not math.isfinite(mean):
@@ -92,7 +93,7 @@ def fine_tune(
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW that decays matrices and embeddings only."""
+    """AdamW with weight decay for matrices and embeddings only."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
@@ -108,9 +109,11 @@ def predict(
     outputs_of: Callable[[nn.Module, Batch], Tensor],
     precision: str,
 ) -> Tensor:
-    """The model's outputs for every row, in the order of the rows, in fp32 on the CPU.
+    """The model's outputs for all rows, in the order of the rows, in fp32 on the CPU.
 
-    batches: the rows of each; outputs_of: to (rows, ...), the same shape but for the first
+    batches: the rows of each batch
+    outputs_of: maps the model and a batch to (rows, ...), with the same shape for all batches
+        except for the number of rows
     """
     device = next(model.parameters()).device
     model.eval()
@@ -126,12 +129,12 @@ def predict(
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """bf16 arithmetic on fp32 weights, or nothing."""
+    """Autocast to bf16 if `precision` asks for it; weights stay in fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`."""
+    """The batch, copied to `device`."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

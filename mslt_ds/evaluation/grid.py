@@ -1,11 +1,11 @@
-"""The grid of an evaluation: from recipe and tasks to cells. Pure."""
+"""The grid of an evaluation: the cells of a recipe and its tasks. All functions are pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mslt_ds.data.prepare.pool import Shard
+from mslt_ds.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -18,21 +18,21 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Stands for the cell in file names: the rate's shortest digits that are exact."""
+        """The cell's name in file names. The rate is written with the fewest digits that are exact."""
         return f"{self.task}_{self.learning_rate!r}_{self.seed}"
 
 
 def make_cells(
     work: Mapping[str, float], learning_rates: Sequence[float], seeds: Sequence[int]
 ) -> list[Cell]:
-    """All cells of the tasks in `work`, most work first: dealt out in turn, shares are then alike.
+    """All cells of the tasks in `work`, the most work first, so that shards get similar amounts.
 
-    work: how long a run of each task takes, in any unit
+    work: the work of one run of each task, in any unit
     """
     tasks = sorted(work, key=lambda task: -work[task])
     return [Cell(task, rate, seed) for task in tasks for rate in learning_rates for seed in seeds]
 
 
 def share(cells: Sequence[Cell], shard: Shard) -> list[Cell]:
-    """The cells of one part of several: every `shard.count`-th."""
-    return list(cells[shard.number - 1 :: shard.count])
+    """The shard's cells."""
+    return [cell for index, cell in enumerate(cells) if shard.takes(index)]

@@ -1,4 +1,4 @@
-"""What `evaluate glue` and `evaluate squad` share: plan or do a grid, then write its results."""
+"""What `evaluate glue` and `evaluate squad` share: plan or run a grid, and write its results."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 
 from mslt_ds.atomic import replace_text
-from mslt_ds.data.prepare.pool import Shard
 from mslt_ds.distributed.world import World, device_name, world_from_environment
 from mslt_ds.errors import EnvironmentProblem, RecipeError
 from mslt_ds.evaluation import results, text_files
 from mslt_ds.evaluation.cells import CellFolder
+from mslt_ds.evaluation.execution import device_for, plan, run_cells, run_in_workers
 from mslt_ds.evaluation.grid import Cell, make_cells, share
-from mslt_ds.evaluation.runner import Runner, device_for, plan, run_cells, run_in_workers
+from mslt_ds.evaluation.runner import Runner
+from mslt_ds.shard import Shard
 from mslt_ds.telemetry.pace import duration
 
 RESULTS = "results.json"
@@ -29,11 +30,11 @@ TABLE = "table.md"
 RECIPE = "recipe.yaml"
 
 Build = Callable[[argparse.Namespace, World], Runner]
-"""A command line and this process's place to a checked runner."""
+"""Maps the command line and this process's rank to a checked runner."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, output_required: bool = True) -> None:
-    """The options of both."""
+    """Add the options that both subcommands have."""
     parser.add_argument("--config", metavar="FILE", help="changes to the recipe, a YAML file")
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, output_required: bool = True)
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, required=output_required, metavar="DIR",
-        help="folder for cells, results.json and table.md; the same one goes on",
+        help="folder for cells, results.json and table.md; an unfinished grid is continued",
     )  # fmt: skip
     share_of = parser.add_mutually_exclusive_group()
     share_of.add_argument(
@@ -49,15 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser, output_required: bool = True)
         help="processes that share the runs, worker i on GPU i (default: 1)",
     )  # fmt: skip
     share_of.add_argument(
-        "--shard", metavar="I/N", help="do every N-th run only, from the I-th: for array tasks"
+        "--shard", metavar="I/N", help="do only every N-th run, from the I-th: for array tasks"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the runs and their predicted hours, no more"
+        "--dry-run", action="store_true", help="only print the runs and their predicted hours"
     )
 
 
 def run(arguments: argparse.Namespace, build: Build) -> results.Results | None:
-    """Plan the grid or do it. What results.json holds, if every run is finished now."""
+    """Plan the grid or run it. Returns the content of results.json once every run is finished, else
+    None."""
     if arguments.workers < 1:
         raise RecipeError(f"--workers: {arguments.workers}; it has to be at least 1")
     shard = Shard.parse(arguments.shard) if arguments.shard else Shard()
@@ -65,12 +67,12 @@ def run(arguments: argparse.Namespace, build: Build) -> results.Results | None:
     if arguments.workers > 1 and here.world_size > 1:
         raise RecipeError(
             f"--workers: {arguments.workers}, but a launcher has started {here.world_size} processes, "
-            "which share the runs already; leave --workers out, or start the command by itself"
+            "which share the runs already; omit --workers, or start the command without a launcher"
         )
     runner = build(arguments, here)
     cells = _cells(runner)
     folder = CellFolder(arguments.output, runner.fingerprints())
-    # Before any work: a file of another model anywhere in the grid.
+    # Finds a cell of another model anywhere in the grid before any training.
     finished = sum(folder.find(cell) is not None for cell in cells)
     notes = [f"{len(cells)} runs, {finished} finished; recipe: {runner.recipe.protocol()}"]
     notes += runner.check()
@@ -95,7 +97,7 @@ def run(arguments: argparse.Namespace, build: Build) -> results.Results | None:
 
 
 def read_results(output: Path) -> results.Results:
-    """results.json of an output folder (or the file itself)."""
+    """The content of results.json; `output` is the folder or the file itself."""
     path = output / RESULTS if output.is_dir() else output
     if not path.is_file():
         raise RecipeError(
@@ -112,7 +114,7 @@ def _cells(runner: Runner) -> list[Cell]:
 
 
 def _worker(job: tuple[argparse.Namespace, Build], world: World) -> None:
-    """One of `--workers`: takes cells of the whole grid that nobody holds."""
+    """One process of `--workers`: takes cells of the whole grid that no other process holds."""
     arguments, build = job
     runner = build(arguments, world)
     run_cells(runner, _cells(runner), CellFolder(arguments.output, runner.fingerprints()))
@@ -122,7 +124,7 @@ def world() -> World:
     """This process among those that a launcher or srun has started."""
     environment = dict(os.environ)
     if "SLURM_STEP_NUM_TASKS" not in environment:
-        # A batch script itself, not a task of srun's.
+        # The batch script itself, which isn't a task of srun.
         environment.pop("SLURM_PROCID", None)
     return world_from_environment(environment)
 
@@ -142,7 +144,7 @@ def _begin(output: Path, runner: Runner) -> None:
 def _finish(
     output: Path, runner: Runner, cells: Sequence[Cell], folder: CellFolder
 ) -> results.Results | None:
-    """Write results, if this process finds all cells done."""
+    """Write the results if all cells are finished."""
     found = [folder.find(cell) for cell in cells]
     done = [cell for cell in found if cell is not None]
     if len(done) < len(cells):

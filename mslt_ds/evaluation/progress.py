@@ -1,7 +1,7 @@
-"""What a person who watches a grid sees: a bar on a terminal, plain lines anywhere else.
+"""The progress of a grid: a bar on a terminal, plain lines elsewhere.
 
-The time left comes from the work that is done in this process: a cell's work is the text that it
-reads, so that long tasks count for more than short ones.
+The remaining time is estimated from the work that this process has done. A cell's work is the amount
+of text that it reads, so large tasks count for more than small ones.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from mslt_ds.telemetry.progress import PLAIN_INTERVAL_SECONDS
 
 
 class GridProgress:
-    """Counts work, prints cells as they end. A context manager.
+    """Counts finished work and prints cells as they end. A context manager.
 
-    work: of all cells that are to be done; in any unit
+    cells: the number of cells to do
+    work: their total work, in any unit
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class GridProgress:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays above the bar."""
         self._console.print(text, markup=False)
-        self._console.file.flush()  # a pipe or a file holds lines back otherwise
+        self._console.file.flush()  # otherwise lines are buffered in a pipe or a file
 
     def step(self, name: str, share: float, work: float, text: str) -> None:
-        """A cell goes on: `share` of its `work` is done."""
+        """Report that `share` (0 to 1) of a cell's `work` is done."""
         where = f"run {self._done_cells + 1}/{self._cells}  {name}"
         done = self._done_work + share * work
         status = f"{text}  {self.time_left(done)} left"
@@ -67,7 +68,7 @@ class GridProgress:
             self.say(f"{where}  {share:.0%}  {status}")
 
     def end(self, work: float, text: str) -> None:
-        """A cell has ended."""
+        """Report that a cell of this `work` has ended."""
         self._done_cells += 1
         self._done_work += work
         left = self.time_left(self._done_work)
@@ -75,6 +76,6 @@ class GridProgress:
         self.say(f"run {self._done_cells}/{self._cells}  {text}  {left} left")
 
     def time_left(self, done: float) -> str:
-        """For what isn't done, at the pace so far."""
+        """The estimated time for the work after `done`, at the pace so far."""
         seconds = self._clock() - self._began
         return duration(seconds * (self._work - done) / done) if done > 0 else "?"

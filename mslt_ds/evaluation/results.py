@@ -1,9 +1,9 @@
-"""From finished cells to results: the learning rate chosen on dev, medians, the table. Pure.
+"""Results of finished cells: the learning rate chosen on dev, medians, tables. All functions are pure.
 
-A task's learning rate is the one with the best median over the seeds of the metric that counts (on
-MNLI the matched one's; of equals the first named). The spread is the range of the scores behind that
-median, largest minus smallest: of five runs it's about 2.3 standard deviations, so a difference of
-medians that exceeds it is hardly an accident of seeds.
+A task's learning rate is the one with the best median of its main metric over the seeds; for MNLI, of
+the matched set. Among equal rates the first is chosen. The spread is the range of the scores at that
+rate, largest minus smallest. For five runs its expected value is about 2.3 standard deviations, so a
+difference of medians that exceeds it is unlikely to come from the seeds.
 """
 
 from __future__ import annotations
@@ -12,12 +12,19 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mslt_ds.evaluation.glue.tasks import METRIC_NAMES
+METRIC_NAMES = {
+    "matthews": "Matthews",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+    "exact": "EM",
+}
 
 Columns = Mapping[str, Mapping[str, tuple[str, ...]]]
-"""Task to its columns to their metrics, the one that counts first."""
+"""The metrics of each column of each task. The first metric is the main one."""
 Constants = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Task to its columns to what the best single answer to all rows scores by each metric."""
+"""The score of the best constant answer by each metric, for each column of each task."""
 
 Results = dict[str, Any]
 
@@ -27,8 +34,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Each task's part of results.json.
 
-    cells: the content of cell files; every task has to have one at least
-    constants: of the tasks that can be answered without looking
+    cells: the content of cell files, at least one of each task
+    constants: see `Constants`; tasks may be missing
     """
     return {
         task: _summarize_task(
@@ -85,7 +92,7 @@ def _statistics(scores: list[float], constant: float | None) -> dict[str, Any]:
 
 
 def average(results: Results) -> float:
-    """Over tasks; a task with two columns (MNLI) counts once, by their mean."""
+    """The mean over tasks. A task with two columns (MNLI) counts once, with their mean."""
     return statistics.fmean(
         statistics.fmean(column[column["metric"]]["median"] for column in task["columns"].values())
         for task in results["tasks"].values()
@@ -93,7 +100,7 @@ def average(results: Results) -> float:
 
 
 def table(results: Results) -> str:
-    """The results as Markdown, a task a column, in percent."""
+    """The results as a Markdown table in percent, with a column for each task."""
     columns = _columns(results)
     tasks = results["tasks"]
     rows = [
@@ -115,16 +122,16 @@ def table(results: Results) -> str:
 
 
 def shared_tasks(several: Sequence[Results]) -> list[str]:
-    """Tasks that are in all results, in the order of the first."""
+    """Tasks that all results have, in the order of the first."""
     return [
         task for task in several[0]["tasks"] if all(task in other["tasks"] for other in several)
     ]
 
 
 def compare(several: Sequence[Results]) -> str:
-    """Models side by side as Markdown: medians (spreads), then each against the first.
+    """A Markdown table that compares models: medians (spreads), then differences from the first.
 
-    Only tasks that all of them have are in the table; one at least is.
+    It contains the tasks that all results have; there must be at least one.
     """
     first = several[0]
     names = _short_names(several)
@@ -158,7 +165,7 @@ def compare(several: Sequence[Results]) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as the lines of a table; the first is its header."""
+    """The lines of a Markdown table; the first row is its header."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
@@ -168,7 +175,7 @@ def percent(share: float) -> str:
 
 
 def _columns(results: Results) -> list[tuple[str, str, dict[str, Any]]]:
-    """(task, column's name, its numbers) of all columns."""
+    """(task, name, content) of all columns."""
     return [
         (task, name, column)
         for task, content in results["tasks"].items()
@@ -185,7 +192,7 @@ def _main(column: dict[str, Any]) -> dict[str, Any]:
 
 
 def _constant_rows(columns: Sequence[dict[str, Any]], rest: list[str]) -> list[list[str]]:
-    """A row with what one answer for all scores, if there is such a score for any column."""
+    """A row with the scores of the best constant answer, if any column has one."""
     found = [_main(column)["one_answer_for_all"] for column in columns]
     if all(value is None for value in found):
         return []
@@ -211,7 +218,7 @@ def _difference(first: Results, other: Results, at: tuple[str, str]) -> str:
 
 
 def _exceeds(first: Results, other: Results, at: tuple[str, str]) -> str:
-    """Whether the difference is larger than both spreads; unknown for a single run."""
+    """Whether the difference exceeds both spreads; unknown for a single run."""
     columns = [_column(results, *at) for results in (first, other)]
     if any(len(_main(column)["scores"]) < 2 for column in columns):
         return "one run: unknown"
@@ -244,10 +251,10 @@ def _footer(results: Results) -> list[str]:
     if _constant_rows([column for *_, column in _columns(results)], []):
         lines += [
             "One answer for all: what the best constant answer scores. A model that has learned "
-            "nothing of a task can score as much, in F1 above all."
+            "nothing about a task can reach it, above all in F1."
         ]
     if len(results["devices"]) > 1:
         lines += [
-            "The runs were made on different devices: the same seed gives another score there."
+            "The runs were made on different devices, where the same seed gives different scores."
         ]
     return lines

@@ -1,242 +1,138 @@
-"""The cells of a grid, done one after another, by several processes, or only planned.
-
-One process walks a list of cells and does those that are neither finished nor held by another.
-`--workers` starts several that walk the same list, one for each GPU; a launcher's ranks and `--shard`
-deal the list out beforehand.
-"""
+"""What GLUE and SQuAD have in common: a model is fine-tuned on a cell's task and then scored."""
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-import os
-import signal
-import statistics
-import sys
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
-from mslt_ds.distributed.world import World, choose_device, device_name
-from mslt_ds.errors import EnvironmentProblem, MsltError, report
-from mslt_ds.evaluation.cells import CellFolder
+from mslt_ds.evaluation.batches import training_batches
+from mslt_ds.evaluation.encoded import Encoded
+from mslt_ds.evaluation.encoder import Encoder
 from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune
 from mslt_ds.evaluation.grid import Cell
-from mslt_ds.evaluation.progress import GridProgress
 from mslt_ds.evaluation.recipe import FineTuning
 from mslt_ds.evaluation.results import Columns, Constants
-from mslt_ds.telemetry.pace import duration
 
+Recipe = TypeVar("Recipe", bound=FineTuning)
 OnStep = Callable[[float, str], None]
-"""Called with the share of the cell's steps that is done and a text about them."""
-
-_POLL_SECONDS = 1.0
-_PLANNED_STEPS = 6
+"""Called with the share of the cell's steps that is done, from 0 to 1, and a text about them."""
 
 
-class Runner(Protocol):
-    """What GLUE and SQuAD each bring: one cell's content, and what is known beforehand."""
+@dataclass
+class Runner(ABC, Generic[Recipe]):
+    """Runs the cells of one model on one device."""
 
-    @property
-    def recipe(self) -> FineTuning: ...
+    encoder: Encoder
+    recipe: Recipe
+    device: torch.device
 
-    @property
-    def device(self) -> torch.device: ...
+    @abstractmethod
+    def check(self) -> list[str]:
+        """Build the model and check the data against it, so that a model which can't be used fails
+        before any training. Returns notes for the user."""
+
+    @abstractmethod
+    def columns(self) -> Columns:
+        """The columns of each task's results and their metrics."""
+
+    @abstractmethod
+    def constants(self) -> Constants:
+        """The scores of the best constant answer, for tasks where one makes sense."""
+
+    @abstractmethod
+    def fingerprints(self) -> dict[str, str]:
+        """For each task, a digest of everything that its cells' scores depend on."""
+
+    @abstractmethod
+    def work(self) -> dict[str, float]:
+        """The work of one run of each task, in one unit for all tasks."""
+
+    @abstractmethod
+    def epochs(self, task: str) -> int:
+        """Epochs of a run."""
+
+    @abstractmethod
+    def train_examples(self, task: str) -> int:
+        """Training examples of a task, as results report them."""
+
+    @abstractmethod
+    def train_split(self, task: str) -> Encoded:
+        """The training split of a task as token ids with labels."""
+
+    @abstractmethod
+    def loss_of(self, task: str) -> Loss:
+        """The training loss of a task."""
+
+    @abstractmethod
+    def build_on_cpu(self, task: str, seed: int) -> tuple[nn.Module, list[str]]:
+        """The model with a head for the task, and the names of its newly initialized parameters."""
+
+    @abstractmethod
+    def score(self, cell: Cell, model: nn.Module) -> dict[str, Any]:
+        """Evaluate a fine-tuned model: `scores` by column and metric, and what else its file holds."""
+
+    @abstractmethod
+    def summary(self, scores: Mapping[str, Mapping[str, float]]) -> str:
+        """A cell's scores in one line."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """The head of results.json: the model, and whether the grid is a quick one."""
-        ...
+        """The head of results.json."""
+        return {"model": str(self.encoder.path), "digest": self.encoder.digest, "quick": False}
 
-    def check(self) -> list[str]:
-        """Build the model once, so that one that can't be used ends here; notes about it."""
-        ...
-
-    def columns(self) -> Columns:
-        """Of each task, the columns of its results and their metrics."""
-        ...
-
-    def constants(self) -> Constants:
-        """Of tasks that can be answered without looking, what the best single answer scores."""
-        ...
-
-    def fingerprints(self) -> dict[str, str]:
-        """Of each task, what its cells' scores depend on."""
-        ...
-
-    def work(self) -> dict[str, float]:
-        """Of each task, how long one of its runs takes, in one unit for all."""
-        ...
-
-    def run(self, cell: Cell, on_step: OnStep) -> dict[str, Any]:
-        """Do a cell: what its file is to hold."""
-        ...
+    def build(self, task: str, seed: int) -> nn.Module:
+        """The model with a head for the task, on the device."""
+        return self.build_on_cpu(task, seed)[0].to(self.device)
 
     def steps(self, task: str) -> int:
-        """Optimizer steps of a run of the task."""
-        ...
+        """Optimizer steps of a run."""
+        per_epoch = math.ceil(len(self.train_split(task)) / self.recipe.batch_size)
+        return per_epoch * self.epochs(task)
+
+    def batches(self, cell: Cell) -> Iterator[Batch]:
+        """All training batches of a cell, epoch after epoch."""
+        train = self.train_split(cell.task)
+        for epoch in range(self.epochs(cell.task)):
+            for rows in training_batches(train.lengths, self.recipe.batch_size, cell.seed, epoch):
+                yield train.batch(rows)
 
     def sample_steps(self, cell: Cell, count: int) -> tuple[nn.Module, list[Batch], Loss]:
-        """A model and `count` batches of a cell, spread over all lengths, to measure steps with."""
-        ...
+        """A model, `count` batches of evenly spread lengths, and the loss, to time steps with."""
+        train = self.train_split(cell.task)
+        batches = training_batches(train.lengths, self.recipe.batch_size, cell.seed, 0)
+        batches.sort(key=lambda rows: max(train.lengths[row] for row in rows))
+        middles = [(2 * index + 1) * len(batches) // (2 * count) for index in range(count)]
+        model = self.build(cell.task, cell.seed)
+        return model, [train.batch(batches[middle]) for middle in middles], self.loss_of(cell.task)
 
-    def summary(self, scores: Mapping[str, Any]) -> str:
-        """A cell's scores as a line's end."""
-        ...
-
-
-def run_cells(runner: Runner, cells: Sequence[Cell], folder: CellFolder) -> None:
-    """Do what isn't finished of `cells`, in turn; those that another process holds are left to it."""
-    work = runner.work()
-    waiting = [cell for cell in cells if folder.find(cell) is None]
-    with GridProgress(len(waiting), sum(work[cell.task] for cell in waiting)) as progress:
-        if len(waiting) < len(cells):
-            progress.say(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished already")
-        for cell in waiting:
-            with folder.claim(cell) as mine:
-                if mine and folder.find(cell) is None:
-                    _run_cell(runner, cell, folder, progress, work[cell.task])
-                else:
-                    progress.end(work[cell.task], f"{cell.name}  left to another process")
-
-
-def _run_cell(
-    runner: Runner, cell: Cell, folder: CellFolder, progress: GridProgress, work: float
-) -> None:
-    began = time.monotonic()
-    content = runner.run(cell, lambda share, text: progress.step(cell.name, share, work, text))
-    where = {"device": device_name(runner.device), "threads": torch.get_num_threads()}
-    folder.write(cell, content | where)
-    took = duration(time.monotonic() - began)
-    progress.end(work, f"{cell.name}  {runner.summary(content['scores'])}  {took}")
-
-
-def device_for(requested: str, world: World, precision: str) -> torch.device:
-    """This process's device. EnvironmentProblem if there's none of the kind."""
-    if requested == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentProblem(
-            f"device: cuda, but torch {torch.__version__} sees no GPU (CUDA_VISIBLE_DEVICES is "
-            f"{os.environ.get('CUDA_VISIBLE_DEVICES')!r}); check nvidia-smi, or --set device=cpu"
+    def train(self, cell: Cell, on_step: OnStep) -> tuple[nn.Module, float]:
+        """The cell's fine-tuned model and its last training loss."""
+        model = self.build(cell.task, cell.seed)
+        steps = self.steps(cell.task)
+        loss = fine_tune(
+            model,
+            self.batches(cell),
+            self.loss_of(cell.task),
+            Settings.of(self.recipe, cell.learning_rate, cell.seed, steps),
+            lambda step, loss: on_step(step / steps, f"step {step:,}/{steps:,}  loss {loss:.3f}"),
         )
-    return choose_device(requested, world, precision)
+        return model, loss
 
-
-def run_in_workers(
-    target: Callable[[Any, World], None],
-    arguments: Any,
-    count: int,
-    cells: Sequence[Cell],
-    folder: CellFolder,
-    logs: Path,
-) -> None:
-    """`target(arguments, world)` in `count` processes, each with its own log; waits for them.
-
-    MsltError, after all have ended, if one of them failed.
-    """
-    context = multiprocessing.get_context("spawn")
-    logs.mkdir(parents=True, exist_ok=True)
-    paths = [logs / f"worker_{number}.log" for number in range(1, count + 1)]
-    workers = [
-        context.Process(target=_work, args=(target, arguments, World(rank, count, rank), path))
-        for rank, path in enumerate(paths)
-    ]
-    before = {cell.name for cell in cells if folder.find(cell) is not None}
-    # So that workers end with this process when it's told to end.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        for worker in workers:
-            worker.start()
-        with GridProgress(len(cells) - len(before), len(cells) - len(before)) as progress:
-            progress.say(f"{count} workers; their lines are in {logs}")
-            while True:
-                alive = any(worker.is_alive() for worker in workers)
-                for cell in cells:
-                    if cell.name not in before and folder.find(cell) is not None:
-                        before.add(cell.name)
-                        progress.end(1, cell.name)
-                if not alive:
-                    break
-                time.sleep(_POLL_SECONDS)
-    finally:
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()
-            if worker.pid is not None:
-                worker.join()
-    failed = [
-        f"worker {number} ended with exit code {worker.exitcode}; see {path}"
-        for number, (worker, path) in enumerate(zip(workers, paths, strict=True), start=1)
-        if worker.exitcode
-    ]
-    if failed:
-        raise MsltError("\n".join(failed))
-
-
-def _work(target: Callable[[Any, World], None], arguments: Any, world: World, log: Path) -> None:
-    """A worker's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; the parent ends us
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, sys.stdout.fileno())
-    os.dup2(descriptor, sys.stderr.fileno())
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.world_size))
-    try:
-        target(arguments, world)
-    except MsltError as error:
-        sys.exit(report(error))
-
-
-@dataclass(frozen=True)
-class PlannedTask:
-    """A task's part of a plan. seconds: of one run's training, predicted."""
-
-    task: str
-    runs: int
-    finished: int
-    steps: int
-    step_seconds: float
-
-    @property
-    def hours(self) -> float:
-        """Of all runs that aren't finished, on one device."""
-        return (self.runs - self.finished) * self.steps * self.step_seconds / 3600
-
-
-def plan(runner: Runner, cells: Sequence[Cell], folder: CellFolder) -> Iterator[PlannedTask]:
-    """Each task's runs and their predicted hours, from a few measured steps."""
-    for task in dict.fromkeys(cell.task for cell in cells):
-        of_task = [cell for cell in cells if cell.task == task]
-        finished = sum(folder.find(cell) is not None for cell in of_task)
-        model, batches, loss_of = runner.sample_steps(of_task[0], _PLANNED_STEPS)
-        seconds = mean_step_seconds(model, batches, loss_of, runner.recipe)
-        yield PlannedTask(task, len(of_task), finished, runner.steps(task), seconds)
-
-
-def mean_step_seconds(
-    model: nn.Module, batches: Sequence[Batch], loss_of: Loss, recipe: FineTuning
-) -> float:
-    """The mean over `batches` of a step's time, after one to warm up. Weights stay as they are."""
-    marks: list[float] = []
-
-    def timed() -> Iterator[Batch]:
-        for batch in (batches[-1], *batches):
-            _synchronize(model)
-            marks.append(time.perf_counter())
-            yield batch
-        _synchronize(model)
-        marks.append(time.perf_counter())
-
-    settings = Settings.of(recipe, learning_rate=0.0, seed=0, total_steps=len(batches) + 1)
-    fine_tune(model, timed(), loss_of, settings)
-    seconds = [end - start for start, end in itertools.pairwise(marks)]
-    return statistics.fmean(seconds[1:])
-
-
-def _synchronize(model: nn.Module) -> None:
-    if next(model.parameters()).device.type == "cuda":
-        torch.cuda.synchronize()
+    def run(self, cell: Cell, on_step: OnStep) -> dict[str, Any]:
+        """Fine-tune and score one cell. Returns the content of its file."""
+        began = time.monotonic()
+        model, loss = self.train(cell, on_step)
+        trained = time.monotonic()
+        return self.score(cell, model) | {
+            "train_loss": loss,
+            "train_examples": self.train_examples(cell.task),
+            "train_seconds": round(trained - began, 3),
+            "evaluation_seconds": round(time.monotonic() - trained, 3),
+        }

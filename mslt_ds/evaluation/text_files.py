@@ -1,4 +1,4 @@
-"""Text and JSON files that may be packed by xz, read with errors that name the file."""
+"""Reads text and JSON files, plain or compressed with xz. Errors name the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKED = ".xz"
 
 
 def find(path: Path) -> Path | None:
-    """`path`, or the same name with `.xz`; None if neither is there."""
+    """`path`, or the same name with `.xz`; None if neither exists."""
     for candidate in (path, path.with_name(path.name + PACKED)):
         if candidate.is_file():
             return candidate
@@ -21,7 +21,10 @@ def find(path: Path) -> Path | None:
 
 
 def read_text(path: Path, remedy: str = "check the path") -> str:
-    """The content of `path` or of `path.xz` as UTF-8. DataError, with `remedy`, if it can't be had."""
+    """The text of `path` or `path.xz` in UTF-8; DataError if it can't be read.
+
+    remedy: what the message suggests if the file is missing
+    """
     found = find(path)
     if found is None:
         raise DataError(f"{path}: no such file, nor one with {PACKED}; {remedy}")
@@ -42,7 +45,7 @@ def read_text(path: Path, remedy: str = "check the path") -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path` or `path.xz`."""
+    """The JSON value in `path` or `path.xz`; DataError if it can't be read."""
     text = read_text(path)
     try:
         return json.loads(text)

@@ -1,148 +1,175 @@
-"""The one place that knows ALBERT: how Hugging Face's ALBERT modules are built, named and called.
+"""ALBERT (Lan et al. 2020): how Hugging Face's ALBERT modules are built, named and called.
 
-Lan et al. 2020, "ALBERT": embeddings of a smaller size, mapped to the hidden size (section 3.1,
-factorized embedding parameterization), and layers that share their parameters. For staged training
-the sharing goes by groups (Yang et al. 2020, "Progressively Stacking 2.0"): N layers in
-`num_hidden_groups` groups of consecutive layers, each group one set of parameters that runs N/groups
-times. A stage adds whole groups, so a group is what growth copies and what the cut passes by.
+The embeddings have a smaller size and are mapped to the hidden size (section 3.1, factorized
+embedding parameterization), and layers share their parameters. For staged training the sharing
+goes by groups (Yang et al. 2020, "Progressively Stacking 2.0"): N layers in `num_hidden_groups`
+groups of consecutive layers, each group one set of parameters that runs N/groups times. A stage
+adds whole groups, so a group is the block that growth copies, and the cut lies between groups.
 
-The functions are those of bert.py, of which `family.Family` is the list; its two savings are taken
-here too.
+The two savings of bert.py are taken here too.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AlbertConfig, AlbertForMaskedLM, AlbertForPreTraining
-from transformers.models.albert.modeling_albert import (
-    AlbertEmbeddings,
-    AlbertLayer,
-    AlbertLayerGroup,
-    AlbertMLMHead,
-    AlbertSOPHead,
-)
+from typing import TYPE_CHECKING, ClassVar
 
 from mslt_ds.model import parts
-from mslt_ds.model.parts import ModelSettings
+from mslt_ds.model.family import Family, Heads
 
-TIED_WEIGHT = "albert.embeddings.word_embeddings.weight"
-TIED = {
-    "predictions.decoder.weight": TIED_WEIGHT,
-    "predictions.decoder.bias": "predictions.bias",
-}
-BLOCKS = "albert.encoder.albert_layer_groups."
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import AlbertConfig
+    from transformers.models.albert.modeling_albert import AlbertLayer
+
+    from mslt_ds.config.sections import ModelConfig
 
 _MAPPING = "albert.encoder.embedding_hidden_mapping_in"
 
 
-def hf_config(
-    model: ModelSettings, depth: int, vocab_size: int, *, sentence_head: bool = True
-) -> AlbertConfig:
-    """The Hugging Face configuration of an ALBERT of `depth` layers with a recipe's other sizes.
+class Albert(Family):
+    name = "albert"
+    base = "albert"
+    architectures: ClassVar = {
+        frozenset({"masked_lm", "pair"}): "AlbertForPreTraining",
+        frozenset({"masked_lm"}): "AlbertForMaskedLM",
+    }
+    word_embeddings = "albert.embeddings.word_embeddings.weight"
+    tied: ClassVar = {
+        "predictions.decoder.weight": word_embeddings,
+        "predictions.decoder.bias": "predictions.bias",
+    }
+    blocks = "albert.encoder.albert_layer_groups."
+    block_label = "group"
+    block_key = "num_hidden_groups"
+    defaults: ClassVar = {"embedding_size": 128, "num_hidden_groups": 1}  # those of AlbertConfig
+    depth_attributes = ("num_hidden_layers", "num_hidden_groups", "inner_group_num")
 
-    depth: whole groups of the final model; they keep their number of layers
-    sentence_head: whether it has a pooler and a head for two segments (`AlbertForPreTraining`) or
-        is for masked tokens alone (`AlbertForMaskedLM`)
-    """
-    whole = model.model_dump()
-    architecture = AlbertForPreTraining if sentence_head else AlbertForMaskedLM
-    return parts.hf_config(
-        AlbertConfig,
-        architecture,
-        model,
-        num_hidden_layers=depth,
-        num_hidden_groups=depth * whole["num_hidden_groups"] // whole["num_hidden_layers"],
-        vocab_size=vocab_size,
-    )
+    def embedding_parameters(self, model: ModelConfig, vocab_size: int) -> int:
+        rows = vocab_size + model.max_position_embeddings + model.type_vocab_size
+        size = _embedding_size(model)
+        return rows * size + parts.layer_norm(size) + parts.dense(size, model.hidden_size)
 
+    def block_parameters(self, model: ModelConfig, block: int) -> int:
+        hidden, intermediate = model.hidden_size, model.intermediate_size
+        attention = 4 * parts.dense(hidden, hidden) + parts.layer_norm(hidden)
+        feed_forward = parts.dense(hidden, intermediate) + parts.dense(intermediate, hidden)
+        return attention + feed_forward + parts.layer_norm(hidden)
 
-def add_encoder(root: nn.Module, config: AlbertConfig, layers: range, *, embeddings: bool) -> None:
-    """Put the groups of `layers` (and the embeddings with their mapping to the hidden size) into
-    `root`; their weights are not set. ValueError unless `layers` are whole groups."""
-    each = _layers_per_group(config)
-    if layers.start % each or layers.stop % each:
-        raise ValueError(f"layers {layers.start} to {layers.stop - 1} cut a group of {each} layers")
-    if embeddings:
-        parts.place(root, "albert.embeddings", lambda: AlbertEmbeddings(config))
-        parts.place(root, _MAPPING, lambda: nn.Linear(config.embedding_size, config.hidden_size))
-    groups = range(layers.start // each, layers.stop // each)
-    parts.place(
-        root,
-        BLOCKS.rstrip("."),
-        lambda: nn.ModuleDict({str(index): AlbertLayerGroup(config) for index in groups}),
-    )
+    def head_parameters(self, model: ModelConfig, vocab_size: int, heads: Heads) -> int:
+        hidden, size = model.hidden_size, _embedding_size(model)
+        masked_lm = parts.dense(hidden, size) + parts.layer_norm(size) + vocab_size
+        pair = parts.dense(hidden, hidden) + parts.dense(hidden, 2)  # with the pooler
+        return masked_lm + (pair if "pair" in heads else 0)
 
+    norms = frozenset({"LayerNorm", "full_layer_layer_norm"})
+    matrices = frozenset(
+        {
+            "word_embeddings", "position_embeddings", "token_type_embeddings",
+            "embedding_hidden_mapping_in", "query", "key", "value", "dense", "ffn", "ffn_output",
+            "pooler", "classifier",
+        }
+    )  # fmt: skip
+    bias_owners = frozenset({"predictions"})
 
-def add_heads(root: nn.Module, config: AlbertConfig) -> None:
-    """Put the heads into `root`, and the pooler where there is one for two segments; the MLM
-    decoder's matrix is not among them."""
+    def part_of(self, name: str) -> str:
+        # The mapping trains with the embeddings, though it stands in the encoder.
+        return "embeddings" if name.startswith(f"{_MAPPING}.") else super().part_of(name)
 
-    def masked_lm() -> nn.Module:
-        made = AlbertMLMHead(config)
-        # Tied: the matrix is the embeddings', the bias is `predictions.bias`.
-        del made.decoder
-        return made
+    def add_encoder(
+        self, root: nn.Module, config: AlbertConfig, layers: range, *, embeddings: bool
+    ) -> None:
+        from torch import nn
+        from transformers.models.albert.modeling_albert import AlbertEmbeddings, AlbertLayerGroup
 
-    parts.place(root, "predictions", masked_lm)
-    if parts.has_sentence_head(config):
+        each = _layers_per_group(config)
+        if layers.start % each or layers.stop % each:
+            raise ValueError(
+                f"layers {layers.start} to {layers.stop - 1} cut a group of {each} layers"
+            )
+        if embeddings:
+            parts.place(root, "albert.embeddings", lambda: AlbertEmbeddings(config))
+            parts.place(
+                root, _MAPPING, lambda: nn.Linear(config.embedding_size, config.hidden_size)
+            )
+        groups = range(layers.start // each, layers.stop // each)
         parts.place(
-            root, "albert.pooler", lambda: nn.Linear(config.hidden_size, config.hidden_size)
+            root,
+            "albert.encoder.albert_layer_groups",
+            lambda: nn.ModuleDict({str(index): AlbertLayerGroup(config) for index in groups}),
         )
-        parts.place(root, "sop_classifier", lambda: AlbertSOPHead(config))
+
+    def add_heads(self, root: nn.Module, config: AlbertConfig) -> None:
+        from torch import nn
+        from transformers.models.albert.modeling_albert import AlbertMLMHead, AlbertSOPHead
+
+        def masked_lm() -> nn.Module:
+            made = AlbertMLMHead(config)
+            # Tied: the matrix is the embeddings', the bias is `predictions.bias`.
+            del made.decoder
+            return made
+
+        parts.place(root, "predictions", masked_lm)
+        if "pair" in self.heads_of(config):
+            parts.place(
+                root, "albert.pooler", lambda: nn.Linear(config.hidden_size, config.hidden_size)
+            )
+            parts.place(root, "sop_classifier", lambda: AlbertSOPHead(config))
+
+    def layers_of(self, root: nn.Module, config: AlbertConfig) -> list[nn.Module]:
+        groups = root.get_submodule("albert.encoder.albert_layer_groups").values()  # type: ignore[operator]
+        each = _layers_per_group(config)
+        return [layer for group in groups for layer in [group.albert_layers[0]] * each]
+
+    def context(self, root: nn.Module, config: AlbertConfig, inputs: dict[str, Tensor]) -> Tensor:
+        """-> the mask of `parts.key_mask`, the same for all layers."""
+        return parts.key_mask(inputs["attention_mask"])
+
+    def embed(self, root: nn.Module, inputs: dict[str, Tensor], context: Tensor) -> Tensor:
+        embedded = root.get_submodule("albert.embeddings")(
+            input_ids=inputs["input_ids"], token_type_ids=inputs["token_type_ids"]
+        )
+        return root.get_submodule(_MAPPING)(embedded)
+
+    def run_layer(
+        self, layer: AlbertLayer, hidden_states: Tensor, context: Tensor, index: int
+    ) -> Tensor:
+        return layer(hidden_states, context)
+
+    def run_layer_at(
+        self,
+        layer: AlbertLayer,
+        hidden_states: Tensor,
+        context: Tensor,
+        index: int,
+        positions: Tensor,
+    ) -> Tensor:
+        attention = layer.attention
+        chosen = parts.gather_positions(hidden_states, positions)
+        dropout = attention.attention_dropout.p if layer.training else 0.0
+        attended = parts.attend_at(attention, hidden_states, chosen, context, dropout)
+        projected = attention.output_dropout(attention.dense(attended))
+        normed = attention.LayerNorm(chosen + projected)
+        return layer.full_layer_layer_norm(layer.ff_chunk(normed) + normed)
+
+    def token_logits(
+        self, root: nn.Module, hidden_states: Tensor, decoder_weight: Tensor
+    ) -> Tensor:
+        import torch.nn.functional as F
+
+        head = root.get_submodule("predictions")
+        transformed = head.LayerNorm(head.activation(head.dense(hidden_states)))  # type: ignore[operator]
+        return F.linear(transformed, decoder_weight, head.bias)  # type: ignore[arg-type]
+
+    def pair_logits(self, root: nn.Module, cls_states: Tensor) -> Tensor:
+        """Without the dropout that Hugging Face's head has for classifiers: in pretraining,
+        ALBERT's own code has none there."""
+        pooled = root.get_submodule("albert.pooler")(cls_states[:, 0]).tanh()
+        return root.get_submodule("sop_classifier.classifier")(pooled)
 
 
-def layers_of(root: nn.Module, config: AlbertConfig) -> list[nn.Module]:
-    """The encoder layers that `root` holds, from the bottom up: each group's as often as it runs."""
-    groups = root.get_submodule(BLOCKS.rstrip(".")).values()  # type: ignore[operator]
-    each = _layers_per_group(config)
-    return [layer for group in groups for layer in [group.albert_layers[0]] * each]
-
-
-def embed(root: nn.Module, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-    """input_ids, token_type_ids: (batch, seq_length) -> hidden_states: (batch, seq_length, hidden)."""
-    embeddings = root.get_submodule("albert.embeddings")
-    return root.get_submodule(_MAPPING)(
-        embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-    )
-
-
-def run_layer_at(
-    layer: AlbertLayer, hidden_states: Tensor, bias: Tensor, positions: Tensor
-) -> Tensor:
-    """The layer's output at `positions` only: equal to `layer(...)` gathered there.
-
-    hidden_states: (batch, seq_length, hidden); positions: (batch, chosen) int64
-    -> (batch, chosen, hidden)
-    """
-    attention = layer.attention
-    chosen = parts.gather_positions(hidden_states, positions)
-    dropout = attention.attention_dropout.p if layer.training else 0.0
-    context = parts.attend_at(attention, hidden_states, chosen, bias, dropout)
-    attended = attention.LayerNorm(chosen + attention.output_dropout(attention.dense(context)))
-    return layer.full_layer_layer_norm(layer.ff_chunk(attended) + attended)
-
-
-def mlm_logits(root: nn.Module, hidden_states: Tensor, decoder_weight: Tensor | None) -> Tensor:
-    """hidden_states: (batch, n, hidden) -> (batch, n, vocab).
-
-    decoder_weight: (vocab, embedding_size), or None where `root` holds the embeddings it is tied to.
-    """
-    head = root.get_submodule("predictions")
-    if decoder_weight is None:
-        decoder_weight = root.get_parameter(TIED_WEIGHT)
-    transformed = head.LayerNorm(head.activation(head.dense(hidden_states)))  # type: ignore[operator]
-    return F.linear(transformed, decoder_weight, head.bias)  # type: ignore[arg-type]
-
-
-def sentence_logits(root: nn.Module, cls_states: Tensor) -> Tensor:
-    """cls_states: (batch, 1, hidden), the top layer at [CLS] -> (batch, 2).
-
-    Without the dropout that Hugging Face's head has for classifiers: in pretraining, ALBERT's code
-    has none there.
-    """
-    pooled = root.get_submodule("albert.pooler")(cls_states[:, 0]).tanh()
-    return root.get_submodule("sop_classifier.classifier")(pooled)
+def _embedding_size(model: ModelConfig) -> int:
+    assert model.embedding_size is not None  # it has a default
+    return model.embedding_size
 
 
 def _layers_per_group(config: AlbertConfig) -> int:

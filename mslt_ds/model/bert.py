@@ -1,11 +1,7 @@
-"""The one place that knows BERT: how Hugging Face's BERT modules are built, named and called.
+"""BERT (Devlin et al. 2018): how Hugging Face's BERT modules are built, named and called.
 
-Nothing of BERT is written anew. The modules are those of `transformers.models.bert`, put under the
-same attribute path that they have in `BertForPreTraining`, so that a parameter's name here *is* its
-name in a Hugging Face checkpoint and no translation table exists. What the rest of the program needs
-of a model family is `family.Family`; this module is one, albert.py another.
-
-Two exact savings are taken here:
+Nothing of BERT is written anew: the modules are those of `transformers.models.bert`. Two exact
+savings are taken here:
 
 * the MLM head runs at the masked positions only (Devlin et al. 2018, section 3.1, predicts only
   those), given as fixed-shape positions, so no shape depends on the data;
@@ -15,108 +11,132 @@ Two exact savings are taken here:
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
-from transformers.models.bert.modeling_bert import (
-    BertEmbeddings,
-    BertLayer,
-    BertOnlyMLMHead,
-    BertPooler,
-    BertPreTrainingHeads,
-)
+from typing import TYPE_CHECKING, ClassVar
 
 from mslt_ds.model import parts
-from mslt_ds.model.parts import ModelSettings
+from mslt_ds.model.family import Family, Heads
 
-TIED_WEIGHT = "bert.embeddings.word_embeddings.weight"
-TIED = {
-    "cls.predictions.decoder.weight": TIED_WEIGHT,
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-BLOCKS = "bert.encoder.layer."
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import BertConfig
+    from transformers.models.bert.modeling_bert import BertLayer
 
-
-def hf_config(
-    model: ModelSettings, depth: int, vocab_size: int, *, sentence_head: bool = True
-) -> BertConfig:
-    """The Hugging Face configuration of a BERT of `depth` layers with a recipe's other sizes.
-
-    sentence_head: whether it has a pooler and a head for two segments (`BertForPreTraining`) or is
-        for masked tokens alone (`BertForMaskedLM`)
-    """
-    architecture = BertForPreTraining if sentence_head else BertForMaskedLM
-    return parts.hf_config(
-        BertConfig, architecture, model, num_hidden_layers=depth, vocab_size=vocab_size
-    )
+    from mslt_ds.config.sections import ModelConfig
 
 
-def add_encoder(root: nn.Module, config: BertConfig, layers: range, *, embeddings: bool) -> None:
-    """Put the encoder's `layers` (and the embeddings) into `root`; their weights are not set."""
-    if embeddings:
-        parts.place(root, "bert.embeddings", lambda: BertEmbeddings(config))
-    parts.place(
-        root,
-        "bert.encoder.layer",
-        lambda: nn.ModuleDict({str(index): BertLayer(config, layer_idx=index) for index in layers}),
-    )
+class Bert(Family):
+    name = "bert"
+    base = "bert"
+    architectures: ClassVar = {
+        frozenset({"masked_lm", "pair"}): "BertForPreTraining",
+        frozenset({"masked_lm"}): "BertForMaskedLM",
+    }
+    word_embeddings = "bert.embeddings.word_embeddings.weight"
+    tied: ClassVar = {
+        "cls.predictions.decoder.weight": word_embeddings,
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+    blocks = "bert.encoder.layer."
 
+    def embedding_parameters(self, model: ModelConfig, vocab_size: int) -> int:
+        rows = vocab_size + model.max_position_embeddings + model.type_vocab_size
+        return rows * model.hidden_size + parts.layer_norm(model.hidden_size)
 
-def add_heads(root: nn.Module, config: BertConfig) -> None:
-    """Put the heads into `root`, and the pooler where there is one for two segments; the MLM
-    decoder's matrix is not among them."""
+    def block_parameters(self, model: ModelConfig, block: int) -> int:
+        hidden, intermediate = model.hidden_size, model.intermediate_size
+        attention = 4 * parts.dense(hidden, hidden) + parts.layer_norm(hidden)
+        feed_forward = parts.dense(hidden, intermediate) + parts.dense(intermediate, hidden)
+        return attention + feed_forward + parts.layer_norm(hidden)
 
-    def heads() -> nn.Module:
-        made = (BertPreTrainingHeads if parts.has_sentence_head(config) else BertOnlyMLMHead)(
-            config
+    def head_parameters(self, model: ModelConfig, vocab_size: int, heads: Heads) -> int:
+        hidden = model.hidden_size
+        masked_lm = parts.dense(hidden, hidden) + parts.layer_norm(hidden) + vocab_size
+        pair = parts.dense(hidden, hidden) + parts.dense(hidden, 2)  # with the pooler
+        return masked_lm + (pair if "pair" in heads else 0)
+
+    norms = frozenset({"LayerNorm"})
+    matrices = frozenset(
+        {
+            "word_embeddings", "position_embeddings", "token_type_embeddings",
+            "query", "key", "value", "dense", "seq_relationship",
+        }
+    )  # fmt: skip
+    bias_owners = frozenset({"predictions"})
+
+    def add_encoder(
+        self, root: nn.Module, config: BertConfig, layers: range, *, embeddings: bool
+    ) -> None:
+        from torch import nn
+        from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
+
+        if embeddings:
+            parts.place(root, "bert.embeddings", lambda: BertEmbeddings(config))
+        parts.place(
+            root,
+            "bert.encoder.layer",
+            lambda: nn.ModuleDict(
+                {str(index): BertLayer(config, layer_idx=index) for index in layers}
+            ),
         )
-        # Tied: the matrix is the embeddings', the bias is `predictions.bias`. Without the module,
-        # no engine can take them for parameters of their own.
-        del made.predictions.decoder
-        return made
 
-    if parts.has_sentence_head(config):
-        parts.place(root, "bert.pooler", lambda: BertPooler(config))
-    parts.place(root, "cls", heads)
+    def add_heads(self, root: nn.Module, config: BertConfig) -> None:
+        from transformers.models.bert.modeling_bert import (
+            BertOnlyMLMHead,
+            BertPooler,
+            BertPreTrainingHeads,
+        )
 
+        has_pair = "pair" in self.heads_of(config)
 
-def layers_of(root: nn.Module, config: BertConfig) -> list[nn.Module]:
-    """The encoder layers that `root` holds, from the bottom up."""
-    return list(root.get_submodule("bert.encoder.layer").values())  # type: ignore[operator]
+        def heads() -> nn.Module:
+            made = (BertPreTrainingHeads if has_pair else BertOnlyMLMHead)(config)
+            # Tied: the matrix is the embeddings', the bias is `predictions.bias`. Without the
+            # module, no engine can take them for parameters of their own.
+            del made.predictions.decoder
+            return made
 
+        if has_pair:
+            parts.place(root, "bert.pooler", lambda: BertPooler(config))
+        parts.place(root, "cls", heads)
 
-def embed(root: nn.Module, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-    """input_ids, token_type_ids: (batch, seq_length) -> hidden_states: (batch, seq_length, hidden)."""
-    return root.get_submodule("bert.embeddings")(input_ids=input_ids, token_type_ids=token_type_ids)
+    def layers_of(self, root: nn.Module, config: BertConfig) -> list[nn.Module]:
+        return list(root.get_submodule("bert.encoder.layer").values())  # type: ignore[operator]
 
+    def context(self, root: nn.Module, config: BertConfig, inputs: dict[str, Tensor]) -> Tensor:
+        """-> the mask of `parts.key_mask`, the same for all layers."""
+        return parts.key_mask(inputs["attention_mask"])
 
-def run_layer_at(
-    layer: BertLayer, hidden_states: Tensor, bias: Tensor, positions: Tensor
-) -> Tensor:
-    """The layer's output at `positions` only: equal to `layer(...)` gathered there.
+    def embed(self, root: nn.Module, inputs: dict[str, Tensor], context: Tensor) -> Tensor:
+        embeddings = root.get_submodule("bert.embeddings")
+        return embeddings(input_ids=inputs["input_ids"], token_type_ids=inputs["token_type_ids"])
 
-    hidden_states: (batch, seq_length, hidden); positions: (batch, chosen) int64
-    -> (batch, chosen, hidden)
-    """
-    attention = layer.attention.self
-    chosen = parts.gather_positions(hidden_states, positions)
-    dropout = attention.dropout.p if layer.training else 0.0
-    context = parts.attend_at(attention, hidden_states, chosen, bias, dropout)
-    return layer.feed_forward_chunk(layer.attention.output(context, chosen))
+    def run_layer(
+        self, layer: BertLayer, hidden_states: Tensor, context: Tensor, index: int
+    ) -> Tensor:
+        return layer(hidden_states, context)
 
+    def run_layer_at(
+        self,
+        layer: BertLayer,
+        hidden_states: Tensor,
+        context: Tensor,
+        index: int,
+        positions: Tensor,
+    ) -> Tensor:
+        attention = layer.attention.self
+        chosen = parts.gather_positions(hidden_states, positions)
+        dropout = attention.dropout.p if layer.training else 0.0
+        attended = parts.attend_at(attention, hidden_states, chosen, context, dropout)
+        return layer.feed_forward_chunk(layer.attention.output(attended, chosen))
 
-def mlm_logits(root: nn.Module, hidden_states: Tensor, decoder_weight: Tensor | None) -> Tensor:
-    """hidden_states: (batch, n, hidden) -> (batch, n, vocab).
+    def token_logits(
+        self, root: nn.Module, hidden_states: Tensor, decoder_weight: Tensor
+    ) -> Tensor:
+        import torch.nn.functional as F
 
-    decoder_weight: (vocab, hidden), or None where `root` holds the embeddings it is tied to.
-    """
-    head = root.get_submodule("cls.predictions")
-    if decoder_weight is None:
-        decoder_weight = root.get_parameter(TIED_WEIGHT)
-    return F.linear(head.transform(hidden_states), decoder_weight, head.bias)  # type: ignore[operator, arg-type]
+        head = root.get_submodule("cls.predictions")
+        return F.linear(head.transform(hidden_states), decoder_weight, head.bias)  # type: ignore[operator, arg-type]
 
-
-def sentence_logits(root: nn.Module, cls_states: Tensor) -> Tensor:
-    """cls_states: (batch, 1, hidden), the top layer at [CLS] -> (batch, 2)."""
-    pooled = root.get_submodule("bert.pooler")(cls_states)
-    return root.get_submodule("cls.seq_relationship")(pooled)
+    def pair_logits(self, root: nn.Module, cls_states: Tensor) -> Tensor:
+        pooled = root.get_submodule("bert.pooler")(cls_states)
+        return root.get_submodule("cls.seq_relationship")(pooled)

@@ -1,66 +1,256 @@
-"""What the program needs of a model family, and the families that there are.
+"""What the program needs of a model family: `Family`, which bert.py and albert.py fill in.
 
-A family is a module with these functions; bert.py is the one to read first.
+A family is one object. Nothing else in the program knows a family by name, except the table in
+families.py. docs/families.md shows how to add one.
+
+The first half of the class describes the family and imports no torch: `mslt-ds plan` and the
+checks of a recipe use it. The second half builds Hugging Face's modules and runs them; torch and
+transformers are imported inside these methods. Modules stand under the attribute path that they
+have in Hugging Face's pretraining model, so a parameter's name here is its name in a checkpoint.
+
+Words: a *block* is a set of layer parameters, one for each layer or, in ALBERT, one for each group
+of layers. Growth copies blocks. Layers and blocks count from the bottom, from 0.
 """
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
-from transformers import PretrainedConfig
+from mslt_ds.model import parts
 
-from mslt_ds.model import albert, bert
-from mslt_ds.model.parts import ModelSettings
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from mslt_ds.config.sections import ModelConfig
+
+Heads = frozenset[str]
+"""Heads that an objective reads: `masked_lm`, `pair` (two classes for a pair of segments)."""
 
 
-class Family(Protocol):
-    """A model family: its modules, under the names that they have in a Hugging Face checkpoint."""
+@dataclass(frozen=True)
+class Normal:
+    """Fresh values drawn from N(0, std); `zero_row` of them, the padding token's, is 0."""
 
-    @property
-    def TIED_WEIGHT(self) -> str:
-        """The word embeddings, which are also the matrix of the MLM decoder."""
-        ...
+    std: float
+    zero_row: int | None = None
 
-    @property
-    def TIED(self) -> dict[str, str]:
-        """Second names under which Hugging Face's model shows tied parameters -> their own names."""
-        ...
 
-    @property
-    def BLOCKS(self) -> str:
-        """What the names of the parameters begin with that growth copies; a block's number follows."""
-        ...
+class Family(ABC):
+    """A model family. One instance stands for it; it has no state."""
 
-    def hf_config(
-        self, model: ModelSettings, depth: int, vocab_size: int, *, sentence_head: bool = True
-    ) -> Any: ...
+    # ---- what it is called -------------------------------------------------------------------
 
-    def add_encoder(
-        self, root: nn.Module, config: Any, layers: range, *, embeddings: bool
-    ) -> None: ...
+    name: str
+    """The recipe's `model.family`, and Hugging Face's `model_type`."""
+    base: str
+    """The attribute of Hugging Face's pretraining model that holds the encoder."""
+    architectures: ClassVar[Mapping[Heads, str]]
+    """Heads -> Hugging Face's class that has exactly these. The first one has the most."""
+    word_embeddings: str
+    """The parameter that the decoder over the vocabulary is tied to."""
+    tied: ClassVar[Mapping[str, str]]
+    """Second names under which Hugging Face's model shows tied parameters -> their own names."""
+    blocks: str
+    """What the names of a block's parameters begin with; its number and a dot follow."""
+    block_label = "layer"
+    """What a block is called in metrics, with its number: `layer_3`."""
 
-    def add_heads(self, root: nn.Module, config: Any) -> None: ...
+    # ---- what it reads of a recipe -----------------------------------------------------------
 
-    def layers_of(self, root: nn.Module, config: Any) -> list[nn.Module]: ...
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Keys of the `model` section -> values that this family gives them where the recipe gives
+    none. A key whose default is null in `ModelConfig` is read by the families that name it here."""
+    unread: frozenset[str] = frozenset()
+    """Keys of every family that this one doesn't read."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Key of the `model` section -> its attribute in Hugging Face's configuration, where they differ."""
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Attributes of Hugging Face's configuration that no key decides -> their values."""
+    sizes: tuple[str, ...] = (
+        "vocab_size", "embedding_size", "hidden_size", "num_attention_heads", "intermediate_size",
+        "hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
+    )  # fmt: skip
+    """Keys that two models must agree in for one to take the other's weights, beside the depth."""
+    depth_attributes: tuple[str, ...] = ("num_hidden_layers",)
+    """Attributes of Hugging Face's configuration that say which layers there are."""
+    block_key = "num_hidden_layers"
+    """The key that says how many blocks the final model has."""
 
-    def embed(self, root: nn.Module, input_ids: Tensor, token_type_ids: Tensor) -> Tensor: ...
+    def period(self, model: ModelConfig) -> int:
+        """Blocks i and i + period are of the same kind, such as global attention in every third."""
+        return 1
+
+    # ---- parameter counts --------------------------------------------------------------------
+
+    @abstractmethod
+    def embedding_parameters(self, model: ModelConfig, vocab_size: int) -> int:
+        """Elements of what lies below the layers; the decoder's tied matrix is among them."""
+
+    @abstractmethod
+    def block_parameters(self, model: ModelConfig, block: int) -> int:
+        """Elements of block number `block`."""
+
+    @abstractmethod
+    def head_parameters(self, model: ModelConfig, vocab_size: int, heads: Heads) -> int:
+        """Elements of what lies above the layers, which trains in every stage: final norm, heads."""
+
+    # ---- initial values and names ------------------------------------------------------------
+
+    matrices: frozenset[str]
+    """Modules, by the last part of their name, whose weight is drawn from N(0, initializer_range)."""
+    norms: frozenset[str] = frozenset()
+    """Modules, by the last part of their name, whose weight begins as 1."""
+    bias_owners: frozenset[str] = frozenset()
+    """Modules, by the last part of their name, that have a bias and are neither of the two."""
+
+    def initial(self, name: str, final: PretrainedConfig) -> float | Normal:
+        """What a fresh parameter holds: one value throughout, or draws. ValueError if it's unknown.
+
+        final: the configuration of the final model, so that a rule may depend on its depth and
+            all depths still begin with the same numbers
+        """
+        owner, _, kind = name.rpartition(".")
+        module = owner.rpartition(".")[2]
+        if kind == "weight" and module in self.norms:
+            return 1.0
+        if kind == "weight" and module in self.matrices:
+            padding = 0 if name == self.word_embeddings else None
+            return Normal(final.initializer_range, zero_row=padding)
+        if kind == "bias" and module in self.norms | self.matrices | self.bias_owners:
+            return 0.0
+        raise ValueError(
+            f"{name}: model family {self.name} has no initial value for this parameter; name its "
+            "module in `norms`, `matrices` or `bias_owners` of the family, or override `initial`"
+        )
+
+    def part_of(self, name: str) -> str:
+        """The part of the model that a parameter is counted with in metrics: `layer_3`, `cls`."""
+        if name.startswith(self.blocks):
+            return f"{self.block_label}_{name[len(self.blocks) :].partition('.')[0]}"
+        first, _, rest = name.partition(".")
+        return rest.partition(".")[0] if first == self.base else first
+
+    def in_encoder(self, name: str) -> bool:
+        """Whether a parameter belongs to what every model of the family has: no pooler, no head."""
+        # An encoder that was saved alone has names without the first part.
+        inside = name.startswith((f"{self.base}.", self.blocks.partition(".")[2]))
+        return inside and ".pooler." not in name
+
+    # ---- Hugging Face's configuration and model ----------------------------------------------
+
+    def attribute(self, key: str) -> str:
+        """The attribute of Hugging Face's configuration that holds a key of the `model` section."""
+        return self.renamed.get(key, key)
+
+    def hf_config(self, model: ModelConfig, depth: int, vocab_size: int, heads: Heads) -> Any:
+        """Hugging Face's configuration of a model with a recipe's sizes.
+
+        depth: layers, in whole blocks of the final model
+        heads: one of the keys of `architectures`
+        """
+        import transformers
+
+        sizes = {self.block_key: depth // model.layers_per_block}
+        sizes |= {"num_hidden_layers": depth, "vocab_size": vocab_size}
+        settings = {
+            self.attribute(key): value
+            for key, value in (model.model_dump() | sizes).items()
+            if value is not None and key not in {"family", *self.unread}
+        }
+        architecture = self.architectures[heads]
+        config_class = getattr(transformers, architecture).config_class
+        config = config_class(**settings, **self.fixed, architectures=[architecture])
+        config._attn_implementation = "sdpa"
+        return config
+
+    def heads_of(self, config: PretrainedConfig) -> Heads:
+        """The heads of a configuration's model; the most there are if `architectures` doesn't say."""
+        for heads, architecture in self.architectures.items():
+            if architecture in (config.architectures or ()):
+                return heads
+        return next(iter(self.architectures))
+
+    def model_class(self, config: PretrainedConfig) -> type[PreTrainedModel]:
+        """Hugging Face's class of a configuration's pretraining model."""
+        import transformers
+
+        return getattr(transformers, self.architectures[self.heads_of(config)])
+
+    def parameter_shapes(self, config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every parameter of the configuration's model, tied aliases left out."""
+        import torch
+
+        with torch.device("meta"):
+            model = self.model_class(config)(config)
+        return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+    # ---- modules, put into a tree with uninitialised weights -----------------------------------
+
+    @abstractmethod
+    def add_encoder(self, root: nn.Module, config: Any, layers: range, *, embeddings: bool) -> None:
+        """Put the encoder's `layers`, and the embeddings if asked for, into `root`.
+
+        ValueError if `layers` begin or end inside of a block.
+        """
+
+    @abstractmethod
+    def add_heads(self, root: nn.Module, config: Any) -> None:
+        """Put what lies above the layers into `root`: the final norm, and the heads of
+        `heads_of(config)` without the decoder's tied matrix."""
+
+    @abstractmethod
+    def layers_of(self, root: nn.Module, config: Any) -> list[nn.Module]:
+        """The layers that `root` holds, from the bottom up; a shared one as often as it runs."""
+
+    # ---- the forward pass --------------------------------------------------------------------
+
+    @abstractmethod
+    def context(self, root: nn.Module, config: Any, inputs: dict[str, Tensor]) -> Any:
+        """What the layers of one micro-batch share, such as masks and rotary tables.
+
+        It is computed once below the cut and once above it, and handed to `embed` and each layer.
+        inputs: `input_ids`, `token_type_ids` (batch, seq_length) int64; `attention_mask` (batch,
+            seq_length) bool, False at padding
+        """
+
+    @abstractmethod
+    def embed(self, root: nn.Module, inputs: dict[str, Tensor], context: Any) -> Tensor:
+        """-> hidden_states: (batch, seq_length, hidden), or whatever else the layers work on."""
+
+    @abstractmethod
+    def run_layer(self, layer: Any, hidden_states: Tensor, context: Any, index: int) -> Tensor:
+        """hidden_states of `embed`'s shape through layer number `index` -> the same shape."""
 
     def run_layer_at(
-        self, layer: Any, hidden_states: Tensor, bias: Tensor, positions: Tensor
-    ) -> Tensor: ...
+        self, layer: Any, hidden_states: Tensor, context: Any, index: int, positions: Tensor
+    ) -> Tensor:
+        """The layer's output at `positions` alone: (batch, n) int64 -> (batch, n, hidden).
 
-    def mlm_logits(
-        self, root: nn.Module, hidden_states: Tensor, decoder_weight: Tensor | None
-    ) -> Tensor: ...
+        A family may override this with a pass that computes nothing else.
+        """
+        whole = self.run_layer(layer, hidden_states, context, index)
+        return parts.gather_positions(whole, positions)
 
-    def sentence_logits(self, root: nn.Module, cls_states: Tensor) -> Tensor: ...
+    def final_norm(self, root: nn.Module, hidden_states: Tensor) -> Tensor:
+        """The norm above the top layer, where there is one. Any shape that ends in hidden."""
+        return hidden_states
 
+    @abstractmethod
+    def token_logits(
+        self, root: nn.Module, hidden_states: Tensor, decoder_weight: Tensor
+    ) -> Tensor:
+        """The head over the vocabulary. (batch, n, hidden) -> (batch, n, vocab).
 
-FAMILIES: MappingProxyType[str, Family] = MappingProxyType({"bert": bert, "albert": albert})
-"""By the name that both `model.family` and Hugging Face's `model_type` have for them."""
+        decoder_weight: the word embeddings
+        """
 
+    def pair_logits(self, root: nn.Module, cls_states: Tensor) -> Tensor:
+        """The head for pairs. cls_states: (batch, 1, hidden), the top layer at [CLS] -> (batch, 2).
 
-def family_of(config: PretrainedConfig) -> Family:
-    return FAMILIES[config.model_type]
+        Only families whose `architectures` have the head `pair` are asked.
+        """
+        raise NotImplementedError

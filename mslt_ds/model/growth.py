@@ -1,9 +1,9 @@
 """Growth: the weights before a deeper stage from the weights after a shallower one.
 
-Notable: a pure function on a state dict in Hugging Face names. A copied tensor is a new tensor,
-bitwise equal to its source; every other one is passed on untouched, the source too. Tied aliases
-aren't among the names, so the MLM decoder stays tied. Each operator is a list, for every layer of
-the deeper model the layer that it comes from, and that list is all there is to say about it:
+These are pure functions on a state dict in Hugging Face names. A copied tensor is a new tensor,
+bitwise equal to its source; every other tensor is passed on as it is. Tied aliases aren't among the
+names, so the decoder stays tied. An operator is a list: for every layer of the deeper model the
+layer that it comes from.
 
     operator     3 -> 6 layers      source
     copy_top     0 1 2 0 1 2        Yang et al. 2020, "Progressively Stacking 2.0", section 3: new
@@ -18,37 +18,63 @@ the deeper model the layer that it comes from, and that list is all there is to 
     random       0 1 2 - - -        new layers fresh
 
 Where layers share their parameters (ALBERT), what is said of layers holds of groups of them.
+
+Where layers are of several kinds that repeat with a period (ModernBERT: every third attends
+globally), a copy has to land on a place of its source's kind. `copy_top` rounds the number of layers
+that it copies down to whole periods; the other operators raise ValueError where the depths don't
+allow it. Layers may also differ in which parameters they have: one that the source lacks begins
+fresh, one that the target lacks is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from mslt_ds.state import Weights
+    from mslt_ds.state import Weights
 
 
-def sources(depth_from: int, depth_to: int, operator: str) -> list[int | None]:
-    """For each of `depth_to` layers, bottom first, its layer among `depth_from`; None: fresh."""
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+"""Name -> shape of every parameter of the grown model (`Family.parameter_shapes`)."""
+
+
+def sources(depth_from: int, depth_to: int, operator: str, *, period: int = 1) -> list[int | None]:
+    """For each of `depth_to` layers, bottom first, its layer among `depth_from`; None: fresh.
+
+    period: layers i and i + period are of the same kind
+    ValueError if a copy would land on a place of another kind.
+    """
     if not 1 <= depth_from <= depth_to:
         raise ValueError(f"a model of {depth_from} layers can't grow to {depth_to}")
     kept = list(range(depth_from))
     added = depth_to - depth_from
+    found: list[int | None]
     match operator:
         case "copy_top":
             # More layers than there are to copy: the whole stack, over and over.
-            block = kept[-min(added, depth_from) :]
-            return [*kept, *(block[i % len(block)] for i in range(added))]
+            copied = max(period, min(added, depth_from) // period * period)
+            block = kept[-copied:]
+            found = [*kept, *(block[i % len(block)] for i in range(added))]
         case "copy_all":
-            return [i % depth_from for i in range(depth_to)]
+            found = [i % depth_from for i in range(depth_to)]
         case "interpolate":
-            return [i * depth_from // depth_to for i in range(depth_to)]
+            found = [i * depth_from // depth_to for i in range(depth_to)]
         case "random":
-            return [*kept, *[None] * added]
+            found = [*kept, *[None] * added]
         case _:
             raise ValueError(f"unknown growth operator {operator!r}")
+    for index, source in enumerate(found):
+        if source is not None and (index - source) % period:
+            raise ValueError(
+                f"{operator} from {depth_from} to {depth_to} layers would put a copy of layer "
+                f"{source} at place {index}, which is of another kind: kinds repeat every {period} "
+                f"layers; grow from a multiple of {period} layers with copy_top or copy_all, or "
+                "choose random"
+            )
+    return found
 
 
 def grow(
@@ -57,26 +83,34 @@ def grow(
     depth_to: int,
     operator: str,
     *,
+    shapes: Shapes,
     fresh: Callable[[str, tuple[int, ...]], Tensor],
     layer_prefix: str,
+    period: int = 1,
 ) -> Weights:
     """`weights` of `depth_from` layers as weights of `depth_to` layers.
 
     weights: Hugging Face names, without tied aliases; layer i's begin with `{layer_prefix}{i}.`
     operator: copy_top, copy_all, interpolate or random
-    fresh: (name, shape) -> a fresh parameter, asked for new layers of `random` alone
+    shapes: of all parameters of the grown model
+    fresh: (name, shape) -> a fresh parameter, asked for the new layers of `random`, and for what a
+        copy has and its source lacks
+    period: see `sources`
     """
-    layers = _layers(weights, depth_from, layer_prefix)
+    plan = sources(depth_from, depth_to, operator, period=period)
+    layers, targets = _by_layer(weights, layer_prefix), _by_layer(shapes, layer_prefix)
+    _check_layers(layers, targets, depth_from)
     grown = {name: tensor for name, tensor in weights.items() if not name.startswith(layer_prefix)}
-    for index, source in enumerate(sources(depth_from, depth_to, operator)):
-        for suffix, tensor in layers[source or 0].items():
+    for index, source in enumerate(plan):
+        held = {} if source is None else layers[source]
+        for suffix, shape in targets[index].items():
             name = f"{layer_prefix}{index}.{suffix}"
-            if source is None:
-                grown[name] = fresh(name, tuple(tensor.shape))
+            if suffix not in held:
+                grown[name] = fresh(name, shape)
             elif source == index:
-                grown[name] = tensor
+                grown[name] = held[suffix]
             else:
-                grown[name] = tensor.detach().clone()
+                grown[name] = held[suffix].detach().clone()
     return grown
 
 
@@ -87,7 +121,9 @@ def grow_optimizer_state(
     operator: str,
     *,
     copy: bool,
+    shapes: Shapes,
     layer_prefix: str,
+    period: int = 1,
 ) -> dict[str, Any]:
     """Optimizer state by parameter name, as it belongs to the grown model.
 
@@ -95,28 +131,34 @@ def grow_optimizer_state(
     copied or moved starts without state or, with `copy`, with its source's (the same objects).
     """
     grown = {name: entry for name, entry in state.items() if not name.startswith(layer_prefix)}
-    layers: dict[int, dict[str, Any]] = {}
-    for name, entry in state.items():
-        if name.startswith(layer_prefix):
-            index, _, suffix = name[len(layer_prefix) :].partition(".")
-            layers.setdefault(int(index), {})[suffix] = entry
-    for index, source in enumerate(sources(depth_from, depth_to, operator)):
+    layers = _by_layer(state, layer_prefix)
+    for index, source in enumerate(sources(depth_from, depth_to, operator, period=period)):
         if source is not None and (copy or source == index):
             for suffix, entry in layers.get(source, {}).items():
-                grown[f"{layer_prefix}{index}.{suffix}"] = entry
+                name = f"{layer_prefix}{index}.{suffix}"
+                if name in shapes:
+                    grown[name] = entry
     return grown
 
 
-def _layers(weights: Weights, depth: int, prefix: str) -> list[Weights]:
-    """Each layer's tensors by the rest of their names."""
-    layers: list[Weights] = [{} for _ in range(depth)]
-    for name, tensor in weights.items():
+def _check_layers(
+    layers: dict[int, dict[str, Any]], targets: dict[int, dict[str, Any]], depth: int
+) -> None:
+    """ValueError unless `layers` are the lower `depth` ones of the grown model, all complete."""
+    for index in range(depth):
+        if missing := targets[index].keys() - layers.get(index, {}).keys():
+            raise ValueError(f"layer {index} lacks its parameter {min(missing)}")
+    if beyond := [index for index in layers if index >= depth]:
+        raise ValueError(
+            f"{min(layers[beyond[0]])} of layer {beyond[0]} isn't a name of a model of {depth} layers"
+        )
+
+
+def _by_layer(items: Mapping[str, Any], prefix: str) -> dict[int, dict[str, Any]]:
+    """Layer -> what belongs to it, by the rest of the names."""
+    layers: dict[int, dict[str, Any]] = {}
+    for name, item in items.items():
         if name.startswith(prefix):
             index, _, suffix = name[len(prefix) :].partition(".")
-            if int(index) >= depth:
-                raise ValueError(f"{name} isn't a name of a model of {depth} layers")
-            layers[int(index)][suffix] = tensor
-    for index, layer in enumerate(layers):
-        if layer.keys() != layers[0].keys() or not layer:
-            raise ValueError(f"layer {index} lacks parameters that layer 0 has")
+            layers.setdefault(int(index), {})[suffix] = item
     return layers

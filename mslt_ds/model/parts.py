@@ -1,29 +1,19 @@
-"""What the model families share: putting modules into a tree, and the shapes of attention."""
+"""What the model families share: counts, putting modules into a tree, and attention at positions.
+
+Importing this module imports no torch; see family.py for why.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
-class ModelSettings(Protocol):
-    """What a recipe's `model` section offers: Hugging Face's names."""
-
-    def model_dump(self) -> dict[str, Any]: ...
-
-
-class Attention(Protocol):
-    """The parts of Hugging Face's self-attention that every family has under the same names."""
+class SelfAttention(Protocol):
+    """The parts of Hugging Face's self-attention that BERT and ALBERT have under the same names."""
 
     query: nn.Linear
     key: nn.Linear
@@ -32,17 +22,38 @@ class Attention(Protocol):
     scaling: float
 
 
+def dense(inputs: int, outputs: int) -> int:
+    """Elements of a linear layer with a bias."""
+    return inputs * outputs + outputs
+
+
+def layer_norm(size: int) -> int:
+    """Elements of a LayerNorm with a bias."""
+    return 2 * size
+
+
 def place(root: nn.Module, path: str, build: Callable[[], nn.Module]) -> None:
-    """Build a module without initialising it and put it at its dotted path under `root`."""
+    """Build a module without initialising its weights and put it at its dotted path under `root`.
+
+    ValueError for a buffer whose values aren't known here: it would hold arbitrary memory.
+    """
+    import torch
+    from torch import nn
+
     with torch.device("meta"):
         module = build()
     module = module.to_empty(device="cpu")
-    for name, buffer in module.named_buffers():  # no weights: nobody loads them
+    for name, buffer in module.named_buffers():
         match name.split(".")[-1]:
             case "position_ids":
                 buffer.copy_(torch.arange(buffer.shape[-1]).expand(1, -1))
             case "token_type_ids":
                 buffer.zero_()
+            case _:
+                raise ValueError(
+                    f"{path}.{name}: the values of this buffer aren't known; compute in "
+                    "`Family.context` what layers share"
+                )
     *parents, leaf = path.split(".")
     for name in parents:
         if not hasattr(root, name):
@@ -51,61 +62,28 @@ def place(root: nn.Module, path: str, build: Callable[[], nn.Module]) -> None:
     root.add_module(leaf, module)
 
 
-def hf_config(
-    config_class: type[PretrainedConfig],
-    architecture: type[PreTrainedModel],
-    model: ModelSettings,
-    **sizes: int,
-) -> Any:
-    """A recipe's `model` section, with other `sizes`, as Hugging Face's configuration."""
-    settings: dict[str, Any] = {
-        key: value for key, value in model.model_dump().items() if value is not None
-    }
-    settings.pop("family", None)
-    settings |= sizes
-    config = config_class(**settings, architectures=[architecture.__name__])
-    config._attn_implementation = "sdpa"
-    return config
-
-
-def has_sentence_head(config: PretrainedConfig) -> bool:
-    """Whether the model has a pooler and a head for two segments, or is for masked tokens alone."""
-    return not any(name.endswith("ForMaskedLM") for name in config.architectures or ())
-
-
-def auto_class(config: PretrainedConfig) -> Any:
-    """The class that builds and loads the configuration's pretraining model."""
-    return AutoModelForPreTraining if has_sentence_head(config) else AutoModelForMaskedLM
-
-
-def parameter_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter of the configuration's model, tied aliases left out."""
-    with torch.device("meta"):
-        model = auto_class(config).from_config(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def attention_bias(attention_mask: Tensor) -> Tensor:
+def key_mask(attention_mask: Tensor) -> Tensor:
     """attention_mask: (batch, seq_length) bool -> (batch, 1, 1, seq_length), True where attended.
 
-    Built here and not by Hugging Face's mask utilities, which ask the device whether any token is
-    padded at all: a host synchronisation in each step.
+    Hugging Face's own mask utilities ask the device whether any token is padded at all, which
+    would synchronise with it in each step.
     """
     return attention_mask[:, None, None, :]
 
 
 def attend_at(
-    attention: Attention,
+    attention: SelfAttention,
     hidden_states: Tensor,
     chosen: Tensor,
-    bias: Tensor,
+    mask: Tensor,
     dropout: float,
 ) -> Tensor:
     """Attention of the `chosen` states alone to all.
 
-    hidden_states: (batch, seq_length, hidden); chosen: (batch, n, hidden), rows of it; bias as of
-    `attention_bias` -> (batch, n, hidden), before the output's projection
+    hidden_states: (batch, seq_length, hidden); chosen: (batch, n, hidden), rows of it; mask: of
+    `key_mask` -> (batch, n, hidden), before the output's projection
     """
+    import torch.nn.functional as F
 
     def split_heads(
         states: Tensor,
@@ -116,7 +94,7 @@ def attend_at(
         split_heads(attention.query(chosen)),
         split_heads(attention.key(hidden_states)),
         split_heads(attention.value(hidden_states)),
-        attn_mask=bias,
+        attn_mask=mask,
         dropout_p=dropout,
         scale=attention.scaling,
     )

@@ -34,7 +34,7 @@ from mslt_ds.optim.lamb_reference import (
 from mslt_ds.optim.layout import GroupLayout, bind_groups, inner_optimizer, raw_groups
 from mslt_ds.optim.passes import BackendName, Passes, choose, make
 from mslt_ds.optim.pieces import Coefficients, GroupTensors, Pieces, squared_norms
-from mslt_ds.optim.statistics import by_layer
+from mslt_ds.optim.statistics import by_layer, layer_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,18 +325,22 @@ class Lamb(torch.optim.Optimizer):
                 "Lamb can't be copied or pickled; make a new one and use load_state_dict"
             )
 
-    def trust_ratios(self) -> dict[str, dict[str, dict[str, float]]]:
+    def trust_ratios(
+        self, part_of: Callable[[str], str] = layer_of
+    ) -> dict[str, dict[str, dict[str, float]]]:
         """The last step's trust ratios by layer, for metrics (synchronises a GPU once).
 
         {"trust_ratio": {"layer_0": {"min", "median", "max"}, ...}}, without the parameters whose
         ratio is always 1. Layers are known after `bind` only. Empty before the first step.
+
+        part_of: parameter name -> the layer, or other part of the model, that it is counted with
         """
         adapting = [(names, ratios) for names, ratios, adapt in self._last_ratios.values() if adapt]
         if not adapting:
             return {}
         values = torch.cat([ratios.reshape(-1) for _, ratios in adapting]).tolist()
         names = [name for group, _ in adapting for name in group]
-        return {"trust_ratio": by_layer(zip(names, values, strict=True))}
+        return {"trust_ratio": by_layer(zip(names, values, strict=True), part_of)}
 
 
 def _sum_over_ranks(values: Tensor, layout: GroupLayout) -> Tensor:

@@ -5,34 +5,30 @@ from __future__ import annotations
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-_LAYER = re.compile(r"(?:^|\.)(layers?|h|blocks?|albert_layer_groups)\.(\d+)\.")
-_MAPPING = "embedding_hidden_mapping_in"  # of ALBERT: trains with the embeddings
-_HEADS = ("cls", "predictions", "sop_classifier")  # of BERT and of ALBERT
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
 
 def layer_of(name: str) -> str:
-    """`bert.encoder.layer.3.output.dense.weight` -> `layer_3`; others go by their module's name.
-
-    Outside the layers the first part that isn't the model's own name decides: `embeddings`,
-    `pooler`, `cls`. The groups of an ALBERT, which share their parameters: `group_3`.
-    """
-    match = _LAYER.search(name)
-    if match:
-        kind = "group" if match.group(1) == "albert_layer_groups" else "layer"
-        return f"{kind}_{int(match.group(2))}"
-    if _MAPPING in name:
-        return "embeddings"
+    """`encoder.layer.3.output.dense.weight` -> `layer_3`; outside the layers, the name's second
+    part, or its first where there are only two. For models that no family describes."""
+    if match := _LAYER.search(name):
+        return f"layer_{int(match.group(1))}"
     parts = name.split(".")
-    return parts[1] if len(parts) > 2 and parts[0] not in _HEADS else parts[0]
+    return parts[1] if len(parts) > 2 else parts[0]
 
 
-def by_layer(ratios: Iterable[tuple[str, float]]) -> dict[str, dict[str, float]]:
-    """(parameter name, trust ratio), ... to layer -> {"min", "median", "max"}, layers in order."""
+def by_layer(
+    ratios: Iterable[tuple[str, float]], part_of: Callable[[str], str] = layer_of
+) -> dict[str, dict[str, float]]:
+    """(parameter name, trust ratio), ... to part -> {"min", "median", "max"}, layers in order.
+
+    part_of: parameter name -> the part of the model that it is counted with
+    """
     layers: dict[str, list[float]] = defaultdict(list)
     for name, ratio in ratios:
-        layers[layer_of(name)].append(ratio)
+        layers[part_of(name)].append(ratio)
     return {
         layer: {
             "min": min(values),
@@ -45,5 +41,5 @@ def by_layer(ratios: Iterable[tuple[str, float]]) -> dict[str, dict[str, float]]
 
 def _in_order(item: tuple[str, list[float]]) -> tuple[bool, int, str]:
     layer, _ = item
-    number = layer.removeprefix("layer_").removeprefix("group_")
+    number = layer.rpartition("_")[2]
     return (True, int(number), "") if number.isdigit() else (False, 0, layer)

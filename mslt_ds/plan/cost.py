@@ -1,64 +1,42 @@
 """What a plan costs: parameters, gradient elements handed to the reduction, tokens.
 
-The numbers are exact and computed from the recipe, without building a model; a test compares them
-with the real modules. A run's plan.json and `mslt-ds plan` both come from here. A tied tensor counts
-once, as an embedding.
+This is exact arithmetic on the recipe, with the counts of the model's family; no model is built. The
+run's own plan.json and `mslt-ds plan` both come from here, and a test compares them with the real
+modules. A tied tensor counts once, as an embedding.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from mslt_ds.config.sections import ModelConfig, RunConfig
+from mslt_ds.config.sections import RunConfig
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.plan.schedule import learning_rate
 from mslt_ds.plan.stages import Plan, Stage
 
 ASSUMED_VOCAB_SIZE = 30_522  # BERT's; for a plan made before there is a tokenizer
 
 
-def block_parameters(model: ModelConfig) -> int:
-    """Elements of one transformer layer or, in ALBERT, of a group of layers that share them."""
-    hidden, intermediate = model.hidden_size, model.intermediate_size
-    attention = 4 * _dense(hidden, hidden) + _layer_norm(hidden)
-    feed_forward = _dense(hidden, intermediate) + _dense(intermediate, hidden) + _layer_norm(hidden)
-    return attention + feed_forward
-
-
-def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Elements of the word, position and segment embeddings and of ALBERT's mapping from their size
-    to the hidden size. The MLM decoder is tied to the word embeddings."""
-    rows = vocab_size + model.max_position_embeddings + model.type_vocab_size
-    size = model.embedding_size or model.hidden_size
-    mapping = 0 if model.embedding_size is None else _dense(size, model.hidden_size)
-    return rows * size + _layer_norm(size) + mapping
-
-
-def head_parameters(config: RunConfig, vocab_size: int) -> int:
-    """Elements of the heads, which train in every stage: the MLM transform and the decoder bias, and,
-    where instances are sentence pairs, the pooler and the pair's head."""
-    hidden = config.model.hidden_size
-    size = config.model.embedding_size or hidden
-    masked_lm = _dense(hidden, size) + _layer_norm(size) + vocab_size
-    if config.data.sentence_objective is None:
-        return masked_lm
-    return masked_lm + _dense(hidden, hidden) + _dense(hidden, 2)
-
-
 def total_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
     """Elements of the whole model at the stage's depth."""
-    return (
-        embedding_parameters(config.model, vocab_size)
-        + stage.depth // config.model.layers_per_block * block_parameters(config.model)
-        + head_parameters(config, vocab_size)
-    )
+    embeddings = FAMILIES[config.model.family].embedding_parameters(config.model, vocab_size)
+    return embeddings + _parameters_above(config, stage, 0, vocab_size)
 
 
 def trainable_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
     """Elements of the stage's trainable suffix."""
-    embeddings = embedding_parameters(config.model, vocab_size) if stage.train_embeddings else 0
-    blocks = stage.trainable_layers // config.model.layers_per_block
-    layers = blocks * block_parameters(config.model)
-    return embeddings + layers + head_parameters(config, vocab_size)
+    if stage.train_embeddings:
+        return total_parameters(config, stage, vocab_size)
+    return _parameters_above(config, stage, stage.frozen_layers, vocab_size)
+
+
+def _parameters_above(config: RunConfig, stage: Stage, layers: int, vocab_size: int) -> int:
+    """Elements of the stage's model above its lower `layers`: layers and heads."""
+    family, model = FAMILIES[config.model.family], config.model
+    each = model.layers_per_block
+    blocks = range(layers // each, stage.depth // each)
+    heads = family.head_parameters(model, vocab_size, config.data.objective.heads)
+    return sum(family.block_parameters(model, block) for block in blocks) + heads
 
 
 def elements_reduced_per_step(
@@ -132,11 +110,3 @@ def describe_stage(
         "learning_rate_factor": stage.learning_rate_factor,
         "warmup_steps": stage.warmup_steps,
     }
-
-
-def _dense(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
-
-
-def _layer_norm(size: int) -> int:
-    return 2 * size

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from mslt_ds.config.sections import PlanConfig, RunConfig
 from mslt_ds.errors import RecipeError
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.plan.by_stage import with_values_by_stage
 from mslt_ds.plan.draft import Draft
 from mslt_ds.plan.lengths import length_problems, split_long
@@ -31,7 +32,7 @@ def build_plan(config: RunConfig) -> Plan:
     model = config.model
     if model.num_hidden_layers % model.num_blocks:
         raise RecipeError(
-            f"model.num_hidden_groups: {model.num_blocks} does not divide "
+            f"{_block_key(config)}: {model.num_blocks} does not divide "
             f"model.num_hidden_layers {model.num_hidden_layers}; "
             f"choose {_choices(_divisors(model.num_hidden_layers))}"
         )
@@ -100,18 +101,17 @@ def _draft(config: RunConfig, depth: int, trainable_layers: int, steps: int) -> 
 
 
 def _block_key(config: RunConfig) -> str:
-    """The key that gives the number of blocks."""
-    if config.model.num_hidden_groups is None:
-        return "model.num_hidden_layers"
-    return "model.num_hidden_groups"
+    """The key that says how many blocks there are to make stages of."""
+    return f"model.{FAMILIES[config.model.family].block_key}"
 
 
 def _more_groups(config: RunConfig, num_stages: int) -> str:
-    """The numbers of groups that `num_stages` divides, for a message; "" where nothing is shared."""
-    if config.model.num_hidden_groups is None:
+    """The numbers of groups that `num_stages` stages would go with; "" where nothing is shared."""
+    key = _block_key(config)
+    if key == "model.num_hidden_layers":
         return ""
     groups = [g for g in _divisors(config.model.num_hidden_layers) if g % num_stages == 0]
-    return f", or model.num_hidden_groups {_choices(groups)}" if groups else ""
+    return f", or {key} {_choices(groups)}" if groups else ""
 
 
 def _mslt(config: RunConfig, problems: list[str]) -> list[Draft]:
@@ -247,7 +247,7 @@ def _custom(config: RunConfig, problems: list[str]) -> list[Draft]:
         problems += [
             f"{key}.{name}: {value} cuts a group of layers that share their parameters; "
             f"choose a multiple of {each} (model.num_hidden_layers {layers} in "
-            f"model.num_hidden_groups {config.model.num_blocks})"
+            f"{_block_key(config)} {config.model.num_blocks})"
             for name, value in (("depth", stage.depth), ("trainable_layers", trainable))
             if value % each
         ]

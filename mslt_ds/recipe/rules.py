@@ -7,12 +7,16 @@ plan/methods.py, and rules for the DeepSpeed JSON in deepspeed_json.py.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mslt_ds.config.sections import ModelConfig, RunConfig
 from mslt_ds.data.store import MANIFEST
 from mslt_ds.errors import RecipeError
+from mslt_ds.model.families import FAMILIES
+from mslt_ds.model.growth import sources
+from mslt_ds.model.objective import OBJECTIVES
 from mslt_ds.plan.stages import Plan, Stage, held_out
 from mslt_ds.recipe import deepspeed_json
 
@@ -26,7 +30,7 @@ def recipe_problems(config: RunConfig) -> list[str]:
             f"model.hidden_size: {model.hidden_size} is not a multiple of "
             f"model.num_attention_heads {model.num_attention_heads}"
         )
-    problems += _family_problems(model)
+    problems += _family_problems(config)
     if plan.stages is not None and plan.method != "custom":
         problems.append(
             f"plan.stages: given, but plan.method {plan.method} makes its own stages; "
@@ -47,7 +51,7 @@ def recipe_problems(config: RunConfig) -> list[str]:
         problems.append(
             f"data.max_predictions_per_seq: {given} is above data.seq_length {data.seq_length}"
         )
-    if data.sentence_objective is None and data.short_seq_prob != 0.1:
+    if "pair" not in data.objective.heads and data.short_seq_prob != 0.1:
         problems.append(
             f"data.short_seq_prob: {data.short_seq_prob}, but data.input_format "
             f"{data.input_format} makes no short sequences; leave it out"
@@ -90,20 +94,55 @@ def recipe_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def _family_problems(model: ModelConfig) -> list[str]:
-    if model.family == "albert":
-        return []
-    return [
-        f"model.{key}: {value}, but only model.family albert reads it, not {model.family}; "
-        "leave it out"
-        for key in ("embedding_size", "num_hidden_groups")
-        if (value := getattr(model, key)) is not None
-    ]
+def _family_problems(config: RunConfig) -> list[str]:
+    """Keys that the model's family doesn't read, and an input format that it has no head for."""
+    model, family = config.model, FAMILIES[config.model.family]
+    problems: list[str] = []
+    for key, field in type(model).model_fields.items():
+        value, readers = getattr(model, key), _readers(key)
+        if value != field.default and family.name not in readers:
+            problems.append(
+                f"model.{key}: {value}, but only model.family {' or '.join(readers)} reads it, not "
+                f"{family.name}; leave it out"
+            )
+    if config.data.objective.heads not in family.architectures:
+        formats = [name for name, o in OBJECTIVES.items() if o.heads in family.architectures]
+        problems.append(
+            f"data.input_format: {config.data.input_format}, but model.family {family.name} has no "
+            f"head for it; choose {' or '.join(formats)}"
+        )
+    return problems
+
+
+def _readers(key: str) -> list[str]:
+    """The families that read a key of the `model` section."""
+    own = [name for name, family in FAMILIES.items() if key in family.defaults]
+    is_common = ModelConfig.model_fields[key].default is not None or not own
+    return [n for n, f in FAMILIES.items() if key not in f.unread] if is_common else own
+
+
+def _growth_problems(config: RunConfig, plan: Plan) -> list[str]:
+    """Stages that would put a copy where a layer of another kind belongs."""
+    period = FAMILIES[config.model.family].period(config.model)
+    each = config.model.layers_per_block
+    problems: list[str] = []
+    for before, stage in pairwise(plan.stages):
+        if stage.init == "keep":
+            continue
+        try:
+            sources(before.depth // each, stage.depth // each, stage.init, period=period)
+        except ValueError as error:
+            problems.append(f"plan.init: stage {stage.index}: {error}")
+    return problems
 
 
 def plan_problems(config: RunConfig, plan: Plan) -> list[str]:
     """Problems of the schedule and the batches with the stages."""
-    return _schedule_problems(config, plan) + _batch_problems(config, plan, world_size=1)
+    return [
+        *_schedule_problems(config, plan),
+        *_growth_problems(config, plan),
+        *_batch_problems(config, plan, world_size=1),
+    ]
 
 
 def _schedule_problems(config: RunConfig, plan: Plan) -> list[str]:

@@ -1,7 +1,8 @@
 """Prints the summary of a run: its stages, their cost and losses, and how to load the model.
 
-All of it is read from the run folder (`plan.json`, `metrics.jsonl`), so a run that goes on or was
-interrupted can be summarised too. A dash stands for a number that isn't known yet.
+Everything is read from the run folder (`plan.json`, `metrics.jsonl`, the model's `config.json`), so the
+table can be printed at any time, also of a run that was interrupted. What isn't there yet is shown
+as a dash. The losses are those that the run wrote, by its own names for them.
 
 A stage's speed-up compares the time of an instance in its median step with that in a step of the whole
 model, everything trained, that the same run measured on the same machine at the same sequence length:
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from mslt_ds.errors import CheckpointError
 from mslt_ds.telemetry import METRICS_FILE
-from mslt_ds.telemetry.metrics import read_lines
+from mslt_ds.telemetry.metrics import eval_losses, read_lines
 
 PLAN_FILE = "plan.json"
 
@@ -38,8 +39,7 @@ class StageSummary:
     seq_length: int  # tokens
     step_seconds: float | None  # median
     speed_up: float | None  # against a full-depth step
-    eval_mlm_loss: float | None  # nats
-    eval_sentence_loss: float | None  # nats
+    eval_losses: dict[str, float | None]  # by the objective's names, nats
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class RunSummary:
     """A run. None: not known, or not yet."""
 
     stages: tuple[StageSummary, ...]
-    sentence_objective: str  # whose losses `eval_sentence_loss` are: "nsp" or "sop"
     unigram_entropy: float | None  # nats
     model: Path | None
 
@@ -62,9 +61,6 @@ def summarize(run_dir: Path) -> RunSummary:
         index: _step_seconds(index, stage_ends.get(index, {}), lines)
         for index in range(1, len(plan["stages"]) + 1)
     }
-    sentence_objective = (
-        "sop" if any("eval_sop_loss" in end for end in stage_ends.values()) else "nsp"
-    )
     reference = _full_step_seconds(plan["stages"], step_seconds)
     stages = []
     for index, stage in enumerate(plan["stages"], start=1):
@@ -80,12 +76,11 @@ def summarize(run_dir: Path) -> RunSummary:
                 seq_length=stage["seq_length"],
                 step_seconds=own,
                 speed_up=full * batch / own if full and own else None,
-                eval_mlm_loss=end.get("eval_mlm_loss"),
-                eval_sentence_loss=end.get(f"eval_{sentence_objective}_loss"),
+                eval_losses=eval_losses(end),
             )
         )
     model = Path(run_end["model"]) if "model" in run_end else None
-    return RunSummary(tuple(stages), sentence_objective, run_end.get("unigram_entropy"), model)
+    return RunSummary(tuple(stages), run_end.get("unigram_entropy"), model)
 
 
 def print_summary(run_dir: Path, console: Console | None = None) -> None:
@@ -96,6 +91,8 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
     table = Table(
         title=f"run {run_dir}", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title_justify="left"
     )
+    # In the order of the run's own; a dictionary has each once.
+    losses = list(dict.fromkeys(name for stage in summary.stages for name in stage.eval_losses))
     for heading in (
         "stage",
         "depth",
@@ -104,8 +101,7 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
         "length",
         "step",
         "speed-up",
-        "MLM\nloss",
-        f"{summary.sentence_objective.upper()}\nloss",
+        *(f"{name.upper()}\nloss" for name in losses),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in summary.stages:
@@ -117,8 +113,7 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
             str(stage.seq_length),
             _cell("{:.4g} s", stage.step_seconds),
             _cell("{:.2f}x", stage.speed_up),
-            _cell("{:.3f}", stage.eval_mlm_loss),
-            _cell("{:.3f}", stage.eval_sentence_loss),
+            *(_cell("{:.3f}", stage.eval_losses.get(name)) for name in losses),
         )
     console.print(table)
     for text in (
@@ -127,22 +122,26 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
         "losses: held-out text, nats",
     ):
         console.print(text, markup=False)
-    for text in _conclusions(summary):
+    for text in _conclusions(summary, run_dir):
         console.print(text, markup=False)
 
 
-def _conclusions(summary: RunSummary) -> list[str]:
-    """The loss against the unigram entropy, and how to load the model."""
+def _conclusions(summary: RunSummary, run_dir: Path) -> list[str]:
+    """What was learned beyond word frequencies, and how to load the model."""
     texts = []
-    entropy, loss = summary.unigram_entropy, summary.stages[-1].eval_mlm_loss
+    entropy = summary.unigram_entropy
+    # An objective's first loss is that of tokens, which alone compares with their frequencies.
+    name, loss = next(iter(summary.stages[-1].eval_losses.items()), ("", None))
     if entropy is not None:
         texts.append(f"unigram entropy of the training text: {entropy:.3f} nats")
         if loss is not None:
             side = "below" if loss < entropy else "above"
-            texts.append(f"held-out MLM loss: {loss:.3f}, {abs(entropy - loss):.3f} {side} it")
+            texts.append(
+                f"held-out {name.upper()} loss: {loss:.3f}, {abs(entropy - loss):.3f} {side} it"
+            )
     if summary.model is not None:
+        auto_class = _auto_class(run_dir / summary.model.name)
         texts.append(f"model: {summary.model}")
-        auto_class = _auto_class(summary.model)
         texts.append(
             f"  from transformers import {auto_class}, AutoTokenizer\n"
             f'  model = {auto_class}.from_pretrained("{summary.model}")\n'

@@ -45,6 +45,15 @@ def scalars(line: Line) -> dict[str, float]:
     return dict(_numbers(fields, prefix=line.get("event", "train")))
 
 
+def eval_losses(line: Line) -> dict[str, float | None]:
+    """The held-out losses of a `stage_end` line by the objective's names for them, in nats."""
+    return {
+        key.removeprefix("eval_").removesuffix("_loss"): value
+        for key, value in line.items()
+        if key.startswith("eval_") and key.endswith("_loss")
+    }
+
+
 def _numbers(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
     for key, value in fields.items():
         tag = f"{prefix}/{key}"

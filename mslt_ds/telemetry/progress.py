@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from mslt_ds.plan.stages import Plan
-from mslt_ds.telemetry.metrics import Line
+from mslt_ds.telemetry.metrics import Line, eval_losses
 from mslt_ds.telemetry.pace import Pace, duration
 
 PLAIN_INTERVAL_SECONDS = 5.0
@@ -47,14 +47,13 @@ def event_text(line: Line, plan: Plan) -> str | None:
         )
     if line["event"] == "stage_end":
         parts = [f"{where} done"]
-        for key, text in (
-            ("median_step_seconds", "median step {:.3f} s"),
-            ("eval_mlm_loss", "held-out MLM loss {:.3f}"),
-            ("eval_nsp_loss", "held-out NSP loss {:.3f}"),
-            ("eval_sop_loss", "held-out SOP loss {:.3f}"),
-        ):
-            if line.get(key) is not None:
-                parts.append(text.format(line[key]))
+        if line.get("median_step_seconds") is not None:
+            parts.append(f"median step {line['median_step_seconds']:.3f} s")
+        parts += [
+            f"held-out {name.upper()} loss {loss:.3f}"
+            for name, loss in eval_losses(line).items()
+            if loss is not None
+        ]
         return ", ".join(parts)
     if line["event"] == "stopped":
         return (

@@ -1,15 +1,11 @@
-"""A small recipe and a small store of tokens, shared by the tests that run the main job."""
+"""A small recipe, shared by the tests that run the main job, and readers of what a run wrote."""
 
 from __future__ import annotations
 
 import json
-import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -81,30 +77,3 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of steps, events left out."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if "event" not in line]
-
-
-def write_text(path: Path, documents: int = 120, seed: int = 0) -> None:
-    """Sentences of a made-up language, several to a document."""
-    draw = random.Random(seed)
-    words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 7))) for _ in range(200)]
-    with path.open("w") as file:
-        for _ in range(documents):
-            for _ in range(draw.randint(2, 4)):
-                sentences = [
-                    " ".join(draw.choices(words, k=draw.randint(4, 14))).capitalize() + "."
-                    for _ in range(draw.randint(2, 6))
-                ]
-                file.write(" ".join(sentences) + "\n")
-            file.write("\n")
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A token store, made by the command that users run."""
-    folder = tmp_path_factory.mktemp("store")
-    write_text(folder / "text.txt")
-    command = [sys.executable, "-m", "mslt_ds.cli", "prepare", "--input", str(folder / "text.txt"),
-               "--output", str(folder / "tokens"), "--vocab-size", "400"]  # fmt: skip
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return folder / "tokens"

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AlbertForPreTraining, AutoModelForPreTraining, AutoTokenizer
+from transformers import (
+    AlbertForPreTraining,
+    AutoConfig,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+)
 
 from mslt_ds.evaluation.encoder import Encoder
 from mslt_ds.model.initial import fresh_parameter
@@ -18,13 +23,10 @@ from tests.distributed.recipes import (
     metrics_of,
     moved_in,
     recipe,
-    store,
     weights_at,
     write_recipes,
     zero_config,
 )
-
-__all__ = ["store"]
 
 GROUPS = "albert.encoder.albert_layer_groups."
 # The embeddings' own, with their mapping to the hidden size, which must not train without them.
@@ -92,11 +94,12 @@ def test_the_new_group_is_a_copy_of_the_top_one(runs: Path, zero: int):
 def test_a_random_group_is_fresh_and_the_others_stay(runs: Path):
     before = weights_at(runs / "random", "stages/1/end")
     start = weights_at(runs / "random", "stages/2/start")
+    config = AutoConfig.from_pretrained(runs / "random" / "model")
     for name, tensor in start.items():
         if group_of(name) != 1:
             assert torch.equal(tensor, before[name]), name
         else:
-            fresh = fresh_parameter(name, tuple(tensor.shape), seed=7, initializer_range=0.02)
+            fresh = fresh_parameter(name, tuple(tensor.shape), seed=7, final=config)
             assert torch.equal(tensor, fresh), name
 
 

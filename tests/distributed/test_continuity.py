@@ -24,13 +24,10 @@ from tests.distributed.recipes import (
     merged,
     metrics_of,
     recipe,
-    store,
     weights_at,
     write_recipes,
     zero_config,
 )
-
-__all__ = ["store"]
 
 
 def assert_same_bits(left: Path, right: Path, folder: str = "model") -> None:

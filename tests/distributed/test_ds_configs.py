@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.conftest import REPOSITORY
-from tests.distributed.recipes import SCRIPTS, metrics_of, recipe, store, weights_at, write_recipes
-
-__all__ = ["store"]
+from tests.distributed.recipes import SCRIPTS, metrics_of, recipe, weights_at, write_recipes
 
 FILES = sorted((REPOSITORY / "ds_configs").glob("*.json"))
 ON_CPU = [path for path in FILES if not path.stem.endswith("fp16")]

@@ -14,12 +14,9 @@ from tests.distributed.recipes import (
     SCRIPTS,
     metrics_of,
     recipe,
-    store,
     weights_at,
     write_recipes,
 )
-
-__all__ = ["store"]
 
 FORMATS = {
     "sop": {"input_format": "sop", "masking": "whole_word"},

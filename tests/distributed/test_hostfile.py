@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.conftest import REPOSITORY, free_port
-from tests.distributed.recipes import metrics_of, recipe, store, weights_at
-
-__all__ = ["store"]
+from tests.distributed.recipes import metrics_of, recipe, weights_at
 
 
 @pytest.mark.slow

@@ -12,9 +12,7 @@ from transformers import BertConfig, BertForPreTraining, BertModel
 
 from mslt_ds.data.store import TokenStore
 from tests.distributed.conftest import REPOSITORY
-from tests.distributed.recipes import SCRIPTS, recipe, store, weights_at, write_recipes
-
-__all__ = ["store"]
+from tests.distributed.recipes import SCRIPTS, recipe, weights_at, write_recipes
 
 PLAN = {"num_stages": 2, "steps_per_stage": 3, "joint_steps": 2}
 

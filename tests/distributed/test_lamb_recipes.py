@@ -23,12 +23,9 @@ from tests.distributed.recipes import (
     merged,
     metrics_of,
     recipe,
-    store,
     weights_at,
     write_recipes,
 )
-
-__all__ = ["store"]
 
 # Two stages of two layers, 5 steps each, and a joint stage of 4: tests/distributed/recipes.py.
 FIRST, SECOND, JOINT = 5, 5, 4

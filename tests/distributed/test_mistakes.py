@@ -7,9 +7,7 @@ import json
 import pytest
 
 from tests.distributed.conftest import REPOSITORY
-from tests.distributed.recipes import recipe, store
-
-__all__ = ["store"]
+from tests.distributed.recipes import recipe
 
 TRAIN = REPOSITORY / "mslt_ds/train.py"
 

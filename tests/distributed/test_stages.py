@@ -15,13 +15,10 @@ from tests.distributed.recipes import (
     metrics_of,
     moved_in,
     recipe,
-    store,
     weights_at,
     write_recipes,
     zero_config,
 )
-
-__all__ = ["store"]
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.distributed.recipes import store
 from tests.slurm.sandbox import Sandbox, Unavailable, running
-
-__all__ = ["store"]
 
 ROOT = Path(__file__).parents[2]
 _OTHERS = ("SLURM", "MSLT", "MASTER", "NCCL", "GLOO", "RANK", "WORLD_SIZE", "LOCAL_RANK")

@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.distributed.recipes import recipe, write_text
+from tests.distributed.recipes import recipe
 from tests.slurm.conftest import ROOT, Jobs
+from tests.text import write_text
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -49,6 +49,15 @@ def test_plan_json(recipe, capsys):
     )
 
 
+def test_plan_loads_no_torch(recipe):
+    program = (
+        "import sys; from mslt_ds.cli import main; "
+        f"assert main(['plan', '--config', {recipe!r}]) == 0; "
+        "assert not {'torch', 'transformers', 'deepspeed'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_plan_table(recipe, capsys):
     assert main(["plan", "--config", recipe]) == 0
     out = capsys.readouterr().out

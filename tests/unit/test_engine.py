@@ -7,14 +7,14 @@ import torch
 from transformers import AlbertConfig, BertConfig
 
 from mslt_ds.engine import parameter_groups
-from mslt_ds.model import parts
+from mslt_ds.model.families import family_of
 
 
 @pytest.mark.parametrize("config", [BertConfig(), AlbertConfig()], ids=["bert", "albert"])
 def test_biases_and_layer_norms_do_not_decay(config):
     parameters = {
         name: torch.nn.Parameter(torch.empty(shape, device="meta"))
-        for name, shape in parts.parameter_shapes(config).items()
+        for name, shape in family_of(config).parameter_shapes(config).items()
     }
     groups = parameter_groups(parameters, {}, 0.01)
     assert {group["weight_decay"] for group in groups} == {0.0, 0.01}

@@ -1,9 +1,9 @@
-"""From text to a token store: `mslt-ds prepare`.
+"""`mslt-ds prepare`: makes a token store from text.
 
-Notable: the work is cut into units whose borders depend on the text alone and whose files are
-whole or absent. So any number of workers, or of tasks with a shard each, gives the same store byte
-for byte, and a preparation that was killed goes on with what it lacks when the same command is
-given again. The manifest comes last: without it, a folder is no store.
+The work is divided into units whose borders depend on the text alone and whose files are complete or
+absent. Any number of workers or shards therefore gives the same store, byte for byte, and after a kill
+the same command continues with the missing units. The manifest is written last: a folder without it
+isn't a store.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from mslt_ds.data import tokenizer
-from mslt_ds.data.prepare import segment
+from mslt_ds.data.prepare import segment, vocabulary
 from mslt_ds.data.prepare.documents import TextCounts, count_characters
 from mslt_ds.data.prepare.finish import finish, refuse_fewer_than_two
-from mslt_ds.data.prepare.pool import Shard, tokenize
+from mslt_ds.data.prepare.pool import tokenize
 from mslt_ds.data.prepare.rows import DEFAULT_FIELD, DEFAULT_SPLIT
 from mslt_ds.data.prepare.sources import Input, find_inputs, weighted_documents
 from mslt_ds.data.prepare.unit import UNIT_CHARACTERS
@@ -29,6 +29,7 @@ from mslt_ds.data.prepare.wikipedia import WikipediaDump
 from mslt_ds.data.prepare.work import WorkFolder
 from mslt_ds.data.store import FORMAT, token_dtype
 from mslt_ds.errors import DataError
+from mslt_ds.shard import Shard
 
 DEFAULT_VOCAB_SIZE = 30_000
 
@@ -40,20 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="INPUT",
-        help="files or globs in quotes (.txt: one paragraph a line, a blank line between documents; "
+        help="files or globs in quotes (.txt: one paragraph on a line, a blank line between documents; "
         ".jsonl, .xml of Wikipedia; each plain, .gz, .bz2, .xz or .zst; .parquet), folders of data "
         "sets, or data sets of the hub (owner/name:config); INPUT,weight=W lets each document "
         "appear W times, INPUT,field=NAME names the key or column of the text (default: "
         f"{DEFAULT_FIELD}), INPUT,split=NAME a data set's split (default: {DEFAULT_SPLIT})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="the token store to make")
-    vocabulary = parser.add_mutually_exclusive_group()
-    vocabulary.add_argument(
+    tokens = parser.add_mutually_exclusive_group()
+    tokens.add_argument(
         "--tokenizer",
         metavar="PLACE",
         help="use the tokenizer of this folder or token store, or this vocabulary file",
     )
-    vocabulary.add_argument(
+    tokens.add_argument(
         "--vocab-size",
         type=int,
         metavar="N",
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     share.add_argument(
         "--shard",
         metavar="I/N",
-        help="do part I of N only (1 to N, with --tokenizer): for tasks that share the work",
+        help="make part I of N only (1 to N, with --tokenizer): for tasks that share the work",
     )
     share.add_argument(
         "--merge", action="store_true", help="finish a store whose shards are all done"
@@ -103,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise DataError(
             f"--output: {output}: {error.filename or 'a file'}: {error.strerror or error}; what "
-            "was done stays: give the same command again when that is mended"
+            "was done stays: run the same command again once this is repaired"
         ) from error
     return 0
 
@@ -119,7 +120,7 @@ def prepare(
     workers: int | None = None,
     shard: Shard | None = None,
 ) -> None:
-    """Make the token store `output` from the inputs that are `given`, or a shard's part of it."""
+    """Make the token store `output` from the inputs `given`, or only the units of a shard."""
     started = time.monotonic()
     if workers is None:
         workers = len(os.sched_getaffinity(0))
@@ -180,14 +181,14 @@ def _check_options(
     shard: Shard | None,
     tokenizer_place: Path | None,
 ) -> None:
-    if vocab_size is not None and vocab_size < tokenizer.LEAST_VOCAB_SIZE:
+    if vocab_size is not None and vocab_size < vocabulary.LEAST_VOCAB_SIZE:
         raise DataError(
             f"--vocab-size: {vocab_size} is too small for the special tokens and the letters; "
-            f"choose {tokenizer.LEAST_VOCAB_SIZE} or more ({DEFAULT_VOCAB_SIZE} is usual)"
+            f"choose {vocabulary.LEAST_VOCAB_SIZE} or more ({DEFAULT_VOCAB_SIZE} is usual)"
         )
     if tokenizer_place is not None and not lowercase:
         raise DataError(
-            f"--cased: with --tokenizer {tokenizer_place}, which has its own way with capitals; "
+            f"--cased: with --tokenizer {tokenizer_place}, which decides about capitals itself; "
             "leave --cased out, or train a vocabulary"
         )
     if workers < 1:
@@ -206,18 +207,18 @@ def _job(
     lowercase: bool,
     keep_duplicates: bool,
 ) -> dict[str, Any]:
-    """Everything the store's content is a function of."""
+    """Everything that the content of the store depends on."""
     if tokenizer_place is None:
-        vocabulary: dict[str, Any] = {"vocab_size": vocab_size, "lowercase": lowercase}
+        made_by: dict[str, Any] = {"vocab_size": vocab_size, "lowercase": lowercase}
     else:
         loaded = tokenizer.load(tokenizer_place)
-        vocabulary = {"sha256": hashlib.sha256(loaded.to_str().encode()).hexdigest()}
+        made_by = {"sha256": hashlib.sha256(loaded.to_str().encode()).hexdigest()}
     versions = ["sentencex", "tokenizers"]
     if any(isinstance(given.source, WikipediaDump) for given in inputs):
         versions.append("mwparserfromhell")
     return {
         "inputs": [given.describe() for given in inputs],
-        "tokenizer": vocabulary,
+        "tokenizer": made_by,
         "options": {
             "language": segment.LANGUAGE,
             "unit_characters": UNIT_CHARACTERS,
@@ -231,17 +232,17 @@ def _job(
 def _make_tokenizer(
     inputs: Sequence[Input], work: WorkFolder, job: dict[str, Any], tokenizer_place: Path | None
 ) -> None:
-    """Put the tokenizer into the work folder, unless an earlier attempt did."""
+    """Write the tokenizer into the work folder, unless an earlier attempt has done so."""
     if work.tokenizer_folder.exists():
         return
     if tokenizer_place is not None:
-        tokenizer.save(tokenizer.load(tokenizer_place), work.tokenizer_folder, tokenizer_place)
+        vocabulary.save(tokenizer.load(tokenizer_place), work.tokenizer_folder, tokenizer_place)
         return
     counts = TextCounts()
     characters = count_characters(weighted_documents(inputs, counts))
     refuse_fewer_than_two(counts.documents)
     vocab_size, lowercase = job["tokenizer"]["vocab_size"], job["tokenizer"]["lowercase"]
-    stride = tokenizer.sampling_stride(counts.text_bytes)
+    stride = vocabulary.sampling_stride(counts.text_bytes)
     _say(
         f"training a vocabulary of {vocab_size:,} word pieces on {counts.documents:,} documents, "
         f"{counts.text_bytes / 1e6:,.1f} MB" + (f": every {stride}th" if stride > 1 else "")
@@ -252,8 +253,8 @@ def _make_tokenizer(
         if number % stride == 0
         for paragraph in document
     )
-    trained = tokenizer.train(texts, characters, vocab_size, lowercase=lowercase)
-    tokenizer.save(trained, work.tokenizer_folder, None)
+    trained = vocabulary.train(texts, characters, vocab_size, lowercase=lowercase)
+    vocabulary.save(trained, work.tokenizer_folder, None)
 
 
 def _say(line: str) -> None:

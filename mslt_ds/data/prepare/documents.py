@@ -1,8 +1,8 @@
-"""Documents as lists of paragraphs: what every kind of source gives, and plain text files.
+"""Documents as lists of paragraphs: the interface of all sources, and plain text files.
 
-Notable: what a text holds besides text is counted, never passed over in silence. A source in
-another encoding than UTF-8 is refused; single damaged paragraphs are read with U+FFFD in the
-damaged places, which the tokenizer's cleaning removes. No more than one document is held in memory.
+Defects of a text are counted and reported. A source in another encoding than UTF-8 is an error; in
+single damaged paragraphs the damaged bytes become U+FFFD, which the tokenizer removes. Sources are
+streamed: at most one document is in memory.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mslt_ds.errors import DataError
 LONGEST_DOCUMENT = 64 << 20  # bytes
 _CODE_POINTS = 0x110000
 _CHARACTERS_PER_COUNT = 1 << 20
-# Text in another encoding is wrong nearly everywhere, a damaged file in a few places.
+# The largest share of invalid lines that is taken for damage, rather than another encoding.
 _MOST_INVALID = 0.01
 
 
 @dataclass
 class TextCounts:
-    """What was found while reading."""
+    """What reading a source has found."""
 
     documents: int = 0  # with text
     paragraphs: int = 0
@@ -50,27 +50,27 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Its name in reports."""
         ...
 
     def check(self) -> None:
-        """DataError unless its beginning can be read."""
+        """Read its beginning; DataError if that fails."""
         ...
 
     def fingerprint(self) -> str:
-        """A digest that tells its versions apart, in hexadecimal digits."""
+        """A digest that differs between versions of the source, in hexadecimal digits."""
         ...
 
     def documents(
         self, counts: TextCounts, sha256: hashlib._Hash | None = None
     ) -> Iterator[list[str]]:
-        """All documents in order; `counts` and `sha256` (of the text) are brought up to date."""
+        """Yields all documents in order, and updates `counts` and `sha256` (of the text)."""
         ...
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """What all sources that are a file have in common."""
+    """A source that is a file."""
 
     path: Path
 
@@ -84,7 +84,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class TextFile(FileSource):
-    """One paragraph a line, a blank line between documents."""
+    """A text file with one paragraph on a line and a blank line between documents."""
 
     def check(self) -> None:
         lines = first_lines(self.path)
@@ -133,7 +133,7 @@ class TextFile(FileSource):
 
 
 def is_text_file(path: Path) -> bool:
-    """`.txt`, plain or packed, or packed with no other suffix."""
+    """Whether the suffix is `.txt`, plain or compressed, or that of a compression alone."""
     suffix = unpacked(path).suffix
     return suffix == ".txt" or (suffix == "" and path.suffix in COMPRESSIONS)
 
@@ -143,7 +143,7 @@ class FileOfTexts(FileSource, ABC):
 
     @abstractmethod
     def texts(self, counts: TextCounts) -> Iterator[bytes | None]:
-        """The texts in order, in UTF-8, None where there is none; what else is found is counted."""
+        """Yields the texts in order in UTF-8, None for a missing one. What else is found is counted."""
 
     def documents(
         self, counts: TextCounts, sha256: hashlib._Hash | None = None
@@ -157,9 +157,9 @@ def documents_of_texts(
     counts: TextCounts,
     sha256: hashlib._Hash | None,
 ) -> Iterator[list[str]]:
-    """A document of each text in UTF-8; its lines are paragraphs, blank ones only part them.
+    """Yields a document for each text in UTF-8. Its lines are paragraphs; blank lines are skipped.
 
-    A document may not exceed LONGEST_DOCUMENT: DataError that names `place` and its number.
+    DataError names `place` and the document's number if it exceeds LONGEST_DOCUMENT.
     """
     before = counts.invalid_utf8_paragraphs, counts.paragraphs
     for number, text in enumerate(texts, 1):
@@ -186,12 +186,8 @@ def documents_of_texts(
 
 
 def read_paragraph(line: bytes, counts: TextCounts, *, is_first: bool = False) -> str:
-    """A line without the white space around it. `is_first`: of a file, where a mark may stand."""
-    try:
-        paragraph = line.decode("utf-8")
-    except UnicodeDecodeError:
-        paragraph = line.decode("utf-8", "replace")
-        counts.invalid_utf8_paragraphs += 1
+    """A line, decoded and stripped. is_first: of a file, where a byte order mark is removed."""
+    paragraph = decode(line, counts)
     if is_first:
         paragraph = paragraph.removeprefix("\ufeff")
     paragraph = paragraph.strip()
@@ -200,13 +196,22 @@ def read_paragraph(line: bytes, counts: TextCounts, *, is_first: bool = False) -
     return paragraph
 
 
+def decode(line: bytes, counts: TextCounts) -> str:
+    """The line as text. Bytes that aren't UTF-8 become U+FFFD, and the line is counted."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        counts.invalid_utf8_paragraphs += 1
+        return line.decode("utf-8", "replace")
+
+
 def probe(lines: list[bytes]) -> tuple[int, int]:
-    """How many of the lines aren't text in UTF-8, and of how many."""
+    """The number of lines that aren't text in UTF-8, and of all lines."""
     return sum(not _is_text(line) for line in lines), len(lines)
 
 
 def refuse_other_encodings(place: object, invalid: int, of: int) -> None:
-    """DataError if more lines are invalid than damage explains."""
+    """DataError if more of the lines are invalid than damage explains."""
     if invalid > _MOST_INVALID * of and (invalid > 1 or of == 1):
         raise DataError(
             f"--input: {place}: not UTF-8 text, {invalid} of {of} lines can't be decoded; "

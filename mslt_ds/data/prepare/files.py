@@ -1,21 +1,22 @@
-"""Input files as bytes: decompressed by their suffix, and told apart by a fingerprint."""
+"""Input files as bytes: decompressed according to their suffix, and their fingerprints."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
 import hashlib
+import importlib
 import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zstandard
 
-from mslt_ds.errors import DataError
+from mslt_ds.errors import DataError, EnvironmentProblem
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -32,9 +33,9 @@ COMPRESSIONS = tuple(_OPENERS)
 
 
 class _ZstdFile(io.RawIOBase):
-    """A .zst file, decompressed: all its frames, and an EOFError where the last one is cut off.
+    """All frames of a .zst file, decompressed; EOFError if the last frame is truncated.
 
-    `zstandard`'s own reader takes a cut file for a whole one.
+    The reader of `zstandard` takes a truncated file for a complete one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +59,7 @@ class _ZstdFile(io.RawIOBase):
             if not self._input:
                 if self._between_frames:
                     return 0
-                raise EOFError("its last frame is cut off")
+                raise EOFError("its last frame is truncated")
             self._output = self._frame.decompress(self._input)
             self._between_frames = self._frame.eof
             self._input = self._frame.unused_data if self._frame.eof else b""
@@ -72,30 +73,30 @@ class _ZstdFile(io.RawIOBase):
 
 
 def unpacked(path: Path) -> Path:
-    """The path without the suffix of a compression, if it has one."""
+    """The path without the suffix of its compression, if any."""
     return path.with_suffix("") if path.suffix in COMPRESSIONS else path
 
 
 @contextmanager
 def open_input(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The file's content, decompressed; DataError that names it if it can't be read."""
+    """Open a file, decompressed. DataError names it if it can't be read."""
     with problems_of(path), _OPENERS.get(path.suffix, lambda path: path.open("rb"))(path) as file:
         yield file
 
 
 def first_lines(path: Path) -> list[bytes]:
-    """The whole lines among the file's first PROBE_BYTES, or the beginning of the first line."""
+    """The complete lines in the file's first PROBE_BYTES, or the beginning of a longer first line."""
     with open_input(path) as file:
         lines = file.read(PROBE_BYTES).split(b"\n")
     if len(lines) > 1:
-        lines.pop()  # it may be cut inside a character
+        lines.pop()  # it may end inside a character
     return lines
 
 
 def fingerprint(path: Path) -> str:
-    """A digest of a file's size, ends and a few places between, in hexadecimal digits.
+    """A digest of a file's size, its beginning and end and seven places between, in hexadecimal digits.
 
-    Tells versions of a file apart without reading all of it.
+    It distinguishes versions of a file without reading all of it.
     """
     size = path.stat().st_size
     sha256 = hashlib.sha256(str(size).encode())
@@ -108,12 +109,25 @@ def fingerprint(path: Path) -> str:
 
 @contextmanager
 def problems_of(path: Path, *also: type[Exception]) -> Iterator[None]:
-    """What can't be read inside this block is told as a problem of `path`; `also` what a library
-    raises for it."""
+    """Turn errors of reading inside this block into a DataError that names `path`.
+
+    also: further exceptions that a library raises
+    """
     try:
         yield
     except (*_UNREADABLE, *also) as error:
         raise DataError(
             f"--input: {path}: can't be read ({error or type(error).__name__}); check that the "
             "file is whole and its suffix right"
+        ) from error
+
+
+def import_for(place: object, module: str) -> Any:
+    """The optional library that reads the input `place`; EnvironmentProblem if it isn't installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"--input: {place}: {module} is needed to read it ({error}); "
+            "pip install 'mslt-ds[sources]'"
         ) from error

@@ -1,4 +1,4 @@
-"""The end of a preparation: units become a store, and what it holds is told.
+"""The end of a preparation: the units are merged into a store, and its figures are reported.
 
 `prepare.json` and the manifest account for every document that was read, source by source.
 """
@@ -24,7 +24,7 @@ from mslt_ds.data.store import ARRAYS, FORMAT, MANIFEST, TOKENIZER, content_dige
 from mslt_ds.errors import DataError
 
 FIGURES = "prepare.json"
-_TOLD = (
+_REPORTED = (
     "empty_documents",
     "duplicate_documents",
     "repeated_documents",
@@ -36,8 +36,10 @@ _TOLD = (
 
 
 def finish(work: WorkFolder, figures: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Merge all units into a store and `say` what it holds; `figures` of the work so far go into
-    `prepare.json` too."""
+    """Merge all units into a store and report its content with `say`.
+
+    figures: of the work so far, for `prepare.json`
+    """
     output = work.output
     job = work.begun_job()
     records = work.sources(len(job["inputs"]))
@@ -91,7 +93,7 @@ def _sources(records: list[SourceRecord], merged: Merged) -> list[dict[str, Any]
 
 
 def _totals(records: list[SourceRecord], merged: Merged) -> dict[str, int]:
-    """What the store holds, and what was read but for the documents that became it."""
+    """Counts of the store's content, and of what was read; `documents` are those of the store."""
     read = TextCounts()
     for record in records:
         read.add(record.counts)
@@ -138,6 +140,6 @@ def _say_figures(output: Path, figures: dict[str, Any], say: Callable[[str], Non
             f"{figures['megabytes_per_second']:.1f} MB/s with {figures['workers']} workers"
         )
     say(line)
-    for name in _TOLD:
+    for name in _REPORTED:
         if figures[name]:
             say(f"  {name.replace('_', ' ')}: {figures[name]:,}")

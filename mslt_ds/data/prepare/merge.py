@@ -1,12 +1,11 @@
-"""Units of tokenized documents to the arrays of a store, in order: exact duplicates left out, each
-source's documents as often as its weight says.
+"""Merges units of tokenized documents into the arrays of a store, in order.
 
-Notable: a weight of 2.5 means that every document is there twice and half of them a third time,
-0.1 that one in ten is there; which ones is a function of their text alone. A text that several
-sources hold belongs to the first of them.
+Exact duplicates are dropped, and each document is repeated according to the weight of its source. With
+a weight of 2.5 every document is stored twice and half of them a third time; with 0.1 one in ten is
+stored. The choice depends on the text alone. A text that several sources have belongs to the first.
 
-Memory holds one unit, one byte for each document, and what sorts a bounded number of hashes at a
-time: texts are compared bucket by bucket, however many there are.
+Memory holds one unit, one byte for each document, and a bounded number of hashes: duplicates are
+searched bucket by bucket.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _TO_UNIT = 2.0**-53
 
 @dataclass(frozen=True)
 class SourceUnits:
-    """The unit files of one source in the order of the text, and its weight."""
+    """The unit files of a source in the order of the text, and its weight."""
 
     units: Sequence[Path]
     weight: float = 1.0
@@ -36,15 +35,15 @@ class SourceUnits:
 
 @dataclass
 class MergeCounts:
-    """What the store holds of a source, and what was left out."""
+    """What the store holds of a source, and what was dropped."""
 
-    documents: int = 0  # in the store, copies too
+    documents: int = 0  # in the store, with copies
     sentences: int = 0
     tokens: int = 0
-    empty_documents: int = 0  # nothing was left of their text
+    empty_documents: int = 0  # the tokenizer's cleaning left nothing
     duplicate_documents: int = 0  # the same text occurred before
-    repeated_documents: int = 0  # copies by a weight above 1
-    omitted_documents: int = 0  # left out by a weight below 1
+    repeated_documents: int = 0  # further copies, by a weight above 1
+    omitted_documents: int = 0  # dropped by a weight below 1
     control_characters: int = 0
 
     def add(self, other: MergeCounts) -> None:
@@ -120,15 +119,18 @@ def merge(
 
 
 def copies_by_weight(hashes: np.ndarray, weight: float) -> np.ndarray:
-    """How often documents of `hashes`, (n, 2) uint64, appear, (n,) int64: `weight` in the mean."""
+    """The number of copies of documents with these hashes, (n,) int64; its mean is `weight`.
+
+    hashes: (n, 2) uint64
+    """
     whole = int(weight)
-    # The first word tells texts apart; the second is as good as a draw for each.
+    # The first word identifies the text (groups.bin); the second serves as a random draw.
     drawn = (hashes[:, 1] >> np.uint64(11)) * _TO_UNIT
     return whole + (drawn < weight - whole).astype(np.int64)
 
 
 def first_of_their_kind(units: Sequence[Path]) -> np.ndarray:
-    """Which documents of all units have a text that no earlier one has, (num_documents,) bool."""
+    """Whether each document of all units is the first with its text, (num_documents,) bool."""
     lengths = [len(read_hashes(path)) for path in units]
     is_first = np.zeros(sum(lengths), np.bool_)
     buckets = np.uint64(-(-len(is_first) // _HASHES_AT_ONCE))
@@ -155,7 +157,7 @@ def _first_rows(hashes: np.ndarray) -> np.ndarray:
 
 
 def _keep(unit: Unit, documents: np.ndarray) -> Unit:
-    """The unit with the chosen documents alone; `documents`: (num_documents,) bool."""
+    """The unit, reduced to the documents that are True in `documents`, (num_documents,) bool."""
     if documents.all():
         return unit
     sentences = np.repeat(documents, unit.document_lengths)

@@ -1,7 +1,7 @@
-"""All inputs through the workers: the units that are missing are made.
+"""Makes the missing units of all inputs with several processes.
 
-One process reads and cuts the text, the others segment and tokenize it. A worker that dies ends
-the preparation with a message; what was done stays.
+One process reads the text and divides it into units, the others segment and tokenize them. If a worker
+dies, the preparation ends with an error, and finished units are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,33 +30,22 @@ from mslt_ds.data.prepare.unit import (
 )
 from mslt_ds.data.prepare.work import SourceRecord, WorkFolder
 from mslt_ds.errors import DataError
+from mslt_ds.shard import Shard
 
 _UNITS_AHEAD_PER_WORKER = 2
 _PROGRESS_SECONDS = 5.0
 Submit = Callable[[Path, Documents, str], None]
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Part `number` (from 1) of `count` of a preparation that several tasks share."""
+def reads(shard: Shard, file: int, num_files: int) -> bool:
+    """Whether the shard reads input `file`. Whole inputs are dealt out if there are at least as many
+    as shards; otherwise every shard reads all of them."""
+    return num_files < shard.count or shard.takes(file)
 
-    number: int = 1
-    count: int = 1
 
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        number, slash, count = text.partition("/")
-        if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
-            return cls(int(number), int(count))
-        raise DataError(f"--shard: {text!r}; expected I/N with I from 1 to N, for example 3/8")
-
-    def reads(self, file: int, num_files: int) -> bool:
-        """Whether this part needs to read the input: they're dealt out whole if there are enough."""
-        return num_files < self.count or file % self.count == self.number - 1
-
-    def makes(self, unit: int, num_files: int) -> bool:
-        """Whether this part makes a unit of an input that it reads."""
-        return num_files >= self.count or unit % self.count == self.number - 1
+def makes(shard: Shard, unit: int, num_files: int) -> bool:
+    """Whether the shard makes unit `unit` of an input that it reads."""
+    return num_files >= shard.count or shard.takes(unit)
 
 
 def tokenize(
@@ -68,12 +56,12 @@ def tokenize(
     shard: Shard,
     say: Callable[[str], None],
 ) -> TextCounts:
-    """Make the shard's missing units; what was read on the way."""
+    """Make the shard's missing units. Returns counts of what was read."""
     total = TextCounts()
     start = last = time.monotonic()
     with _workers(workers, work.tokenizer_folder, dtype) as submit:
         for file, given in enumerate(inputs):
-            if not shard.reads(file, len(inputs)):
+            if not reads(shard, file, len(inputs)):
                 continue
             counts = TextCounts()
             sha256 = hashlib.sha256()
@@ -81,7 +69,7 @@ def tokenize(
             for documents in cut_into_units(given.source.documents(counts, sha256)):
                 unit = work.unit(file, units)
                 text = text_digest(documents)
-                if shard.makes(units, len(inputs)) and not is_unit_of(unit, text):
+                if makes(shard, units, len(inputs)) and not is_unit_of(unit, text):
                     submit(unit, documents, text)
                 units += 1
                 now = time.monotonic()
@@ -102,7 +90,7 @@ def tokenize(
 
 @contextmanager
 def _workers(count: int, tokenizer_folder: Path, dtype: np.dtype) -> Iterator[Submit]:
-    """A function that has a unit made, now or soon; all are made when the block ends."""
+    """Yields a function that submits a unit. All submitted units are finished when the block ends."""
     if count == 1:
         worker = Worker(tokenizer_folder, dtype)
         yield lambda path, documents, text: write_unit(path, worker.process(documents), text)
@@ -131,8 +119,8 @@ def _workers(count: int, tokenizer_folder: Path, dtype: np.dtype) -> Iterator[Su
             future.result()
     except BrokenProcessPool as error:
         raise DataError(
-            f"--workers: {count}: one of the processes died, most likely for want of memory; give "
-            "the same command again with fewer, it goes on where it stood"
+            f"--workers: {count}: one of the processes died, most likely for lack of memory; run "
+            "the same command again with fewer, and it continues with the missing units"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

@@ -1,9 +1,8 @@
 """Sources whose rows are documents: JSON lines, Parquet, Hugging Face datasets.
 
-Notable: text comes out of them as bytes, so that what isn't UTF-8 is counted in the same way as in
-text files: Parquet's and Arrow's strings aren't checked by who writes them, and JSON can hold halves
-of surrogate pairs. Files are streamed line by line or a few rows at a time; data sets are
-memory-mapped by `datasets`.
+These sources give text as bytes, so that invalid UTF-8 is counted as in text files: writers of Parquet
+and Arrow don't check their strings, and JSON can hold halves of surrogate pairs. Files are streamed by
+line or a few rows at a time; data sets are memory-mapped by `datasets`.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from mslt_ds.data.prepare.documents import (
     LONGEST_DOCUMENT,
     FileOfTexts,
     TextCounts,
+    decode,
     documents_of_texts,
     probe,
     refuse_other_encodings,
@@ -29,11 +29,12 @@ from mslt_ds.data.prepare.files import (
     PROBE_BYTES,
     fingerprint,
     first_lines,
+    import_for,
     open_input,
     problems_of,
     unpacked,
 )
-from mslt_ds.errors import DataError, EnvironmentProblem
+from mslt_ds.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -46,7 +47,7 @@ _JSON = (".jsonl", ".json", ".ndjson")
 
 @dataclass(frozen=True)
 class JsonLines(FileOfTexts):
-    """One JSON object a line, its text under the key `field`; null is a document without text."""
+    """A file with a JSON object on each line, whose key `field` holds the text or null."""
 
     field: str = DEFAULT_FIELD
 
@@ -67,11 +68,7 @@ class JsonLines(FileOfTexts):
     def _text(self, line: bytes, number: int, counts: TextCounts) -> bytes | None:
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        try:
-            text_line = line.decode("utf-8")
-        except UnicodeDecodeError:
-            text_line = line.decode("utf-8", "replace")
-            counts.invalid_utf8_paragraphs += 1
+        text_line = decode(line, counts)
         place = f"--input: {self.path}: line {number}"
         try:
             row = json.loads(text_line)
@@ -90,26 +87,26 @@ class JsonLines(FileOfTexts):
         text = row[self.field]
         if text is not None and not isinstance(text, str):
             raise DataError(f"{place}: {self.field!r} is a {type(text).__name__} instead of text")
-        # Half a surrogate pair has no UTF-8; it's counted where the bytes are read.
+        # Half a surrogate pair has no UTF-8 form; it is counted when the bytes are decoded.
         return None if text is None else text.encode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True)
 class ParquetFile(FileOfTexts):
-    """A Parquet file, its text in the column `field`."""
+    """A Parquet file with the text in the column `field`."""
 
     field: str = DEFAULT_FIELD
 
     def check(self) -> None:
-        parquet = _import("pyarrow.parquet", self.path)
+        parquet = import_for(self.path, "pyarrow.parquet")
         with self._problems():
             schema = parquet.read_schema(self.path)
         _check_column(self.path, schema, self.field)
 
     def texts(self, counts: TextCounts) -> Iterator[bytes | None]:
-        parquet = _import("pyarrow.parquet", self.path)
+        parquet = import_for(self.path, "pyarrow.parquet")
         with self._problems(), parquet.ParquetFile(self.path) as file:
-            # One row group after the other: all at once, pyarrow reads ahead.
+            # One row group at a time: with all of them pyarrow reads ahead.
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(
                     _ROWS_AT_ONCE, row_groups=[group], columns=[self.field], use_threads=False
@@ -117,13 +114,13 @@ class ParquetFile(FileOfTexts):
                     yield from _bytes_of(batch.column(0))
 
     def _problems(self) -> Any:
-        return problems_of(self.path, _import("pyarrow", self.path).ArrowException)
+        return problems_of(self.path, import_for(self.path, "pyarrow").ArrowException)
 
 
 @dataclass(frozen=True)
 class HuggingFaceDataset:
-    """A data set of the hub (`owner/name` or `owner/name:config`), or a local folder: what
-    `save_to_disk` wrote, or Parquet files. Its text is in the column `field`."""
+    """A data set of the hub (`owner/name` or `owner/name:config`), or a local folder that
+    `save_to_disk` wrote or that holds Parquet files. Its text is in the column `field`."""
 
     location: str
     field: str = DEFAULT_FIELD
@@ -155,23 +152,23 @@ class HuggingFaceDataset:
 
     @cached_property
     def _dataset(self) -> Dataset:
-        datasets = _import("datasets", self.location)
+        datasets = import_for(self.location, "datasets")
         folder = Path(self.location)
         try:
-            if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            if is_saved(folder):
                 found = datasets.load_from_disk(self.location)
             elif folder.is_dir():
                 found = datasets.load_dataset(self.location)
             else:
                 path, _, config = self.location.partition(":")
                 found = datasets.load_dataset(path, config or None)
-        except Exception as error:  # of any kind: the network's, the hub's, the format's
+        except Exception as error:  # of the network, the hub or the format
             raise DataError(
                 f"--input: {self.location}: can't be loaded as a data set "
                 f"({type(error).__name__}: {shorten(str(error), 1000)}); a "
                 "data set of the hub is named owner/name or owner/name:config and needs the "
-                "network the first time; a folder has to hold Parquet files or what save_to_disk "
-                "wrote"
+                "network the first time; a folder has to hold Parquet files or a data set that "
+                "save_to_disk wrote"
             ) from error
         if not isinstance(found, dict):
             return found
@@ -185,6 +182,11 @@ class HuggingFaceDataset:
 
 def is_json(path: Path) -> bool:
     return unpacked(path).suffix in _JSON
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote the folder."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def _check_column(place: object, schema: pyarrow.Schema, field: str) -> None:
@@ -207,7 +209,7 @@ def _check_column(place: object, schema: pyarrow.Schema, field: str) -> None:
 
 
 def _bytes_of(column: Any) -> list[bytes | None]:
-    """Of an Arrow array of strings; None where it's null."""
+    """The values of an Arrow array of strings as UTF-8; None for null."""
     import pyarrow
 
     if pyarrow.types.is_dictionary(column.type):
@@ -217,15 +219,3 @@ def _bytes_of(column: Any) -> list[bytes | None]:
 
 def _choices(names: Any) -> str:
     return f"it has {', '.join(map(str, names)) or 'none'}; choose one by PATH,field=NAME"
-
-
-def _import(module: str, place: object) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise EnvironmentProblem(
-            f"--input: {place}: {module} is needed to read it ({error}); "
-            "pip install 'mslt-ds[sources]'"
-        ) from error

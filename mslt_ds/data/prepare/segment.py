@@ -1,4 +1,4 @@
-"""Sentences of a paragraph, by sentencex (rules and abbreviations by language, no model)."""
+"""Sentence segmentation by sentencex: rules and abbreviations for a language, no model."""
 
 from __future__ import annotations
 

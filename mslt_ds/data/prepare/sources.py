@@ -1,7 +1,7 @@
-"""What `--input` names, of any kind and in any mix: one input after the other, each with a weight.
+"""The inputs that `--input` names: sources of any kind, each with a weight.
 
-An input is LOCATION[,weight=W][,field=NAME][,split=NAME]. The location is a file whose suffix tells
-its kind, a glob of such files, a data set's folder, or the name of a data set of the hub.
+An input is LOCATION[,weight=W][,field=NAME][,split=NAME]. The location is a file whose suffix
+determines its kind, a glob of such files, the folder of a data set, or the name of one of the hub.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from mslt_ds.data.prepare.documents import Source, TextCounts, TextFile, is_text_file
 from mslt_ds.data.prepare.files import COMPRESSIONS, unpacked
 from mslt_ds.data.prepare.merge import copies_by_weight
-from mslt_ds.data.prepare.rows import HuggingFaceDataset, JsonLines, ParquetFile, is_json
+from mslt_ds.data.prepare.rows import HuggingFaceDataset, JsonLines, ParquetFile, is_json, is_saved
 from mslt_ds.data.prepare.unit import document_hashes
 from mslt_ds.data.prepare.wikipedia import WikipediaDump, is_dump
 from mslt_ds.errors import DataError
@@ -34,13 +34,13 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Input:
-    """A source and how often each of its documents is to appear, in the mean."""
+    """A source and its weight: how often each of its documents appears on average."""
 
     source: Source
     weight: float = 1.0
 
     def describe(self) -> dict[str, Any]:
-        """Everything that the store's content depends on."""
+        """Everything about the input that the content of the store depends on."""
         source = self.source
         options = {name: getattr(source, name, None) for name in ("field", "split")}
         return {
@@ -52,8 +52,8 @@ class Input:
 
 
 def find_inputs(given: Sequence[str | Path]) -> list[Input]:
-    """The inputs that are `given`, globs expanded in alphabetical order; DataError for the first
-    that can't be read."""
+    """The inputs `given`, with globs expanded in alphabetical order; DataError for the first one that
+    can't be read."""
     if not given:
         raise DataError("--input: none given; name at least one file or data set")
     inputs = [found for one in given for found in _parse(str(one))]
@@ -63,8 +63,7 @@ def find_inputs(given: Sequence[str | Path]) -> list[Input]:
 
 
 def weighted_documents(inputs: Sequence[Input], counts: TextCounts) -> Iterator[list[str]]:
-    """The documents of all inputs, each as often as it will be in the store; exact duplicates are
-    still among them."""
+    """Yields the documents of all inputs, each as often as its weight demands, with duplicates."""
     for found in inputs:
         for document in found.source.documents(counts):
             copies = 1
@@ -76,7 +75,7 @@ def weighted_documents(inputs: Sequence[Input], counts: TextCounts) -> Iterator[
 
 def _parse(given: str) -> Iterator[Input]:
     location, options = given, {}
-    # A name of something that is there may look like an option.
+    # The name of an existing file may look like an option.
     while not (places := _places(location)) and (match := _OPTION.fullmatch(location)):
         location, name, value = match.groups()
         if name not in _OPTIONS:
@@ -101,14 +100,14 @@ def _weight(given: str, text: str) -> float:
         weight = math.nan
     if not 0 < weight <= _MOST_WEIGHT:
         raise DataError(
-            f"--input: {given}: weight {text!r}; it's how often each document is to appear, above "
+            f"--input: {given}: weight {text!r}; it's how often each document appears, above "
             f"0 and up to {_MOST_WEIGHT}, for example 2.5 or 0.1"
         )
     return weight
 
 
 def _places(location: str) -> list[str]:
-    """The file or folder that is named so, or the files that match."""
+    """The file or folder with this name, or the files that match the glob."""
     if Path(location).exists():
         return [location]
     return sorted(path for path in glob.glob(location, recursive=True) if Path(path).is_file())
@@ -135,8 +134,7 @@ def _source(location: str, options: dict[str, str]) -> Source:
 
 
 def _folder(path: Path, options: dict[str, str]) -> HuggingFaceDataset:
-    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    if not saved and next(path.rglob("*.parquet"), None) is None:
+    if not is_saved(path) and next(path.rglob("*.parquet"), None) is None:
         raise DataError(
             f"--input: {path}: a folder, and no data set in it (Parquet files, or what "
             f"save_to_disk wrote); name its files by a glob in quotes, such as '{path}/**/*.txt'"

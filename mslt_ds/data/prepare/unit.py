@@ -1,8 +1,8 @@
-"""Units of preparation: a few megabytes of documents, cut, tokenized and written by one worker.
+"""Units of preparation: a few megabytes of documents that one worker segments, tokenizes and writes.
 
-Where units begin depends on the text alone, so the number of workers changes nothing in any of
-them. A unit is one file, whole or not there; it knows the text it was made from, so that a unit
-of an earlier attempt is used again only for the same text.
+The borders of units depend on the text alone, so the number of workers doesn't affect them. A unit is
+one file, complete or absent. It contains a digest of its text, so that a unit of an earlier attempt
+is reused only for the same text.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Unit:
     """Tokenized documents."""
 
     document_hashes: np.ndarray  # (num_documents, 2) uint64: of the text
-    document_lengths: np.ndarray  # (num_documents,) uint32: sentences; 0 if nothing was left
+    document_lengths: np.ndarray  # (num_documents,) uint32: sentences; 0 if no token is left
     sentence_lengths: np.ndarray  # (num_sentences,) uint32: tokens, at least 1
-    tokens: np.ndarray  # (num_tokens,) of the store's type
+    tokens: np.ndarray  # (num_tokens,) of the store's dtype
     control_characters: int  # in the text; the tokenizer's cleaning removed them
 
 
 def cut_into_units(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
-    """Consecutive documents, together just over UNIT_CHARACTERS."""
+    """Yields lists of consecutive documents, each just over UNIT_CHARACTERS long."""
     unit: list[list[str]] = []
     size = 0
     for document in documents:
@@ -54,7 +54,7 @@ def cut_into_units(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
 
 
 class Worker:
-    """Turns documents into units; one in each process."""
+    """Segments and tokenizes documents; each process has one."""
 
     def __init__(self, tokenizer_folder: Path, dtype: np.dtype) -> None:
         self._tokenizer = tokenizer.load(tokenizer_folder)
@@ -92,7 +92,7 @@ class Worker:
 
 
 def document_hashes(documents: Documents) -> np.ndarray:
-    """128 bits of each document's text, (num_documents, 2) uint64."""
+    """A 128-bit hash of each document's text, (num_documents, 2) uint64."""
     return np.array([_hash(document) for document in documents], np.uint64).reshape(-1, 2)
 
 
@@ -106,7 +106,7 @@ def text_digest(documents: Documents) -> str:
 
 
 def write_unit(path: Path, unit: Unit, text: str) -> None:
-    """One line of JSON, then the arrays. `text`: the digest of the text it was made from."""
+    """Write a unit: one line of JSON, then the arrays. text: the digest of its text."""
     arrays = [unit.document_hashes, unit.document_lengths, unit.sentence_lengths, unit.tokens]
     content = b"".join(array.tobytes() for array in arrays)
     header = {
@@ -115,7 +115,7 @@ def write_unit(path: Path, unit: Unit, text: str) -> None:
         "control_characters": unit.control_characters,
         "arrays": [[array.dtype.str, list(array.shape)] for array in arrays],
     }
-    # A name of its own: another process may be making the same unit.
+    # The name is unique to the process: another one may be making the same unit.
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_bytes(json.dumps(header).encode() + b"\n" + content)
     flush_to_disk(partial)
@@ -123,7 +123,7 @@ def write_unit(path: Path, unit: Unit, text: str) -> None:
 
 
 def is_unit_of(path: Path, text: str) -> bool:
-    """Whether a whole unit made from the text of this digest lies at `path`."""
+    """Whether `path` is a complete unit of the text with this digest."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.readline())
@@ -136,7 +136,7 @@ def is_unit_of(path: Path, text: str) -> bool:
 
 
 def read_unit(path: Path) -> Unit:
-    """DataError that names the file if it's missing or damaged."""
+    """The unit at `path`; DataError names the file if it is missing or damaged."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.readline())
@@ -160,7 +160,7 @@ def read_unit(path: Path) -> Unit:
 
 
 def read_hashes(path: Path) -> np.ndarray:
-    """A unit's document_hashes alone."""
+    """Only the document_hashes of a unit."""
     try:
         with path.open("rb") as file:
             dtype, shape = json.loads(file.readline())["arrays"][0]

@@ -1,15 +1,14 @@
 """A Wikipedia dump (pages-articles, XML) as documents: the running text of its articles.
 
-Pages are streamed by the standard library's XML parser, wikitext is parsed by mwparserfromhell. As
-the original BERT did (Devlin et al. 2019, section 3.1: "we extract only the text passages and ignore
-lists, tables, and headers"), lists, tables and headings are left out, and with them references,
-templates, files, formulas and categories. Templates aren't expanded, so a number that
-`{{convert}}` would show is lost; brackets that are left empty are taken away.
+Pages are streamed by the standard library's XML parser, and wikitext is parsed by mwparserfromhell.
+Lists, tables and headings are dropped, as in the original BERT (Devlin et al. 2019, section 3.1: "we
+extract only the text passages and ignore lists, tables, and headers"), and so are references,
+templates, files, formulas and categories. Templates aren't expanded, so a number that `{{convert}}`
+would show is missing. Brackets that become empty are removed.
 """
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,18 +17,18 @@ from typing import Any
 from xml.etree import ElementTree
 
 from mslt_ds.data.prepare.documents import FileOfTexts, TextCounts
-from mslt_ds.data.prepare.files import open_input, unpacked
-from mslt_ds.errors import DataError, EnvironmentProblem
+from mslt_ds.data.prepare.files import import_for, open_input, unpacked
+from mslt_ds.errors import DataError
 
 # enwiki-20261101-pages-articles.xml.bz2, or a piece of it: …-articles1.xml-p1p41242.bz2
 _DUMP = re.compile(r"\.xml(-p\d+p\d+[\w-]*)?$")
 _LIST_ITEMS = {"li", "dd", "dt"}
-_LEFT_OUT = {
+_DROPPED = {
     "categorytree", "ce", "chem", "gallery", "graph", "hiero", "imagemap", "inputbox", "mapframe",
     "maplink", "math", "noinclude", "pre", "ref", "references", "score", "source",
     "syntaxhighlight", "table", "templatedata", "templatestyles", "timeline",
 }  # fmt: skip
-_LINKS_LEFT_OUT = re.compile(
+_DROPPED_LINKS = re.compile(
     r"\s*:?(file|image|media|category|[a-z]{2,3}(-[a-z]+)*|simple)\s*:", re.IGNORECASE
 )
 _SWITCH = re.compile(r"__[A-Z]+__")
@@ -40,7 +39,7 @@ _AFTER_BRACKET = re.compile(r"\([\s,;:]+")
 
 @dataclass(frozen=True)
 class WikipediaDump(FileOfTexts):
-    """Each article is a document; redirects and pages outside the articles' namespace are skipped."""
+    """A dump whose articles are documents. Redirects and pages of other namespaces are skipped."""
 
     def check(self) -> None:
         _parser(self.path)
@@ -59,7 +58,7 @@ class WikipediaDump(FileOfTexts):
                 yield plain_text(parse(wikitext)).encode("utf-8", "surrogatepass")
 
     def _pages(self) -> Iterator[str | None]:
-        """The wikitext of each article, None for another page."""
+        """Yields the wikitext of each article, and None for any other page."""
         with open_input(self.path) as file:
             try:
                 events = ElementTree.iterparse(file, ("start", "end"))
@@ -67,7 +66,7 @@ class WikipediaDump(FileOfTexts):
                 for event, element in events:
                     if event == "end" and element.tag.rpartition("}")[2] == "page":
                         yield _article(element)
-                        root.clear()  # or the whole dump would gather in memory
+                        root.clear()  # otherwise the whole dump would accumulate in memory
             except (ElementTree.ParseError, StopIteration) as error:
                 raise DataError(
                     f"--input: {self.path}: no whole MediaWiki export ({error}); load it again"
@@ -79,7 +78,7 @@ def is_dump(path: Path) -> bool:
 
 
 def plain_text(wikicode: Any) -> str:
-    """The running text of parsed wikitext, a paragraph a line."""
+    """The running text of parsed wikitext, with a paragraph on each line."""
     text = _SWITCH.sub("", _text_of(wikicode))
     text = _EMPTY_BRACKETS.sub("", text)
     text = _AFTER_BRACKET.sub("(", text)
@@ -87,7 +86,7 @@ def plain_text(wikicode: Any) -> str:
 
 
 def _article(page: ElementTree.Element) -> str | None:
-    """The wikitext of a page, None unless it's an article."""
+    """The wikitext of a page; None if it isn't an article."""
     is_article = page.findtext("{*}ns", "0") == "0" and page.find("{*}redirect") is None
     model = page.findtext("{*}revision/{*}model", "wikitext")
     if not is_article or model != "wikitext":
@@ -114,13 +113,13 @@ def _text_of(wikicode: Any) -> str:
         elif kind == "Tag":
             tag = str(node.tag).strip().lower()
             if tag in _LIST_ITEMS:
-                in_list_item = bool(node.wiki_markup)  # of HTML's, the contents are the item
+                in_list_item = bool(node.wiki_markup)  # for an HTML tag, its contents are the item
             elif tag == "br":
                 parts.append(" ")
-            elif tag not in _LEFT_OUT and node.contents is not None:
+            elif tag not in _DROPPED and node.contents is not None:
                 parts.append(_text_of(node.contents))
         elif kind == "Wikilink":
-            if not _LINKS_LEFT_OUT.match(str(node.title)):
+            if not _DROPPED_LINKS.match(str(node.title)):
                 parts.append(_text_of(node.title if node.text is None else node.text))
         elif kind == "ExternalLink":
             if node.title is not None:
@@ -131,10 +130,4 @@ def _text_of(wikicode: Any) -> str:
 
 
 def _parser(place: object) -> Any:
-    try:
-        return importlib.import_module("mwparserfromhell").parse
-    except ImportError as error:
-        raise EnvironmentProblem(
-            f"--input: {place}: mwparserfromhell is needed to read a Wikipedia dump ({error}); "
-            "pip install 'mslt-ds[sources]'"
-        ) from error
+    return import_for(place, "mwparserfromhell").parse

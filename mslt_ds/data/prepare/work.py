@@ -1,12 +1,12 @@
-"""The folder in which a preparation lies until it's merged into a store.
+"""The work folder of a preparation, which exists until the units are merged into a store.
 
-    job.json               what the store's content is a function of
-    tokenizer/             the tokenizer that the units are made with
+    job.json               everything that the content of the store depends on
+    tokenizer/             the tokenizer of the units
     INPUT-UNIT.unit        tokenized documents, see unit.py
-    INPUT.source.json      what was found in an input, written when it was read to its end
+    INPUT.source.json      counts of an input, written once it has been read to its end
 
-Every name appears with its whole content, whoever writes it and however often; so processes of
-this or other machines may share the folder, and one that was killed leaves nothing half done.
+Every file appears with its complete content, even if several processes write it. Processes of several
+machines may therefore share the folder, and a killed process leaves no partial file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _JOB = "job.json"
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """An input that was read to its end."""
+    """What is recorded of an input that has been read to its end."""
 
     name: str
     weight: float
@@ -41,7 +41,7 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """The work folder inside the folder `output` of a store to be."""
+    """The work folder inside `output`, the folder of the future store."""
 
     output: Path
 
@@ -54,12 +54,12 @@ class WorkFolder:
         return self.path / TOKENIZER
 
     def check_output(self) -> None:
-        """DataError unless the output folder can be made, is empty or holds a preparation."""
+        """DataError unless the output folder can be created, is empty, or holds a preparation."""
         output = self.output
         if output.exists() and not output.is_dir():
             raise DataError(f"--output: {output}: a file; name a new folder")
         is_ours = (output / MANIFEST).exists() or (self.path / _JOB).exists()
-        # What a kill before job.json leaves is ours too.
+        # A kill before job.json is written leaves only the work folder, which is ours too.
         if output.exists() and not is_ours and set(os.listdir(output)) - {_FOLDER}:
             raise DataError(
                 f"--output: {output}: not empty, and no token store; name a new or empty folder"
@@ -72,7 +72,7 @@ class WorkFolder:
             raise DataError(f"--output: {output}: can't be written; name another folder")
 
     def find_job(self) -> dict[str, Any] | None:
-        """The job that the store was made by or that was begun here."""
+        """The job of the finished store or of the preparation that was begun here."""
         for path, key in ((self.output / MANIFEST, "job"), (self.path / _JOB, None)):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ class WorkFolder:
         return None
 
     def begun_job(self) -> dict[str, Any]:
-        """The job that was begun here; DataError if none was."""
+        """The job that was begun here; DataError if there is none."""
         job = self.find_job()
         if job is None:
             raise DataError(
@@ -95,7 +95,7 @@ class WorkFolder:
         return job
 
     def check_same_job(self, job: dict[str, Any]) -> None:
-        """DataError if another job was begun or finished here."""
+        """DataError if a different job was begun or finished here."""
         found = self.find_job()
         if found is None:
             return
@@ -120,7 +120,7 @@ class WorkFolder:
         self._write(f"{file:04d}.source.json", asdict(record))
 
     def sources(self, count: int) -> list[SourceRecord]:
-        """Of all inputs; DataError that names one not read to its end."""
+        """The records of all inputs; DataError names an input that wasn't read to its end."""
         records = []
         for file in range(count):
             path = self.path / f"{file:04d}.source.json"
@@ -140,7 +140,7 @@ class WorkFolder:
         return records
 
     def units(self, sources: list[SourceRecord]) -> list[list[Path]]:
-        """Each source's units in the order of the text; DataError that names a missing one."""
+        """Each source's units in the order of the text; DataError names a missing one."""
         units = [
             [self.unit(file, number) for number in range(record.units)]
             for file, record in enumerate(sources)

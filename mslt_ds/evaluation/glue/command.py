@@ -8,11 +8,12 @@ from pathlib import Path
 from mslt_ds.distributed.world import World
 from mslt_ds.evaluation import job
 from mslt_ds.evaluation.encoder import Encoder
+from mslt_ds.evaluation.execution import device_for
 from mslt_ds.evaluation.glue import submission
+from mslt_ds.evaluation.glue.recipe import QUICK_GLUE, GlueRecipe
 from mslt_ds.evaluation.glue.runs import GlueRunner, Source
 from mslt_ds.evaluation.glue.tasks import TASKS, choose
-from mslt_ds.evaluation.recipe import QUICK_GLUE, GlueRecipe, load
-from mslt_ds.evaluation.runner import device_for
+from mslt_ds.evaluation.recipe import load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build(arguments: argparse.Namespace, world: World) -> GlueRunner:
-    """All that can be checked is, before anything is trained."""
+    """A runner whose recipe, model and data have been checked."""
     tasks = choose(arguments.tasks)
     recipe = load(
         GlueRecipe, arguments.config, arguments.overrides, QUICK_GLUE if arguments.quick else {}

@@ -1,7 +1,7 @@
-"""GLUE as the hub's script-free dataset, or a copy of it on this machine.
+"""GLUE as the hub's script-free data set, or as a local copy of it.
 
 The dataset has a configuration for each task (`cola`, `sst2`, ...), class numbers for labels and -1
-where a test label is hidden. Source: its dataset card, which lists configurations, splits and columns.
+for hidden test labels. Source: its dataset card, which lists configurations, splits and columns.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from mslt_ds.errors import DataError, EnvironmentProblem
-from mslt_ds.evaluation.glue.tasks import Examples, LabelledExamples, Split, Task
+from mslt_ds.evaluation.glue.examples import Examples, LabelledExamples
+from mslt_ds.evaluation.glue.tasks import Split, Task
 
 DATASET = "nyu-mll/glue"
 SAVED = "dataset_dict.json"
-"""What `save_to_disk` leaves in the folder of a configuration."""
+"""A file that `save_to_disk` writes into the folder of a configuration."""
 PARQUET = "*.parquet"
-"""What a configuration is in the hub's repository."""
+"""The files of a configuration in the hub's repository."""
 
 Open = Callable[[str], Any]
-"""A configuration's name to its splits by name."""
+"""Maps the name of a configuration to its splits by name."""
 
 
 def open_repository(source: str) -> Open:
-    """From the hub, or the cache that an earlier download left; or from a folder that is a copy of
-    the repository: its card README.md and Parquet files.
+    """Opens configurations from the hub or its local cache, or from a copy of the repository.
 
-    source: `DATASET`, or the folder
+    source: `DATASET`, or a folder with the repository's card README.md and its Parquet files
     """
     datasets = _library()
 
@@ -48,7 +48,7 @@ def open_repository(source: str) -> Open:
 
 
 def open_saved(folder: Path) -> Open:
-    """From `folder/CONFIGURATION`, each written by `save_to_disk`."""
+    """Opens configurations from `folder/CONFIGURATION`, as `save_to_disk` writes them."""
     datasets = _library()
 
     def open_config(name: str) -> Any:
@@ -63,7 +63,7 @@ def open_saved(folder: Path) -> Open:
 
 
 def read_split(open_config: Open, task: Task, split: Split) -> LabelledExamples:
-    """A labelled split (train or dev) of a task. DataError names its row."""
+    """A labelled split (train or dev) of a task. DataError names the row."""
     name = task.hub_config
     data = _columns(open_config, name, split, (*task.hub_texts, "label"))
     labels = list(data["label"])
@@ -80,7 +80,7 @@ def read_test(open_config: Open, task: Task, split: Split, config: str) -> Examp
 
 
 def _columns(open_config: Open, name: str, split: Split, columns: tuple[str, ...]) -> Any:
-    """The split's rows, which have to have `columns`."""
+    """The rows of a split; DataError if it lacks one of `columns`."""
     splits = open_config(name)
     if split.hub_split not in splits:
         raise DataError(f"{name}: no split {split.hub_split}; it has {', '.join(splits)}")
@@ -110,7 +110,7 @@ def _texts(data: Any, task: Task, place: str) -> list[tuple[str, ...]]:
     for row, fields in enumerate(texts):
         for column, text in zip(task.hub_texts, fields, strict=True):
             if not isinstance(text, str):
-                raise DataError(f"{place}, row {row}: {column} is {text!r}; it has to be a text")
+                raise DataError(f"{place}, row {row}: {column} is {text!r}; it has to be text")
     return texts
 
 

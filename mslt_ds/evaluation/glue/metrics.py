@@ -1,7 +1,7 @@
-"""GLUE's metrics, by torchmetrics.
+"""GLUE's metrics, computed by torchmetrics.
 
-A correlation with constant predictions is undefined. Here it's 0, Matthews' included (torchmetrics gives
-it other values then, in version 1.9 even -0.4), so that a run that has collapsed gains nothing.
+A correlation with constant predictions is undefined. Here it is 0, also for Matthews, so that a
+collapsed run gains nothing; torchmetrics returns other values, in version 1.9 even -0.4.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mslt_ds.evaluation.glue.tasks import Task
 
 
 def scores(task: Task, outputs: Tensor, labels: Tensor) -> dict[str, float]:
-    """Every metric of the task, as a share of 1.
+    """The task's metrics, from 0 or -1 to 1.
 
     outputs: (rows, classes) logits, or (rows, 1) predicted scores
     labels: (rows,) class numbers, or scores
@@ -29,8 +29,11 @@ def scores(task: Task, outputs: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def constant_scores(task: Task, labels: Tensor) -> dict[str, float]:
-    """Of every metric, what the best single answer to all rows scores: a run that has learned nothing
-    may score as much. labels: (rows,) class numbers, or scores"""
+    """The score of the best constant answer by each metric. A model that has learned nothing can
+    reach it.
+
+    labels: (rows,) class numbers, or scores
+    """
     if task.is_regression:
         return dict.fromkeys(task.metrics, 0.0)
     classes = torch.eye(len(task.labels))

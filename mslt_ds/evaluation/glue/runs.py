@@ -1,14 +1,12 @@
-"""GLUE: what a single cell does, from texts to scores.
+"""Fine-tuning on GLUE: reading the data, and scoring a cell.
 
-Data of a task is read and checked before anything is trained, and tokenized once for all of its
-cells that a process does in turn.
+The data of all tasks is read and checked before any training. A task is tokenized once for all of its
+cells that a process runs in a row.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,31 +17,24 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoModelForSequenceClassification
 
 from mslt_ds.evaluation import text_files
-from mslt_ds.evaluation.batches import evaluation_batches, sample, training_batches
+from mslt_ds.evaluation.batches import evaluation_batches, sample
 from mslt_ds.evaluation.cells import fingerprint
-from mslt_ds.evaluation.encode import Encoded, LabelledEncoded, encode, encode_labelled
-from mslt_ds.evaluation.encoder import Encoder, check_max_length, fresh_note
-from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune, predict
+from mslt_ds.evaluation.encoded import Encoded, LabelledEncoded
+from mslt_ds.evaluation.encoder import check_max_length, fresh_note
+from mslt_ds.evaluation.finetune import Batch, Loss, predict
 from mslt_ds.evaluation.glue import hub, tsv
+from mslt_ds.evaluation.glue.examples import Examples, LabelledExamples, encode, encode_labelled
 from mslt_ds.evaluation.glue.metrics import constant_scores, scores
-from mslt_ds.evaluation.glue.tasks import (
-    DIAGNOSTIC,
-    METRIC_NAMES,
-    TASKS,
-    Examples,
-    LabelledExamples,
-    Split,
-    Task,
-)
+from mslt_ds.evaluation.glue.recipe import GlueRecipe
+from mslt_ds.evaluation.glue.tasks import DIAGNOSTIC, TASKS, Split, Task
 from mslt_ds.evaluation.grid import Cell
-from mslt_ds.evaluation.recipe import GlueRecipe
-from mslt_ds.evaluation.results import Columns, Constants, percent
-from mslt_ds.evaluation.runner import OnStep
+from mslt_ds.evaluation.results import METRIC_NAMES, Columns, Constants, percent
+from mslt_ds.evaluation.runner import Runner
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's labelled splits: train after sampling, and each dev split by its name."""
+    """A task's labelled splits: the sampled training split, and the dev splits by name."""
 
     task: Task
     train: LabelledExamples
@@ -57,7 +48,8 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Source:
-    """Where GLUE is read from: `hub`, a copy of its repository, saved datasets, or GLUE's own files."""
+    """Where GLUE is read from. data: `hub`, or the folder of a copy of the hub's repository, of saved
+    data sets, or of GLUE's own files."""
 
     data: str
 
@@ -91,7 +83,8 @@ class Source:
         return TaskData(task, train, {split.name: read_split(split) for split in task.dev})
 
     def read_tests(self, task: Task) -> dict[str, Examples]:
-        """A task's test splits by their file in a submission; with MNLI the diagnostic set, if any."""
+        """A task's test splits by the name of their file in a submission. MNLI includes the diagnostic set,
+        if there is one."""
         open_config, folder = self._open, Path(self.data)
 
         def read_test(split: Split, hub_config: str, tsv_folder: str) -> Examples:
@@ -108,12 +101,9 @@ class Source:
 
 
 @dataclass
-class GlueRunner:
-    """Runs cells of one model on one device. Keeps the last task's token ids."""
+class GlueRunner(Runner[GlueRecipe]):
+    """Fine-tunes on GLUE's tasks. It keeps the token ids of the last task."""
 
-    encoder: Encoder
-    recipe: GlueRecipe
-    device: torch.device
     data: dict[str, TaskData]
     quick: bool = False
     _encoded: tuple[str, LabelledEncoded, dict[str, LabelledEncoded]] | None = field(
@@ -121,7 +111,6 @@ class GlueRunner:
     )
 
     def fingerprints(self) -> dict[str, str]:
-        """Of each task, what its cells' scores depend on."""
         return {
             name: fingerprint(
                 self.encoder.digest, self.recipe.what_scores_depend_on(name), data.fingerprint()
@@ -130,7 +119,7 @@ class GlueRunner:
         }
 
     def work(self) -> dict[str, float]:
-        """Of each task, the characters that one of its runs reads: what its time goes with."""
+        """The characters that a run of each task reads, to which its time is roughly proportional."""
         return {
             name: float(data.train.characters * self.recipe.epochs_for(name))
             for name, data in self.data.items()
@@ -138,15 +127,9 @@ class GlueRunner:
 
     @property
     def description(self) -> dict[str, Any]:
-        """The head of results.json."""
-        return {
-            "model": str(self.encoder.path),
-            "digest": self.encoder.digest,
-            "quick": self.quick,
-        }
+        return super().description | {"quick": self.quick}
 
     def columns(self) -> Columns:
-        """Of each task, its dev splits with the metrics of each."""
         return {
             name: {split.name: task.metrics for split in task.dev}
             for name, task in TASKS.items()
@@ -154,7 +137,6 @@ class GlueRunner:
         }
 
     def constants(self) -> Constants:
-        """Of each dev split, what the best single answer to all rows scores."""
         return {
             name: {
                 split: constant_scores(data.task, torch.tensor(examples.labels))
@@ -164,82 +146,43 @@ class GlueRunner:
         }
 
     def check(self) -> list[str]:
-        """Build the model, so that one that can't be used ends here; notes about it."""
-        # One of each number of labels: a folder may bring a head that fits some tasks only.
+        # One task for each number of labels: a head in the folder may fit only some tasks.
         tasks = {len(data.task.labels): data.task for data in self.data.values()}
         notes = []
         for task in tasks.values():
-            model, fresh = self._build_on_cpu(task, seed=0)
+            model, fresh = self.build_on_cpu(task.name, seed=0)
             check_max_length(model, self.encoder, self.recipe.max_length)
             notes.append(fresh_note(fresh))
         return list(dict.fromkeys(notes))
 
-    def build(self, task: Task, seed: int) -> nn.Module:
-        """The model with a head for the task, on the device."""
-        return self._build_on_cpu(task, seed)[0].to(self.device)
-
-    def _build_on_cpu(self, task: Task, seed: int) -> tuple[nn.Module, list[str]]:
-        labels = 1 if task.is_regression else len(task.labels)
+    def build_on_cpu(self, task: str, seed: int) -> tuple[nn.Module, list[str]]:
+        one = self.data[task].task
+        labels = 1 if one.is_regression else len(one.labels)
         return self.encoder.build(AutoModelForSequenceClassification, seed, num_labels=labels)
 
-    def run(self, cell: Cell, on_step: OnStep) -> dict[str, Any]:
-        """Fine-tune and score one cell: what its file holds."""
-        began = time.monotonic()
-        model, loss = self.train(cell, on_step)
-        trained = time.monotonic()
+    def epochs(self, task: str) -> int:
+        return self.recipe.epochs_for(task)
+
+    def train_examples(self, task: str) -> int:
+        return len(self.data[task].train)
+
+    def train_split(self, task: str) -> LabelledEncoded:
+        _, train, _ = self.encoded(task)
+        return train
+
+    def loss_of(self, task: str) -> Loss:
+        return regression_loss if self.data[task].task.is_regression else classification_loss
+
+    def score(self, cell: Cell, model: nn.Module) -> dict[str, Any]:
         _, _, dev = self.encoded(cell.task)
         task = self.data[cell.task].task
         found = {
             name: scores(task, self.outputs(model, split), split.labels)
             for name, split in dev.items()
         }
-        return {
-            "scores": found,
-            "train_loss": loss,
-            "train_examples": len(self.data[cell.task].train),
-            "train_seconds": round(trained - began, 3),
-            "evaluation_seconds": round(time.monotonic() - trained, 3),
-        }
-
-    def train(self, cell: Cell, on_step: OnStep) -> tuple[nn.Module, float]:
-        """The cell's fine-tuned model and its last training loss."""
-        task = self.data[cell.task].task
-        model = self.build(task, cell.seed)
-        steps = self.steps(cell.task)
-        settings = Settings.of(self.recipe, cell.learning_rate, cell.seed, steps)
-        loss = fine_tune(
-            model,
-            self.batches(cell),
-            loss_for(task),
-            settings,
-            lambda step, loss: on_step(step / steps, f"step {step:,}/{steps:,}  loss {loss:.3f}"),
-        )
-        return model, loss
-
-    def steps(self, task: str) -> int:
-        """Optimizer steps of a run."""
-        per_epoch = math.ceil(len(self.data[task].train) / self.recipe.batch_size)
-        return per_epoch * self.recipe.epochs_for(task)
-
-    def batches(self, cell: Cell) -> Iterator[Batch]:
-        """All training batches of a cell, epoch after epoch."""
-        _, train, _ = self.encoded(cell.task)
-        for epoch in range(self.recipe.epochs_for(cell.task)):
-            for rows in training_batches(train.lengths, self.recipe.batch_size, cell.seed, epoch):
-                yield train.batch(rows)
-
-    def sample_steps(self, cell: Cell, count: int) -> tuple[nn.Module, list[Batch], Loss]:
-        """A model and `count` batches spread over all lengths, to measure steps with."""
-        task = self.data[cell.task].task
-        _, train, _ = self.encoded(cell.task)
-        batches = training_batches(train.lengths, self.recipe.batch_size, cell.seed, 0)
-        batches.sort(key=lambda rows: max(train.lengths[row] for row in rows))
-        middles = [(2 * index + 1) * len(batches) // (2 * count) for index in range(count)]
-        model = self.build(task, cell.seed)
-        return model, [train.batch(batches[middle]) for middle in middles], loss_for(task)
+        return {"scores": found}
 
     def summary(self, scores: Mapping[str, Mapping[str, float]]) -> str:
-        """A cell's scores in a line."""
         return ", ".join(
             f"{name} {METRIC_NAMES[metric]} {percent(value)}"
             for name, metrics in scores.items()
@@ -247,7 +190,7 @@ class GlueRunner:
         )
 
     def encoded(self, task: str) -> tuple[str, LabelledEncoded, dict[str, LabelledEncoded]]:
-        """A task's name, train and dev splits as token ids."""
+        """A task's name, and its train and dev splits as token ids."""
         if self._encoded is None or self._encoded[0] != task:
             data = self.data[task]
 
@@ -272,10 +215,6 @@ class GlueRunner:
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
     return model(**batch).logits
-
-
-def loss_for(task: Task) -> Loss:
-    return regression_loss if task.is_regression else classification_loss
 
 
 def classification_loss(model: nn.Module, batch: Batch) -> Tensor:

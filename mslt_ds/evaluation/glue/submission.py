@@ -1,14 +1,14 @@
-"""Files for GLUE's test server, in one zip of the layout that it takes.
+"""The zip of predictions for GLUE's test server.
 
-Source: the server's FAQ, number 1, as nyu-mll/jiant (the toolkit of GLUE's authors) writes it in
+Source: the server's FAQ, number 1, as implemented by nyu-mll/jiant (the toolkit of GLUE's authors) in
 `jiant/scripts/benchmarks/benchmarks.py`: one TSV for each test set at the top of the zip, named as
 below, with the header `index<TAB>prediction`; class names for MNLI, QNLI, RTE and AX, 0 and 1 for the
 others, scores from 0 to 5 for STS-B (clipped as in nyu-mll/GLUE-baselines, `src/evaluate.py`). It
-refuses a zip that lacks a file, WNLI's too: that one is made of the majority's class 0, as in Devlin et
+rejects a zip that lacks a file. WNLI's file holds the majority class 0 for every row, as in Devlin et
 al. 2019, appendix B.1.
 
-The model that predicts is the best run at the chosen learning rate. Cells don't keep their weights: it
-is fine-tuned again by the same seed, which on a CPU gives the same bits.
+Predictions come from the best run at the chosen learning rate. Cells don't keep their weights, so this
+run is fine-tuned again with its seed, which gives bit-identical weights on a CPU.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from torch import Tensor
 
 from mslt_ds.atomic import replace_text
 from mslt_ds.evaluation.cells import fingerprint
+from mslt_ds.evaluation.glue.examples import Examples
 from mslt_ds.evaluation.glue.runs import GlueRunner, Source
-from mslt_ds.evaluation.glue.tasks import DIAGNOSTIC, TASKS, Examples, Task
+from mslt_ds.evaluation.glue.tasks import DIAGNOSTIC, TASKS, Task
 from mslt_ds.evaluation.grid import Cell
 from mslt_ds.evaluation.progress import GridProgress
 from mslt_ds.evaluation.results import Results
@@ -37,17 +38,17 @@ WNLI_ROWS = 146
 FILES = (
     "CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX",
 )  # fmt: skip
-"""Every file that the server wants, without `.tsv`."""
+"""The files that the server expects, without `.tsv`."""
 
 Tests = Mapping[str, Mapping[str, Examples]]
-"""Of each task, its test sets by their file's name."""
+"""The test sets of each task, by the name of their file."""
 
 
 def predict_tests(runner: GlueRunner, results: Results, tests: Tests, output: Path) -> None:
     """Predict every test set and write the zip.
 
-    A task's predictions are a file each, and made once: several processes that find the grid finished
-    take turns.
+    The predictions of each task are kept in a file and made once, under a lock: several processes may
+    find the grid finished.
     """
     files: dict[str, str] = {
         "WNLI": _tsv([str(row) for row in range(WNLI_ROWS)], ["0"] * WNLI_ROWS)
@@ -61,7 +62,7 @@ def predict_tests(runner: GlueRunner, results: Results, tests: Tests, output: Pa
 
 
 def best_cell(results: Results, task: str) -> Cell:
-    """The run with the best dev score at the task's learning rate; of equals the first."""
+    """The run with the best dev score at the task's learning rate; the first of equal ones."""
     chosen = results["tasks"][task]
     column = next(iter(chosen["columns"]))
     metric = chosen["columns"][column]["metric"]
@@ -79,7 +80,7 @@ def _task_files(
     folder: Path,
     progress: GridProgress,
 ) -> dict[str, str]:
-    """The task's TSVs by name."""
+    """The content of the task's TSV files by name."""
     cell = best_cell(results, name)
     mark = fingerprint(
         runner.fingerprints()[name], cell.name, [[s.texts, s.ids] for s in splits.values()]
@@ -103,7 +104,7 @@ def _task_files(
 
 
 def answers(task: Task, outputs: Tensor) -> list[str]:
-    """The server's words for (rows, classes) logits or (rows, 1) scores."""
+    """Predictions in the server's format, from (rows, classes) logits or (rows, 1) scores."""
     if task.is_regression:
         return [f"{score:.3f}" for score in outputs.squeeze(-1).clamp(0.0, 5.0).tolist()]
     classes = outputs.argmax(-1).tolist()
@@ -111,7 +112,7 @@ def answers(task: Task, outputs: Tensor) -> list[str]:
 
 
 def write_zip(path: Path, files: Mapping[str, str]) -> None:
-    """The TSVs at the top of a zip, in the server's order. The same files give the same bytes."""
+    """Write the TSV files into a zip, in the server's order. The same files give the same bytes."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in FILES:
@@ -128,12 +129,12 @@ def _tsv(ids: Sequence[str], predictions: Sequence[str]) -> str:
 
 
 def read_tests(source: Source, tasks: Sequence[Task]) -> Tests:
-    """The tasks' test sets. DataError if one isn't there; the diagnostic set may be missing."""
+    """The tasks' test sets. DataError if one is missing, except for the diagnostic set."""
     return {task.name: source.read_tests(task) for task in tasks}
 
 
 def what_is_missing(tests: Tests) -> str | None:
-    """A sentence on the files that the server will miss; None if it has all."""
+    """A message that names the files that the submission will lack; None if it is complete."""
     there = {name for splits in tests.values() for name in splits} | {"WNLI"}
     missing = [name for name in FILES if name not in there]
     if not missing:

@@ -1,8 +1,8 @@
 """The GLUE tasks: files, columns, labels and metrics of each, as plain values.
 
-Source: Wang et al. 2019, "GLUE", table 1, and the layout of its published files. Which of a task's
-metrics counts is the paper's choice: F1 for QQP and MRPC, Spearman for STS-B, Matthews for CoLA,
-accuracy for the rest. WNLI is left out, as in BERT and in the paper; the test server still wants a
+Source: Wang et al. 2019, "GLUE", table 1, and the layout of its published files. The main metric of each
+task follows the paper: F1 for QQP and MRPC, Spearman for STS-B, Matthews for CoLA,
+accuracy for the rest. WNLI is left out, as in BERT and in the paper; the test server still expects a
 file for it (submission.py).
 """
 
@@ -18,9 +18,9 @@ from mslt_ds.errors import RecipeError
 class Split:
     """A file of a task.
 
-    name: its column in a table, and of a test split its file in a submission
+    name: of its column in a table and, for a test split, of its file in a submission
     file: in the official layout, without `.tsv`
-    hub_split: in the hub's dataset
+    hub_split: its name in the hub's data set
     """
 
     name: str
@@ -32,13 +32,15 @@ class Split:
 class Task:
     """One GLUE task.
 
-    folder: in the official layout; hub_config: in the hub's dataset
-    texts: the one or two text columns of train and dev files; hub_texts: in the hub's dataset
+    folder: of its files in the official layout
+    hub_config: its configuration in the hub's data set
+    texts: the one or two text columns of train and dev files
+    hub_texts: the text columns in the hub's data set
     label: the label's column
-    columns: of train and dev files that have no header
-    labels: in the order of the hub's class numbers; empty: a number is to be predicted
-    metrics: the one that counts first
-    cut_rows: how many rows the official files hold that a line break in a question cut in two
+    columns: of train and dev files, if they have no header
+    labels: in the order of the hub's class numbers; empty for a regression task
+    metrics: the main one first
+    cut_rows: how many rows of the official files are broken by a line break inside a question
     """
 
     name: str
@@ -61,35 +63,6 @@ class Task:
     @property
     def train(self) -> Split:
         return Split(self.name, "train", "train")
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Rows of a split, in its order.
-
-    texts: one or two texts of each row
-    ids: the index column of a test split, or the row's number
-    """
-
-    texts: list[tuple[str, ...]]
-    ids: list[str]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def characters(self) -> int:
-        return sum(len(text) for texts in self.texts for text in texts)
-
-
-@dataclass(frozen=True)
-class LabelledExamples(Examples):
-    """Rows of a train or dev split.
-
-    labels: class numbers, or scores of a regression
-    """
-
-    labels: list[int] | list[float]
 
 
 def _plain(name: str) -> tuple[tuple[Split, ...], tuple[Split, ...]]:
@@ -162,18 +135,9 @@ TASKS = {
 DIAGNOSTIC = Split("AX", "diagnostic", "test")
 """GLUE's diagnostic set: MNLI's labels, test only, in the folder `diagnostic`."""
 
-METRIC_NAMES = {
-    "matthews": "Matthews",
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "spearman": "Spearman",
-    "pearson": "Pearson",
-    "exact": "EM",
-}
-
 
 def choose(names: Sequence[str]) -> list[Task]:
-    """The tasks of these names; "all" is all of them. RecipeError for any other."""
+    """The tasks with these names, or all tasks for "all". RecipeError for an unknown name."""
     if list(names) == ["all"]:
         return list(TASKS.values())
     by_lower = {name.lower(): task for name, task in TASKS.items()}

@@ -1,9 +1,9 @@
-"""GLUE's own tab-separated files, read strictly: every row that doesn't fit is an error with its line.
+"""Reads GLUE's own tab-separated files. A row that doesn't fit is an error that names its line.
 
-Notable: there is no quoting in these files, a quotation mark is a letter like any other. Columns are
-found by the header, because versions of a task differ in theirs (MNLI has 4, 11 or 15); a file
-without one (CoLA) has the columns that its task names. A file that some program has written *with*
-quoting would read without an error and train on the wrong text, so its marks are looked for.
+These files have no quoting: a quotation mark is an ordinary character. Columns are found by the
+header, because versions of a task differ in their columns (MNLI has 4, 11 or 15). A file without a
+header (CoLA) has the columns that its task names. A file that was written with quoting could be read
+without an error and would train on wrong text, so the reader looks for signs of quoting.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mslt_ds.errors import DataError
-from mslt_ds.evaluation.glue.tasks import Examples, LabelledExamples, Split, Task
+from mslt_ds.evaluation.glue.examples import Examples, LabelledExamples
+from mslt_ds.evaluation.glue.tasks import Split, Task
 from mslt_ds.evaluation.text_files import read_text
 
-# "He said ""yes"" twice": opening and closing marks with every inner one doubled, at least one of them.
+# "He said ""yes"" twice": text in quotes whose inner quotes, at least one, are doubled.
 _QUOTED = re.compile(r'"(?=.*"")(?:[^"]|"")*"', re.DOTALL)
 _HIGHEST_SCORE = 5.0
 _LAYOUT = "GLUE's layout is DIR/TASK/train.tsv, dev.tsv, test.tsv"
@@ -25,7 +26,7 @@ _LAYOUT = "GLUE's layout is DIR/TASK/train.tsv, dev.tsv, test.tsv"
 
 @dataclass(frozen=True)
 class _Row:
-    """The fields of a row by column, and where it stands, for messages."""
+    """The fields of a row by column. place: file and line, for messages."""
 
     place: str
     fields: dict[str, str]
@@ -44,7 +45,7 @@ def read_split(data: Path, task: Task, split: Split) -> LabelledExamples:
 
 
 def read_test(data: Path, task: Task, split: Split, folder: str) -> Examples:
-    """A test split in `data/folder`, without labels. Its first column, `index` or `id`, numbers the rows."""
+    """A test split in `data/folder`, without labels. Its first column (`index` or `id`) numbers the rows."""
     path = data / folder / f"{split.file}.tsv"
     rows = _read_rows(path, task.texts, (), 0)
     return Examples(
@@ -56,8 +57,12 @@ def read_test(data: Path, task: Task, split: Split, folder: str) -> Examples:
 def _read_rows(
     path: Path, columns: tuple[str, ...], without_header: tuple[str, ...], cut_rows: int
 ) -> list[_Row]:
-    """All rows of `path`, which has to have `columns`."""
-    # Only a line feed ends a row: texts hold other separators that str.splitlines would cut at.
+    """The rows of `path`; DataError if it lacks one of `columns` or a row doesn't fit.
+
+    without_header: the columns of a file that has no header, else empty
+    cut_rows: how many rows with too few columns are skipped
+    """
+    # str.splitlines would also split at other separators, which occur in texts.
     lines = read_text(path, _LAYOUT).split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -80,8 +85,8 @@ def _read_rows(
         rows.append(_Row(place, dict(zip(header, fields, strict=True))))
     if cut:
         print(
-            f"{path}: {len(cut)} lines without all columns left out (rows that the published file "
-            f"has cut in two), the first in line {cut[0]:,}"
+            f"{path}: {len(cut)} lines without all columns left out (rows that are broken in the published "
+            f"file), the first in line {cut[0]:,}"
         )
     if not rows:
         raise DataError(f"{path}: no rows; fetch the file again")
@@ -124,8 +129,8 @@ def _index(row: _Row) -> str:
     column, text = next(iter(row.fields.items()))
     if not text.isdecimal():
         raise DataError(
-            f"{row.place}: the first column ({column}) holds {_short(text)}; a test file's numbers its "
-            "rows, and GLUE's server asks for these numbers"
+            f"{row.place}: the first column ({column}) holds {_short(text)}; it has to number the "
+            "rows, as GLUE's server asks for these numbers"
         )
     return text
 

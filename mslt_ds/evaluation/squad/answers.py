@@ -1,8 +1,8 @@
-"""From start and end scores of windows to answers: n-best lists, no-answer scores, predictions.
+"""Answers from the start and end logits of windows: n-best lists, no-answer scores, predictions.
 
-Source: Devlin et al. 2019, section 4.2 and 4.3: the score of a span is its start logit plus its end
-logit; of no answer, those at [CLS], the least over a question's windows. A question is left unanswered
-if that leads the best span by more than the threshold.
+Source: Devlin et al. 2019, section 4.2 and 4.3. The score of a span is its start logit plus its end
+logit. The score of no answer is the sum of the two logits at [CLS], the minimum over a question's
+windows. A question gets no answer if this score exceeds that of the best span by more than a threshold.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from mslt_ds.evaluation.recipe import SquadRecipe
 from mslt_ds.evaluation.squad.data import Question
 from mslt_ds.evaluation.squad.features import Windows
+from mslt_ds.evaluation.squad.recipe import SquadRecipe
 
 
 @dataclass(frozen=True)
 class Answers:
-    """By question id.
+    """The answers, by question id.
 
     predictions: the answer, "" for none
-    best_spans: the best span, whatever no answer scores
-    n_best: the best spans, each text, score and probability among them
-    no_answer: the lead of no answer over the best span (2.0 only)
+    best_spans: the best span, whether or not no answer scores higher
+    n_best: text, score and probability of the best spans; the probabilities add up to 1
+    no_answer: the score of no answer minus that of the best span (2.0 only)
     """
 
     predictions: dict[str, str]
@@ -40,7 +40,10 @@ def find_answers(
     logits: np.ndarray,
     recipe: SquadRecipe,
 ) -> Answers:
-    """logits: (windows, longest, 2), start and end; what is beyond a window's tokens isn't looked at."""
+    """The answers to all questions.
+
+    logits: (windows, longest, 2), start and end; positions after a window's tokens are ignored
+    """
     spans: list[list[tuple[float, str]]] = [[] for _ in questions]
     nothing = [np.inf] * len(questions)
     for window, question in enumerate(windows.questions):
@@ -62,7 +65,7 @@ def _best_spans(
     offsets: list[tuple[int, int] | None],
     recipe: SquadRecipe,
 ) -> list[tuple[float, int, int]]:
-    """(score, first character, end character) of the best spans inside the context."""
+    """(score, first character, end character) of the best spans in the context, by falling score."""
     inside = np.array([index for index, span in enumerate(offsets) if span is not None])
     if not len(inside):
         return []
@@ -80,7 +83,7 @@ def _best_spans(
 def _choose(
     id_: str, spans: list[tuple[float, str]], null: float, recipe: SquadRecipe, answers: Answers
 ) -> None:
-    """The question's entries in `answers`."""
+    """Add the question's entries to `answers`."""
     best: dict[str, float] = {}
     for score, text in sorted(spans, key=lambda span: -span[0]):
         best.setdefault(text, score)

@@ -1,4 +1,4 @@
-"""`mslt-ds evaluate squad`: fine-tune and score, or score predictions that are there."""
+"""`mslt-ds evaluate squad`: fine-tune and score, or score existing predictions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from mslt_ds.distributed.world import World
 from mslt_ds.errors import DataError, RecipeError
 from mslt_ds.evaluation import job
 from mslt_ds.evaluation.batches import sample
-from mslt_ds.evaluation.recipe import SQUAD_DEFAULTS, SquadRecipe, load
+from mslt_ds.evaluation.encoder import Encoder
+from mslt_ds.evaluation.execution import device_for
+from mslt_ds.evaluation.recipe import load
 from mslt_ds.evaluation.squad import score
 from mslt_ds.evaluation.squad.data import check_answers, read_questions
+from mslt_ds.evaluation.squad.recipe import SQUAD_DEFAULTS, SquadRecipe
+from mslt_ds.evaluation.squad.runs import SquadRunner
 from mslt_ds.evaluation.text_files import read_json
 
 
@@ -26,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scoring = parser.add_argument_group("scoring only")
     scoring.add_argument(
         "--score", nargs=2, type=Path, metavar=("PREDICTIONS", "DEV"),
-        help="score predictions (id to answer, JSON) for DEV and do nothing else",
+        help="only score predictions (id to answer, JSON) for DEV",
     )  # fmt: skip
     scoring.add_argument("--json", action="store_true", help="print JSON instead of lines")
     scoring.add_argument(
@@ -54,12 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def build(arguments: argparse.Namespace, world: World) -> Any:
-    """All that can be checked is, before anything is trained."""
-    from mslt_ds.evaluation.encoder import Encoder
-    from mslt_ds.evaluation.runner import device_for
-    from mslt_ds.evaluation.squad.runs import SquadRunner
-
+def build(arguments: argparse.Namespace, world: World) -> SquadRunner:
+    """A runner whose recipe, model and data have been checked."""
     version = arguments.version
     recipe = load(SquadRecipe, arguments.config, arguments.overrides, SQUAD_DEFAULTS[version])
     if recipe.version != version:

@@ -1,4 +1,4 @@
-"""SQuAD's JSON, 1.1 and 2.0, read into questions; what doesn't fit is an error with its question."""
+"""Reads SQuAD's JSON, versions 1.1 and 2.0. Errors name the file and the question."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mslt_ds.evaluation.text_files import read_json
 
 @dataclass(frozen=True)
 class Answer:
-    """A gold answer. start: its first character in the context; None where the file has none."""
+    """A gold answer. start: its first character in the context; None if the file doesn't say."""
 
     text: str
     start: int | None
@@ -21,7 +21,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its paragraph. No answers: it can't be answered (2.0)."""
+    """A question with its paragraph. Without answers it is unanswerable (2.0)."""
 
     id: str
     text: str
@@ -51,7 +51,7 @@ def read_questions(path: Path, version: str) -> list[Question]:
 
 
 def check_answers(path: Path, questions: list[Question]) -> None:
-    """DataError unless every answer stands in its context where the file says, as training needs."""
+    """DataError unless every answer occurs in its context where the file says, as training needs."""
     for question in questions:
         for answer in question.answers:
             start = answer.start

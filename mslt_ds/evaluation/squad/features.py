@@ -1,7 +1,7 @@
-"""Questions to windows of token ids, with the answer's place in each.
+"""Windows of token ids for questions, labelled with the position of the answer.
 
-A paragraph that is too long becomes several windows that share `stride` tokens. A window that doesn't
-hold the whole answer, or whose question has none, has its answer at [CLS], position 0.
+A long paragraph is divided into several windows, of which consecutive ones share `stride` tokens. In a
+window without the whole answer, or for an unanswerable question, the label is [CLS], position 0.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from typing import Any
 import torch
 
 from mslt_ds.errors import CheckpointError, RecipeError
-from mslt_ds.evaluation.encode import LabelledEncoded
-from mslt_ds.evaluation.recipe import SquadRecipe
+from mslt_ds.evaluation.encoded import LabelledEncoded
 from mslt_ds.evaluation.squad.data import Question
+from mslt_ds.evaluation.squad.recipe import SquadRecipe
 
 
 @dataclass(frozen=True)
 class Windows:
     """The windows of many questions.
 
-    encoded: their token ids; labels are (windows, 2): first and last token of the answer
-    questions: of each window, its question's position
-    offsets: of each window, (first, end) characters of its tokens in the context; None outside of it
+    encoded: their token ids, with labels (windows, 2): first and last token of the answer
+    questions: the position of each window's question
+    offsets: for each window, the (first, end) characters of its tokens in the context; None for
+        tokens outside it
     """
 
     encoded: LabelledEncoded
@@ -33,8 +34,7 @@ class Windows:
 
 
 def check_stride(questions: Sequence[Question], tokenizer: Any, recipe: SquadRecipe) -> None:
-    """RecipeError unless a window has more tokens of the context than it shares with the one before,
-    whatever the question."""
+    """RecipeError unless every window holds more tokens of the context than consecutive ones share."""
     found = tokenizer([question.text for question in questions], add_special_tokens=False)
     longest = min(recipe.max_question_length, max(map(len, found["input_ids"])))
     room = recipe.max_length - longest - tokenizer.num_special_tokens_to_add(pair=True)
@@ -46,7 +46,7 @@ def check_stride(questions: Sequence[Question], tokenizer: Any, recipe: SquadRec
 
 
 def make_windows(questions: Sequence[Question], tokenizer: Any, recipe: SquadRecipe) -> Windows:
-    """Tokenize and cut all questions."""
+    """Tokenize all questions and divide them into windows."""
     texts = _cut_questions([question.text for question in questions], tokenizer, recipe)
     found = tokenizer(
         texts,
@@ -76,7 +76,7 @@ def make_windows(questions: Sequence[Question], tokenizer: Any, recipe: SquadRec
 
 
 def _cut_questions(texts: list[str], tokenizer: Any, recipe: SquadRecipe) -> list[str]:
-    """Questions of at most `max_question_length` tokens."""
+    """The questions, truncated to `max_question_length` tokens."""
     found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     limit = recipe.max_question_length
     return [
@@ -89,12 +89,12 @@ def _check_cls(ids: list[int], tokenizer: Any) -> None:
     if ids[0] != tokenizer.cls_token_id:
         raise CheckpointError(
             "the tokenizer doesn't begin a pair with its [CLS] token, which stands for no answer; "
-            "take an encoder of BERT's kind"
+            "use a BERT-like encoder"
         )
 
 
 def _place(question: Question, offsets: list[tuple[int, int] | None]) -> tuple[int, int]:
-    """First and last token of the first answer in a window, or [CLS] twice."""
+    """First and last token of the first gold answer in a window; (0, 0) if it isn't inside."""
     start = question.answers[0].start if question.answers else None
     if start is None:
         return 0, 0

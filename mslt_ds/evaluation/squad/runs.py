@@ -1,11 +1,9 @@
-"""SQuAD: what a single run does, from questions to scores and its files of predictions."""
+"""Fine-tuning on SQuAD: the windows, scoring a cell, and its files of predictions."""
 
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,32 +14,30 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import AutoModelForQuestionAnswering
 
 from mslt_ds.atomic import replace_text
-from mslt_ds.evaluation.batches import evaluation_batches, training_batches
+from mslt_ds.evaluation.batches import evaluation_batches
 from mslt_ds.evaluation.cells import fingerprint
-from mslt_ds.evaluation.encoder import Encoder, check_max_length, fresh_note
-from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune, predict
+from mslt_ds.evaluation.encoded import Encoded
+from mslt_ds.evaluation.encoder import check_max_length, fresh_note
+from mslt_ds.evaluation.finetune import Batch, Loss, predict
 from mslt_ds.evaluation.grid import Cell
-from mslt_ds.evaluation.recipe import SquadRecipe
 from mslt_ds.evaluation.results import Columns, Constants, percent
-from mslt_ds.evaluation.runner import OnStep
+from mslt_ds.evaluation.runner import Runner
 from mslt_ds.evaluation.squad import score
 from mslt_ds.evaluation.squad.answers import Answers, find_answers
 from mslt_ds.evaluation.squad.data import Question
 from mslt_ds.evaluation.squad.features import Windows, check_stride, make_windows
+from mslt_ds.evaluation.squad.recipe import SquadRecipe
 
 PREDICTIONS = "predictions"
 
 
 @dataclass
-class SquadRunner:
-    """Runs cells of one model on one device.
+class SquadRunner(Runner[SquadRecipe]):
+    """Fine-tunes on one version of SQuAD.
 
-    output: predictions of each cell go to its folder `predictions`
+    output: the folder in which `predictions` are written
     """
 
-    encoder: Encoder
-    recipe: SquadRecipe
-    device: torch.device
     train_questions: list[Question]
     dev_questions: list[Question]
     output: Path
@@ -51,17 +47,12 @@ class SquadRunner:
     def task(self) -> str:
         return f"SQuAD-{self.recipe.version}"
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """The head of results.json."""
-        return {"model": str(self.encoder.path), "digest": self.encoder.digest, "quick": False}
-
     def columns(self) -> Columns:
-        """F1 counts, EM stands beside it; of 2.0 also at the best thresholds."""
+        """F1 is the main metric, EM the other."""
         return {self.task: {self.task: ("f1", "exact")}}
 
     def constants(self) -> Constants:
-        """Of 2.0, what "no answer" to all questions scores; nothing else suits several of them."""
+        """For 2.0, the score of "no answer" to all questions. No other answer fits several questions."""
         unanswerable = sum(not question.answers for question in self.dev_questions)
         if not unanswerable:
             return {}
@@ -69,7 +60,6 @@ class SquadRunner:
         return {self.task: {self.task: {"f1": share, "exact": share}}}
 
     def fingerprints(self) -> dict[str, str]:
-        """What the scores of cells depend on."""
         texts = [
             [[q.id, q.text, q.context, [[a.text, a.start] for a in q.answers]] for q in questions]
             for questions in (self.train_questions, self.dev_questions)
@@ -78,30 +68,32 @@ class SquadRunner:
         return {self.task: fingerprint(self.encoder.digest, recipe, texts)}
 
     def work(self) -> dict[str, float]:
-        """One task, so any unit will do."""
+        """Training questions times epochs. There is one task, so any unit will do."""
         return {self.task: float(len(self.train_questions) * self.recipe.epochs)}
 
     def check(self) -> list[str]:
-        """Build the model once, so that one that can't be used ends here; notes about it."""
-        model, fresh = self._build_on_cpu(seed=0)
+        model, fresh = self.build_on_cpu(self.task, seed=0)
         check_max_length(model, self.encoder, self.recipe.max_length)
         for questions in (self.train_questions, self.dev_questions):
             check_stride(questions, self.encoder.tokenizer, self.recipe)
         return [fresh_note(fresh)]
 
-    def run(self, cell: Cell, on_step: OnStep) -> dict[str, Any]:
-        """Fine-tune, answer, score: what the cell's file holds."""
-        began = time.monotonic()
-        steps = self.steps(cell.task)
-        model = self._build_on_cpu(cell.seed)[0].to(self.device)
-        loss = fine_tune(
-            model,
-            self.batches(cell),
-            span_loss,
-            Settings.of(self.recipe, cell.learning_rate, cell.seed, steps),
-            lambda step, loss: on_step(step / steps, f"step {step:,}/{steps:,}  loss {loss:.3f}"),
-        )
-        trained = time.monotonic()
+    def build_on_cpu(self, task: str, seed: int) -> tuple[nn.Module, list[str]]:
+        return self.encoder.build(AutoModelForQuestionAnswering, seed)
+
+    def epochs(self, task: str) -> int:
+        return self.recipe.epochs
+
+    def train_examples(self, task: str) -> int:
+        return len(self.train_questions)
+
+    def train_split(self, task: str) -> Encoded:
+        return self.windows[0].encoded
+
+    def loss_of(self, task: str) -> Loss:
+        return span_loss
+
+    def score(self, cell: Cell, model: nn.Module) -> dict[str, Any]:
         answers = self.answer(model)
         self._write(cell, answers)
         figures = score.report(
@@ -112,14 +104,8 @@ class SquadRunner:
             self.recipe.null_score_threshold,
         )
         exact = figures["exact_match" if self.recipe.version == "1.1" else "exact"]
-        return {
-            "scores": {self.task: {"f1": figures["f1"] / 100, "exact": exact / 100}},
-            "figures": figures,
-            "train_loss": loss,
-            "train_examples": len(self.train_questions),
-            "train_seconds": round(trained - began, 3),
-            "evaluation_seconds": round(time.monotonic() - trained, 3),
-        }
+        scores = {"f1": figures["f1"] / 100, "exact": exact / 100}
+        return {"scores": {self.task: scores}, "figures": figures}
 
     def answer(self, model: nn.Module) -> Answers:
         """The model's answers to the dev questions."""
@@ -134,35 +120,13 @@ class SquadRunner:
         logits = predict(model, batches, windows.encoded.batch, outputs, self.recipe.precision)
         return find_answers(self.dev_questions, windows, logits.numpy(), self.recipe)
 
-    def steps(self, task: str) -> int:
-        """Optimizer steps of a run."""
-        train, _ = self.windows
-        return math.ceil(len(train.encoded) / self.recipe.batch_size) * self.recipe.epochs
-
-    def batches(self, cell: Cell) -> Iterator[Batch]:
-        """All training batches of a cell, epoch after epoch."""
-        train = self.windows[0].encoded
-        for epoch in range(self.recipe.epochs):
-            for rows in training_batches(train.lengths, self.recipe.batch_size, cell.seed, epoch):
-                yield train.batch(rows)
-
-    def sample_steps(self, cell: Cell, count: int) -> tuple[nn.Module, list[Batch], Loss]:
-        """A model and `count` batches spread over all lengths, to measure steps with."""
-        train = self.windows[0].encoded
-        batches = training_batches(train.lengths, self.recipe.batch_size, cell.seed, 0)
-        batches.sort(key=lambda rows: max(train.lengths[row] for row in rows))
-        middles = [(2 * index + 1) * len(batches) // (2 * count) for index in range(count)]
-        model = self._build_on_cpu(cell.seed)[0].to(self.device)
-        return model, [train.batch(batches[middle]) for middle in middles], span_loss
-
     def summary(self, scores: Mapping[str, Mapping[str, float]]) -> str:
-        """A cell's scores in a line."""
         found = scores[self.task]
         return f"EM {percent(found['exact'])}, F1 {percent(found['f1'])}"
 
     @property
     def windows(self) -> tuple[Windows, Windows]:
-        """Train and dev, tokenized when they are first needed."""
+        """The windows of train and dev, tokenized on first use."""
         if self._windows is None:
             tokenizer = self.encoder.tokenizer
             self._windows = (
@@ -171,11 +135,8 @@ class SquadRunner:
             )
         return self._windows
 
-    def _build_on_cpu(self, seed: int) -> tuple[nn.Module, list[str]]:
-        return self.encoder.build(AutoModelForQuestionAnswering, seed)
-
     def _write(self, cell: Cell, answers: Answers) -> None:
-        """Predictions, n-best lists and no-answer scores, under the cell's name."""
+        """Write predictions, n-best lists and no-answer scores under the cell's name."""
         folder = self.output / PREDICTIONS
         folder.mkdir(parents=True, exist_ok=True)
         files: dict[str, Any] = {"predictions": answers.predictions, "n_best": answers.n_best}
@@ -187,13 +148,13 @@ class SquadRunner:
 
 
 def span_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """(windows, tokens, 2): start and end."""
+    """Start and end logits, (windows, tokens, 2)."""
     found = model(**batch)
     return torch.stack((found.start_logits, found.end_logits), dim=-1)
 
 
 def span_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean of the cross-entropies of first and last token over the window's positions."""
+    """The mean cross-entropy of the first and the last token over the window's positions."""
     labels = batch.pop("labels")
     logits = span_logits(model, batch).float()
     return cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten())

@@ -1,10 +1,11 @@
 """SQuAD's scores, 1.1 and 2.0: EM and F1 of single answers by torchmetrics, totals by the official rules.
 
-Source: Rajpurkar et al. 2016 and 2018 and their evaluation scripts. A question counts the best of its
-gold answers. One that can't be answered has the gold answer "", and a gold answer that is empty once
-articles and punctuation are gone is none. A question without a prediction counts 0 (the official script
-for 1.1 does so; the one for 2.0 has no rule). The best threshold of 2.0 is found as the official script
-does: over all no-answer probabilities in rising order, "no answer" above it.
+Source: Rajpurkar et al. 2016 and 2018 and their evaluation scripts. A prediction is scored against
+the gold answer that it matches best. An unanswerable question has the gold answer "", and gold answers
+that are empty after normalization (without articles and punctuation) are dropped. A question without
+a prediction scores 0, as in the official script for 1.1; the script for 2.0 has no rule. The best
+threshold of 2.0 is searched as in the official script, over all no-answer probabilities in rising
+order; questions above it get no answer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mslt_ds.evaluation.squad.data import Question
 
 @dataclass(frozen=True)
 class Score:
-    """Of one question, or a mean of many: each from 0 to 1."""
+    """EM and F1 of a prediction, each from 0 to 1."""
 
     exact: float
     f1: float
@@ -29,7 +30,7 @@ _ZERO, _ONE = Score(0.0, 0.0), Score(1.0, 1.0)
 
 
 def score_answer(prediction: str, gold: Sequence[str]) -> Score:
-    """A prediction against the best of its gold answers, "" for no answer."""
+    """The best score of a prediction over the gold answers; "" stands for no answer."""
     found = squad(
         {"id": "", "prediction_text": prediction},
         {"id": "", "answers": {"text": list(gold), "answer_start": [0] * len(gold)}},
@@ -46,8 +47,8 @@ def report(
 ) -> dict[str, float]:
     """All figures of a version, in percent and under the official scripts' names.
 
-    no_answer: 2.0 only; of each question, the probability (or any score) that it has no answer
-    threshold: a question whose `no_answer` is above it is given none
+    no_answer: for 2.0, the probability (or any score) of each question that it has no answer
+    threshold: a question whose `no_answer` is above it gets no answer
     """
     if version == "1.1":
         gold = {question.id: [answer.text for answer in question.answers] for question in questions}
@@ -74,7 +75,7 @@ def report(
 def _score_all(
     gold: Mapping[str, Sequence[str]], predictions: Mapping[str, str]
 ) -> dict[str, Score]:
-    """Every question's score by its id; 0 where there's no prediction."""
+    """The score of each question by id; 0 if it has no prediction."""
     return {
         id_: score_answer(predictions[id_], texts) if id_ in predictions else _ZERO
         for id_, texts in gold.items()
@@ -82,9 +83,9 @@ def _score_all(
 
 
 def _gold(question: Question) -> list[str]:
-    """Gold answers by the rules of 2.0; of an unanswerable question the empty one."""
+    """Gold answers by the rules of 2.0; [""] for an unanswerable question."""
     texts = [answer.text for answer in question.answers]
-    # The library's normalisation, asked for by what is equal to nothing.
+    # An answer that equals "" after the library's normalization is dropped.
     kept = [text for text in texts if score_answer("", [text]).exact == 0]
     return kept or [""]
 
@@ -109,11 +110,11 @@ def _best_thresholds(
     has_answer: Mapping[str, bool],
     no_answer: Mapping[str, float],
 ) -> dict[str, float]:
-    """The best mean of each metric over all thresholds, and the threshold."""
+    """The best mean of each metric over all thresholds, and that threshold."""
     figures = {}
     order = sorted(has_answer, key=lambda id_: no_answer[id_])
     for name in ("exact", "f1"):
-        # With a threshold below all, no question is answered.
+        # Below the lowest threshold no question gets an answer.
         current = float(sum(not has for has in has_answer.values()))
         best, best_threshold = current, 0.0
         for id_ in order:

@@ -19,8 +19,9 @@ from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.world import choose_device, join, leave, world_from_environment
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.feed import SuffixInputs
-from mslt_ds.model import bert
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
+from mslt_ds.model.objective import OBJECTIVES
 from mslt_ds.model.staged import StageModel
 from mslt_ds.state import TrainingState
 
@@ -37,7 +38,7 @@ model_config = ModelConfig(
     num_hidden_layers=2, hidden_size=32, num_attention_heads=4, intermediate_size=64,
     max_position_embeddings=SEQ_LENGTH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
 )  # fmt: skip
-config = bert.hf_config(model_config, 2, VOCAB)
+config = FAMILIES["bert"].hf_config(model_config, 2, VOCAB, OBJECTIVES["nsp"].heads)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -54,13 +55,19 @@ def batch(step: int) -> dict[str, torch.Tensor]:
         "masked_positions": draw(SEQ_LENGTH, BATCH, PREDICTIONS),
         "masked_labels": draw(VOCAB, BATCH, PREDICTIONS),
         "masked_weights": torch.ones(BATCH, PREDICTIONS),
-        "next_sentence_labels": torch.zeros(BATCH, dtype=torch.long),
+        "pair_labels": torch.zeros(BATCH, dtype=torch.long),
     }
 
 
 def engine_of(precision, zero_stage, state: TrainingState) -> StageEngine:
     model = StageModel.build(
-        config, 0, state.weights, frozen_dropout=False, dtype=DTYPES[precision], device=device
+        config,
+        OBJECTIVES["nsp"],
+        0,
+        state.weights,
+        frozen_dropout=False,
+        dtype=DTYPES[precision],
+        device=device,
     )
     settings = EngineSettings(
         optimizer=OptimizerConfig(name="adamw", learning_rate=RATE),
@@ -90,7 +97,7 @@ def train(precision: str, zero_stage: int, *, boundary_after: int | None = None)
         instances = BATCH * world.world_size
         inputs = SuffixInputs(batch(step), None, None)
         engine.accumulate(inputs, (instances * PREDICTIONS, instances))
-        engine.step(RATE, want_grad_norm=True)
+        engine.step(RATE)
         norms.append(engine.grad_norm())
     weights = engine.state(STEPS).weights
     engine.close()

@@ -19,8 +19,9 @@ from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.world import choose_device, join, leave, world_from_environment
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.feed import Feed
-from mslt_ds.model import bert
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
+from mslt_ds.model.objective import OBJECTIVES
 from mslt_ds.model.staged import StageModel
 from mslt_ds.state import TrainingState
 
@@ -35,7 +36,7 @@ meter = TrafficMeter()
 # 3.4 M parameters: a leak of one engine would be 50 MB or so, against a process of 500.
 model_config = ModelConfig(num_hidden_layers=4, hidden_size=256, num_attention_heads=4,
                            intermediate_size=512, max_position_embeddings=SEQ_LENGTH)  # fmt: skip
-config = bert.hf_config(model_config, 4, VOCAB)
+config = FAMILIES["bert"].hf_config(model_config, 4, VOCAB, OBJECTIVES["nsp"].heads)
 settings = EngineSettings(
     optimizer=OptimizerConfig.model_validate({"name": optimizer, "learning_rate": 1e-3}),
     deepspeed={"zero_optimization": {"stage": zero_stage}},
@@ -51,14 +52,20 @@ batch = GlobalBatch([MicroBatch(0, {
     "masked_positions": torch.ones(BATCH, PREDICTIONS, dtype=torch.long),
     "masked_labels": torch.ones(BATCH, PREDICTIONS, dtype=torch.long),
     "masked_weights": torch.ones(BATCH, PREDICTIONS),
-    "next_sentence_labels": torch.zeros(BATCH, dtype=torch.long),
-})], denominators=(1, 1), num_instances=BATCH)  # fmt: skip
+    "pair_labels": torch.zeros(BATCH, dtype=torch.long),
+})], denominators=(1, 1), num_instances=BATCH, instances=(0, BATCH))  # fmt: skip
 
 
 def one_stage(state, frozen_layers):
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     model = StageModel.build(
-        config, frozen_layers, state.weights, frozen_dropout=False, dtype=dtype, device=device
+        config,
+        OBJECTIVES["nsp"],
+        frozen_layers,
+        state.weights,
+        frozen_dropout=False,
+        dtype=dtype,
+        device=device,
     )
     trained = frozenset(name for name, _ in model.suffix.named_parameters())
     engine = StageEngine(model, settings, share_training(state, trained, device), meter)

@@ -73,7 +73,7 @@ def rows(
                 -1, -1,
                 arrays.input_ids[row, :length].tolist(),
                 arrays.token_type_ids[row, :length].tolist(),
-                int(arrays.next_sentence_labels[row]),
+                int(arrays.pair_labels[row]),
                 arrays.masked_positions[row, :count].tolist(),
                 arrays.masked_labels[row, :count].tolist(),
             )

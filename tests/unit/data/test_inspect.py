@@ -9,6 +9,7 @@ from mslt_ds.data import inspect
 from mslt_ds.data.instances import InstanceOptions
 from mslt_ds.data.loader import InstanceSequence, global_batches
 from mslt_ds.data.store import TokenStore
+from mslt_ds.model.objective import OBJECTIVES
 
 
 def test_figures(store: TokenStore, store_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -36,11 +37,11 @@ def test_an_instance_is_the_one_that_training_meets(store: TokenStore, store_pat
     sequence = InstanceSequence(store, InstanceOptions(64, 10), 7)
     step = sequence.length + 5
     (batch,) = global_batches(
-        store, InstanceOptions(64, 10), seed=7, global_batch_size=1, micro_batch_size=1,
+        store, InstanceOptions(64, 10), OBJECTIVES["nsp"], seed=7, global_batch_size=1, micro_batch_size=1,
         rank=0, world_size=1, first_instance=step, num_steps=1,
     )  # fmt: skip
-    assert printed.count("<-") == batch.num_masked + 1  # and the line that explains it
-    assert f"label       {int(batch.micro_batches[0].next_sentence_labels[0])}:" in printed
+    assert printed.count("<-") == batch.denominators[0] + 1  # and the line that explains it
+    assert f"label       {int(batch.micro_batches[0].fields['pair_labels'][0])}:" in printed
     segment_0, segment_1 = (printed.split(f"segment {n}")[1].split("\n")[0].strip() for n in "01")
     assert segment_0.startswith("[CLS] ") and segment_0.endswith(" [SEP]")
     assert segment_1.endswith(" [SEP]") and "[CLS]" not in segment_1.replace("{[CLS]", "")

@@ -15,7 +15,6 @@ from mslt_ds.data import loader
 from mslt_ds.data.epoch_index import epoch_index
 from mslt_ds.data.instances import (
     InputFormat,
-    InstanceArrays,
     InstanceOptions,
     epoch_key,
     first_sentence,
@@ -25,11 +24,13 @@ from mslt_ds.data.loader import GlobalBatch, InstanceSequence, global_batches
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
 from mslt_ds.errors import DataError, RecipeError
+from mslt_ds.model.objective import OBJECTIVES
 from mslt_ds.recipe.loading import parse_recipe
 
 GLOBAL, MICRO, SEQUENCE, PREDICTIONS = 32, 4, 64, 10
 OPTIONS = InstanceOptions(SEQUENCE, PREDICTIONS)
-NAMES = tuple(InstanceArrays.__dataclass_fields__)
+NSP = OBJECTIVES["nsp"]
+NAMES = NSP.fields
 
 
 def batches(store: TokenStore, **changes: Any) -> list[GlobalBatch]:
@@ -45,14 +46,15 @@ def batches(store: TokenStore, **changes: Any) -> list[GlobalBatch]:
     # Most tests count in steps, all of them of the same size.
     if "first_instance" not in settings:
         settings["first_instance"] = settings.pop("start_step", 0) * settings["global_batch_size"]
-    return list(global_batches(store, **settings))
+    objective = OBJECTIVES[settings["options"].input_format]
+    return list(global_batches(store, objective=objective, **settings))
 
 
 def content(parts: list[GlobalBatch]) -> list[torch.Tensor]:
     """A global batch's tensors, the micro-batches of all ranks in their order."""
     micro_batches = sorted((m for part in parts for m in part.micro_batches), key=lambda m: m.index)
     assert [m.index for m in micro_batches] == list(range(len(micro_batches)))
-    return [torch.cat([getattr(m, name) for m in micro_batches]) for name in NAMES]
+    return [torch.cat([m.fields[name] for m in micro_batches]) for name in micro_batches[0].fields]
 
 
 def assert_same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
@@ -64,11 +66,11 @@ def test_shapes_and_types(store: TokenStore):
     assert batch.num_instances == GLOBAL and len(batch.micro_batches) == GLOBAL // MICRO
     micro = batch.micro_batches[0]
     for name in ("input_ids", "token_type_ids", "attention_mask"):
-        assert getattr(micro, name).shape == (MICRO, SEQUENCE)
+        assert micro.fields[name].shape == (MICRO, SEQUENCE)
     for name in ("masked_positions", "masked_labels", "masked_weights"):
-        assert getattr(micro, name).shape == (MICRO, PREDICTIONS)
-    assert micro.next_sentence_labels.shape == (MICRO,)
-    types = {name: getattr(micro, name).dtype for name in NAMES}
+        assert micro.fields[name].shape == (MICRO, PREDICTIONS)
+    assert micro.fields["pair_labels"].shape == (MICRO,)
+    types = {name: micro.fields[name].dtype for name in NAMES}
     assert types.pop("attention_mask") == torch.bool
     assert types.pop("masked_weights") == torch.float32
     assert set(types.values()) == {torch.int64}
@@ -85,7 +87,7 @@ def test_ranks_share_the_same_global_batches(store: TokenStore, world_size: int)
             assert [m.index % world_size for m in part.micro_batches] == [rank] * len(
                 part.micro_batches
             )
-            assert part.num_masked == batch.num_masked
+            assert part.denominators[0] == batch.denominators[0]
             assert part.num_instances == GLOBAL
 
 
@@ -113,9 +115,11 @@ def test_ranks_and_workers_change_no_format_and_no_masking(
             parts = [rank[step] for rank in ranks]
             assert_same(content(parts), content([batch]))
             masked = sum(
-                int(micro.masked_weights.sum()) for part in parts for micro in part.micro_batches
+                int(micro.fields["masked_weights"].sum())
+                for part in parts
+                for micro in part.micro_batches
             )
-            assert {part.num_masked for part in parts} == {masked} == {batch.num_masked}
+            assert {part.denominators[0] for part in parts} == {masked} == {batch.denominators[0]}
     (step_3,) = batches(store, options=options, start_step=3, num_steps=1)
     assert_same(content([step_3]), content([whole[3]]))
 
@@ -128,13 +132,13 @@ def test_workers_change_nothing(store: TokenStore, num_workers: int):
     )
     for x, y in zip(mine, other, strict=True):
         assert_same(content([x]), content([y]))
-        assert x.num_masked == y.num_masked
+        assert x.denominators[0] == y.denominators[0]
 
 
 def test_num_masked_is_that_of_the_global_batch(store: TokenStore):
     for batch in batches(store):
-        masked = sum(float(micro.masked_weights.sum()) for micro in batch.micro_batches)
-        assert batch.num_masked == masked
+        masked = sum(float(micro.fields["masked_weights"].sum()) for micro in batch.micro_batches)
+        assert batch.denominators[0] == masked
 
 
 def test_a_run_goes_on_at_any_step_and_across_epochs(store: TokenStore):
@@ -166,7 +170,7 @@ def test_the_next_epochs_index_is_made_while_this_ones_is_in_use(
     assert len(batches(store, num_steps=5, num_workers=1)) == 5
     assert set(made) == {0}  # no more of it will be needed
     iterator = global_batches(
-        store, OPTIONS, seed=1, global_batch_size=GLOBAL,
+        store, OPTIONS, NSP, seed=1, global_batch_size=GLOBAL,
         micro_batch_size=MICRO, rank=0, world_size=1, first_instance=0,
         num_steps=steps_per_epoch + 5, num_workers=1,
     )  # fmt: skip
@@ -180,8 +184,8 @@ def test_a_batch_longer_than_many_epochs(store: TokenStore):
     size = 5 * sequence.length + 7
     (batch,) = batches(store, global_batch_size=size, micro_batch_size=size, num_steps=1)
     (small, *_) = batches(store)
-    assert batch.micro_batches[0].input_ids.shape == (size, SEQUENCE)
-    assert torch.equal(batch.micro_batches[0].input_ids[:GLOBAL], content([small])[0])
+    assert batch.micro_batches[0].fields["input_ids"].shape == (size, SEQUENCE)
+    assert torch.equal(batch.micro_batches[0].fields["input_ids"][:GLOBAL], content([small])[0])
 
 
 def test_an_epoch_holds_every_instance_once_in_an_order_of_its_own(store: TokenStore):
@@ -261,7 +265,7 @@ def test_a_second_phase_at_512_draws_from_the_store_of_the_first(store: TokenSto
             assert weights.shape == (GLOBAL, options.max_predictions)
             lengths, masked = attention.sum(1), weights.sum(1)
             expected = (lengths.double() * 0.15).round().clamp(1, options.max_predictions)
-            assert (masked == expected).all() and masked.sum() == batch.num_masked
+            assert (masked == expected).all() and masked.sum() == batch.denominators[0]
             # What is hidden lies in the text, and some of it is left as it was.
             used = weights == 1
             assert (positions.max(1).values < lengths).all() and (labels[used] > 0).all()
@@ -318,7 +322,7 @@ def test_a_file_that_becomes_shorter_is_named_before_it_is_read(
     ignored = shutil.ignore_patterns("index")
     path = shutil.copytree(store_path, tmp_path / "copy", ignore=ignored)
     iterator = global_batches(
-        TokenStore.open(path), OPTIONS, seed=1, global_batch_size=GLOBAL, micro_batch_size=MICRO,
+        TokenStore.open(path), OPTIONS, NSP, seed=1, global_batch_size=GLOBAL, micro_batch_size=MICRO,
         rank=0, world_size=1, first_instance=0, num_steps=10,
     )  # fmt: skip
     next(iterator)
@@ -336,7 +340,7 @@ def test_batches_for_a_gpu_lie_in_pinned_memory(store: TokenStore, num_workers: 
     mine = batches(store, num_workers=num_workers, device=device)
     for batch, plain in zip(mine, batches(store), strict=True):
         for micro_batch in batch.micro_batches:
-            assert all(getattr(micro_batch, name).is_pinned() for name in NAMES)
+            assert all(micro_batch.fields[name].is_pinned() for name in NAMES)
         assert_same(content([batch]), content([plain]))
 
 
@@ -345,7 +349,7 @@ def test_workers_end_with_the_iteration(store: TokenStore):
         return sum(thread.name.startswith("mslt-data") for thread in threading.enumerate())
 
     iterator = global_batches(
-        store, OPTIONS, seed=1, global_batch_size=GLOBAL,
+        store, OPTIONS, NSP, seed=1, global_batch_size=GLOBAL,
         micro_batch_size=MICRO, rank=0, world_size=1, first_instance=0, num_steps=1000, num_workers=2,
     )  # fmt: skip
     next(iterator)

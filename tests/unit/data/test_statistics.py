@@ -124,7 +124,7 @@ def test_a_short_target_is_drawn_for_one_document_in_ten_and_holds_for_all_of_it
     document = np.searchsorted(corpus.documents, first_sentence(entries), side="right") - 1
     # Real pairs are exactly as long as the target, but for the last of a document.
     is_last = np.append(np.diff(document) > 0, True)
-    is_real = (arrays.next_sentence_labels == 0) & ~is_last
+    is_real = (arrays.pair_labels == 0) & ~is_last
     lengths = arrays.attention_mask.sum(axis=1)[is_real] - 3
     targets = {}
     for number, length in zip(document[is_real].tolist(), lengths.tolist(), strict=True):

@@ -21,7 +21,7 @@ from transformers import (
 
 from mslt_ds.disk.model_folder import load_weights, save_weights
 from mslt_ds.errors import CheckpointError, DataError
-from mslt_ds.model import bert
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "quick"]
@@ -102,7 +102,7 @@ def test_saved_and_loaded_weights_are_equal_and_without_aliases(tmp_path, config
     assert set(loaded) == set(weights)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
     with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
-        assert not set(file.keys()) & set(bert.TIED)
+        assert not set(file.keys()) & set(FAMILIES["bert"].tied)
 
 
 def test_config_tells_architecture_depth_and_precision(tmp_path, config, weights):
@@ -179,7 +179,7 @@ def test_half_precision_files_are_loaded_as_fp32(tmp_path, config, weights):
 
 
 def test_stored_aliases_are_dropped_if_tied_and_refused_if_not(tmp_path, config, weights):
-    aliases = {alias: weights[owner].clone() for alias, owner in bert.TIED.items()}
+    aliases = {alias: weights[owner].clone() for alias, owner in FAMILIES["bert"].tied.items()}
     save_as_it_is(tmp_path, weights | aliases, config)
     assert set(load_weights(tmp_path)) == set(weights)
     aliases["cls.predictions.decoder.weight"][3, 3] += 1

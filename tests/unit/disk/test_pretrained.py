@@ -38,7 +38,7 @@ def tokenizer(folder, words=WORDS, **settings):
 
 
 def fresh(name, shape):
-    return fresh_parameter(name, shape, seed=1, initializer_range=0.02)
+    return fresh_parameter(name, shape, seed=1, final=albert() if "albert" in name else bert())
 
 
 @pytest.fixture

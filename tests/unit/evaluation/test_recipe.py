@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from mslt_ds.data.prepare.pool import Shard
 from mslt_ds.errors import RecipeError
+from mslt_ds.evaluation.glue.recipe import QUICK_GLUE, GlueRecipe
 from mslt_ds.evaluation.grid import Cell, make_cells, share
-from mslt_ds.evaluation.recipe import QUICK_GLUE, SQUAD_DEFAULTS, GlueRecipe, SquadRecipe, load
+from mslt_ds.evaluation.recipe import load
+from mslt_ds.evaluation.squad.recipe import SQUAD_DEFAULTS, SquadRecipe
+from mslt_ds.shard import Shard
 
 
 def glue(*overrides, path=None, defaults=None):

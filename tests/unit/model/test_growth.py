@@ -23,6 +23,10 @@ def weights_of(depth: int) -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape) for name, shape in names.items()}
 
 
+def shapes_of(depth: int) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights_of(depth).items()}
+
+
 def marked(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """A fresh tensor that tells its name."""
     return torch.full(shape, float(sum(name.encode())))
@@ -62,6 +66,7 @@ def test_copies_are_new_and_bitwise_equal_and_all_else_is_untouched(operator, ol
         old,
         old + added,
         operator,
+        shapes=shapes_of(old + added),
         fresh=marked if operator == "random" else refuse,
         layer_prefix=PREFIX,
     )
@@ -96,16 +101,88 @@ def test_doubling_by_copy_top_is_stacking(depth):
     assert sources(depth, 2 * depth, "copy_top") == sources(depth, 2 * depth, "copy_all")
 
 
+KINDS = st.tuples(
+    st.sampled_from(OPERATORS), st.integers(1, 9), st.integers(0, 9), st.integers(1, 4)
+)
+
+
+@given(KINDS)
+def test_a_copy_lands_on_a_place_of_its_kind_or_is_refused(case):
+    operator, old, added, period = case
+    try:
+        found = sources(old, old + added, operator, period=period)
+    except ValueError as error:
+        # Said only where no list of this operator could keep the kinds.
+        assert f"repeat every {period} layers" in str(error) and operator != "random" and added
+        assert not (operator == "copy_top" and old >= period)
+        assert not (operator == "copy_all" and old % period == 0)
+        return
+    assert len(found) == old + added
+    for index, source in enumerate(found):
+        assert source is None or (index - source) % period == 0
+    if operator in ("copy_top", "random"):
+        assert found[:old] == list(range(old))
+    if period == 1:
+        assert found == sources(old, old + added, operator)
+
+
+@given(KINDS, st.integers(0, 9), st.sets(st.sampled_from("abc"), max_size=2))
+def test_what_a_target_has_and_its_source_lacks_begins_fresh(case, special, absent):
+    """One layer lacks some parameters that all others have, as ModernBERT's first; a copy that
+    lands there leaves them out."""
+    operator, old, added, period = case
+
+    def shapes_at(depth: int) -> dict[str, tuple[int, ...]]:
+        names = [(i, s) for i in range(depth) for s in "abcd" if i != special or s not in absent]
+        return {f"{PREFIX}{i}.{s}": (2,) for i, s in names} | {"head": ()}
+
+    weights = {name: torch.randn(shape) for name, shape in shapes_at(old).items()}
+    state = {name: {"of": name} for name in weights}
+    drawn: dict[str, tuple[int, ...]] = {}
+
+    def fresh(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        drawn[name] = shape
+        return torch.zeros(shape)
+
+    try:
+        plan = sources(old, old + added, operator, period=period)
+    except ValueError:
+        return
+    target = shapes_at(old + added)
+    where = {"shapes": target, "layer_prefix": PREFIX, "period": period}
+    grown = grow(weights, old, old + added, operator, fresh=fresh, **where)
+    assert grown.keys() == target.keys()
+    for index, source in enumerate(plan):
+        for suffix in "abcd":
+            name = f"{PREFIX}{index}.{suffix}"
+            if name not in target:
+                continue
+            held = source is not None and (source != special or suffix not in absent)
+            assert (name in drawn) != held
+            if held:
+                assert torch.equal(grown[name], weights[f"{PREFIX}{source}.{suffix}"])
+    assert all(drawn[name] == target[name] for name in drawn)
+    carried = grow_optimizer_state(state, old, old + added, operator, copy=True, **where)
+    assert carried.keys() == grown.keys() - drawn.keys()
+
+
+def test_copy_top_takes_whole_periods():
+    """ModernBERT-base has 22 layers, every third of which attends globally."""
+    found = sources(11, 22, "copy_top", period=3)
+    assert found[11:] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 2, 3]
+    assert sources(4, 5, "copy_top", period=3) == [0, 1, 2, 3, 1]
+
+
 def test_refused():
     weights = weights_of(3)
     with pytest.raises(ValueError, match="3 layers can't grow to 2"):
-        grow(weights, 3, 2, "copy_top", fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 3, 2, "copy_top", shapes=shapes_of(2), fresh=refuse, layer_prefix=PREFIX)
     with pytest.raises(ValueError, match="unknown growth operator"):
-        grow(weights, 3, 4, "copy_bottom", fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 3, 4, "copy_bottom", shapes=shapes_of(4), fresh=refuse, layer_prefix=PREFIX)
     with pytest.raises(ValueError, match="isn't a name of a model of 2 layers"):
-        grow(weights, 2, 4, "copy_top", fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 2, 4, "copy_top", shapes=shapes_of(4), fresh=refuse, layer_prefix=PREFIX)
     with pytest.raises(ValueError, match="layer 3 lacks"):
-        grow(weights, 4, 5, "copy_top", fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 4, 5, "copy_top", shapes=shapes_of(5), fresh=refuse, layer_prefix=PREFIX)
 
 
 @pytest.mark.parametrize("operator", ["copy_top", "copy_all", "interpolate"])
@@ -124,8 +201,9 @@ def test_hugging_face_loads_it_and_the_decoder_stays_tied(operator):
 
     weights = {name: tensor.detach() for name, tensor in model_of(2).named_parameters()}
     assert not set(TIED_ALIASES) & weights.keys()
-    grown = grow(weights, 2, 4, operator, fresh=refuse, layer_prefix=PREFIX)
     deep = model_of(4)
+    shapes = {name: tuple(parameter.shape) for name, parameter in deep.named_parameters()}
+    grown = grow(weights, 2, 4, operator, shapes=shapes, fresh=refuse, layer_prefix=PREFIX)
     missing, unexpected = deep.load_state_dict(grown, strict=False)
     assert not unexpected and set(missing) <= set(TIED_ALIASES)
     decoder = deep.cls.predictions.decoder
@@ -142,7 +220,10 @@ def test_hugging_face_loads_it_and_the_decoder_stays_tied(operator):
 def test_optimizer_state_goes_where_its_layer_goes(operator, copy):
     """Each entry says which layer it's of, so a layer with another's moments can't go unseen."""
     state = {f"bert.encoder.layer.{i}.w": {"step": i} for i in range(4)} | {"cls.w": {"step": 9}}
-    grown = grow_optimizer_state(state, 4, 6, operator, copy=copy, layer_prefix=PREFIX)
+    shapes = {f"bert.encoder.layer.{i}.w": () for i in range(6)}
+    grown = grow_optimizer_state(
+        state, 4, 6, operator, copy=copy, shapes=shapes, layer_prefix=PREFIX
+    )
     assert grown["cls.w"] is state["cls.w"]
     for index, source in enumerate(sources(4, 6, operator)):
         entry = grown.get(f"bert.encoder.layer.{index}.w")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AlbertConfig, AutoModelForPreTraining, BertConfig, PretrainedConfig
 
-from mslt_ds.model.family import family_of
+from mslt_ds.model import parts
+from mslt_ds.model.families import FAMILIES, family_of
 from mslt_ds.model.initial import fresh_weights
 
 
@@ -32,6 +33,20 @@ def test_seed_and_name_both_matter():
     name = "bert.encoder.layer.{}.output.dense.weight"
     assert not torch.equal(weights[name.format(0)], weights[name.format(1)])
     assert not torch.equal(weights[name.format(0)], other[name.format(0)])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("unknown", ["attn_norm.weight", "ln_1.weight", "query.scale", "x.bias"])
+def test_an_unknown_parameter_is_an_error(name: str, unknown: str):
+    family = FAMILIES[name]
+    with pytest.raises(ValueError, match=f"{unknown}: model family {name} has no initial value"):
+        family.initial(f"{family.blocks}0.{unknown}", config_of(2))
+
+
+def test_a_buffer_of_unknown_values_is_an_error():
+    """A module is built without initialisation: such a buffer would hold arbitrary memory."""
+    with pytest.raises(ValueError, match=r"norm\.running_mean: the values of this buffer"):
+        parts.place(torch.nn.Module(), "norm", lambda: torch.nn.BatchNorm1d(3))
 
 
 def albert_config() -> AlbertConfig:
@@ -63,6 +78,6 @@ def test_names_shapes_and_distributions_are_hugging_faces(config: PretrainedConf
             # the smallest matrix, (2, 64), has a standard error of 0.05 / sqrt(256)
             assert abs(float(tensor.std()) - 0.05) < 0.012, name
             assert abs(float(tensor.mean())) < 0.015, name
-    tied = family_of(config).TIED_WEIGHT
+    tied = family_of(config).word_embeddings
     assert not weights[tied][0].any()
     assert not reference[tied][0].any()

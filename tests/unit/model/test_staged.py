@@ -18,8 +18,9 @@ from transformers import (
     PretrainedConfig,
 )
 
-from mslt_ds.model.family import family_of
+from mslt_ds.model.families import family_of
 from mslt_ds.model.initial import fresh_weights
+from mslt_ds.model.objective import OBJECTIVES
 from mslt_ds.model.staged import StageModel
 from mslt_ds.state import Weights
 
@@ -74,7 +75,7 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
         "masked_positions": torch.stack(positions),
         "masked_labels": torch.randint(0, VOCAB, (BATCH, PREDICTIONS), generator=generator),
         "masked_weights": weights,
-        "next_sentence_labels": torch.tensor([0, 1, 1]),
+        "pair_labels": torch.tensor([0, 1, 1]),
     }
 
 
@@ -97,7 +98,7 @@ def hugging_face_losses(family: str, weights: Weights, inputs: dict[str, torch.T
     )
     nsp_sum = F.cross_entropy(
         output.seq_relationship_logits if family == "bert" else output.sop_logits,
-        inputs["next_sentence_labels"],
+        inputs["pair_labels"],
         reduction="sum",
     )
     (mlm_sum / 13 + nsp_sum / BATCH).backward()
@@ -108,10 +109,7 @@ def hugging_face_losses(family: str, weights: Weights, inputs: dict[str, torch.T
 def stage_losses(model: StageModel, inputs: dict[str, torch.Tensor]):
     if model.prefix is None:
         return model.suffix(inputs, None, None)
-    hidden_states = model.prefix(
-        inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
-    )
-    return model.suffix(inputs, hidden_states, model.prefix.decoder_weight)
+    return model.suffix(inputs, model.prefix(inputs), model.prefix.decoder_weight)
 
 
 def build(
@@ -119,6 +117,7 @@ def build(
 ):
     return StageModel.build(
         small_config(family, dropout),
+        OBJECTIVES["nsp"],
         frozen_layers,
         weights,
         frozen_dropout=frozen_dropout,
@@ -165,13 +164,12 @@ def test_without_a_sentence_head_it_is_hugging_faces_masked_lm(family, frozen_la
     expected.backward()
     gradients = {name: p.grad for name, p in reference.named_parameters()}
     model = StageModel.build(
-        config, frozen_layers, weights, frozen_dropout=False, dtype=torch.float32,
+        config, OBJECTIVES["full_sentences"], frozen_layers, weights, frozen_dropout=False, dtype=torch.float32,
         device=torch.device("cpu"),
     )  # fmt: skip
-    mlm_sum, sentence_sum = stage_losses(model, inputs)
-    assert sentence_sum == 0
+    (mlm_sum,) = stage_losses(model, inputs)
     torch.testing.assert_close(mlm_sum, expected, rtol=1e-6, atol=1e-6)
-    (mlm_sum + sentence_sum).backward()
+    mlm_sum.backward()
     for name, parameter in model.suffix.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
 
@@ -189,7 +187,7 @@ def test_prefix_and_suffix_hold_each_parameter_once(family, frozen_layers):
         assert torch.equal(parameter, weights[name]), name
     assert not any(p.requires_grad for p in below.values())
     assert all(p.requires_grad for p in above.values())
-    assert (family_of(config).TIED_WEIGHT in above) == (frozen_layers == 0)
+    assert (family_of(config).word_embeddings in above) == (frozen_layers == 0)
 
 
 def test_no_cut_goes_through_a_group_of_layers_that_share():
@@ -211,14 +209,13 @@ def test_no_gradient_reaches_the_prefix_or_the_decoder_matrix(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_frozen_dropout_is_the_recipes_choice(family):
     weights, inputs = fresh_weights(small_config(family), seed=1), batch()
-    arguments = inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
     off = build(family, weights, 2, dropout=0.5).prefix
     on = build(family, weights, 2, dropout=0.5, frozen_dropout=True).prefix
     assert off is not None and on is not None
     off.train()  # what a caller says makes no difference
     on.eval()
-    assert torch.equal(off(*arguments), off(*arguments))
-    assert not torch.equal(on(*arguments), on(*arguments))
+    assert torch.equal(off(inputs), off(inputs))
+    assert not torch.equal(on(inputs), on(inputs))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -245,5 +242,4 @@ def test_evaluation_has_no_dropout_wherever_the_recipe_puts_it(family):
     assert torch.equal(first[0], second[0])
     assert not torch.equal(stage_losses(model, inputs)[0], first[0])  # and then it's back
     assert model.prefix is not None
-    arguments = inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"]
-    assert not torch.equal(model.prefix(*arguments), model.prefix(*arguments))
+    assert not torch.equal(model.prefix(inputs), model.prefix(inputs))

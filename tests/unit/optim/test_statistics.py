@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from mslt_ds.optim.statistics import by_layer, layer_of
+from mslt_ds.model.families import FAMILIES
+from mslt_ds.optim.statistics import by_layer
+from mslt_ds.optim.statistics import layer_of as plain
+
+BERT, ALBERT = FAMILIES["bert"].part_of, FAMILIES["albert"].part_of
 
 
 @pytest.mark.parametrize(
-    ("name", "layer"),
+    ("layer_of", "name", "layer"),
     [
-        ("bert.encoder.layer.11.output.dense.weight", "layer_11"),
-        ("albert.encoder.albert_layer_groups.0.albert_layers.0.ffn.weight", "group_0"),
-        ("albert.encoder.embedding_hidden_mapping_in.weight", "embeddings"),
-        ("predictions.LayerNorm.weight", "predictions"),
-        ("sop_classifier.classifier.weight", "sop_classifier"),
-        ("bert.embeddings.word_embeddings.weight", "embeddings"),
-        ("bert.pooler.dense.weight", "pooler"),
-        ("cls.predictions.transform.dense.weight", "cls"),
-        ("weight", "weight"),
+        (BERT, "bert.encoder.layer.11.output.dense.weight", "layer_11"),
+        (ALBERT, "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn.weight", "group_0"),
+        (ALBERT, "albert.encoder.embedding_hidden_mapping_in.weight", "embeddings"),
+        (ALBERT, "predictions.LayerNorm.weight", "predictions"),
+        (ALBERT, "sop_classifier.classifier.weight", "sop_classifier"),
+        (BERT, "bert.embeddings.word_embeddings.weight", "embeddings"),
+        (BERT, "bert.pooler.dense.weight", "pooler"),
+        (BERT, "cls.predictions.transform.dense.weight", "cls"),
+        (plain, "weight", "weight"),
+        (plain, "bert.encoder.layer.11.output.dense.weight", "layer_11"),
     ],
 )
-def test_layer_of(name: str, layer: str) -> None:
+def test_layer_of(layer_of: Callable[[str], str], name: str, layer: str) -> None:
     assert layer_of(name) == layer
 
 

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining
+import transformers
 
 from mslt_ds.config.sections import RunConfig
-from mslt_ds.model import parts
-from mslt_ds.model.family import FAMILIES
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
+from mslt_ds.model.objective import OBJECTIVES
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan import cost
 from mslt_ds.plan.methods import build_plan
@@ -47,20 +47,26 @@ def recipe_of(plan: dict | None = None, **values) -> Recipe:
 
 
 MODEL = config_of().model.model_dump()
-ALBERT = MODEL | {"family": "albert", "embedding_size": 10, "num_hidden_groups": 2}
+OWN_KEYS = {"albert": {"embedding_size": 10, "num_hidden_groups": 2}}
+CASES = [
+    (name, input_format)
+    for name, family in FAMILIES.items()
+    for input_format, objective in OBJECTIVES.items()
+    if objective.heads in family.architectures
+]
 
 
-@pytest.mark.parametrize("model", [MODEL, ALBERT], ids=["bert", "albert"])
-@pytest.mark.parametrize("input_format", ["nsp", "sop", "full_sentences"])
-def test_equal_to_the_stage_models(input_format, model):
+@pytest.mark.parametrize(("family", "input_format"), CASES)
+def test_equal_to_the_stage_models(input_format, family):
+    model = MODEL | {"family": family} | OWN_KEYS.get(family, {})
     config = config_of(data={"path": "store", "input_format": input_format}, model=model)
-    sentence_head = input_format != "full_sentences"
     for stage in build_plan(config).stages:
         hf_config = FAMILIES[config.model.family].hf_config(
-            config.model, stage.depth, VOCAB_SIZE, sentence_head=sentence_head
+            config.model, stage.depth, VOCAB_SIZE, heads=config.data.objective.heads
         )
         model = StageModel.build(
             hf_config,
+            config.data.objective,
             stage.frozen_layers,
             fresh_weights(hf_config, seed=1),
             frozen_dropout=False,
@@ -69,8 +75,7 @@ def test_equal_to_the_stage_models(input_format, model):
         )
         trainable = sum(p.numel() for p in model.suffix.parameters() if p.requires_grad)
         assert cost.trainable_parameters(config, stage, VOCAB_SIZE) == trainable
-        auto_class = AutoModelForPreTraining if sentence_head else AutoModelForMaskedLM
-        whole_model = auto_class.from_config(hf_config)
+        whole_model = getattr(transformers, hf_config.architectures[0])(hf_config)
         whole = sum(p.numel() for p in whole_model.parameters())
         assert cost.total_parameters(config, stage, VOCAB_SIZE) == whole
 
@@ -92,11 +97,17 @@ def test_albert_base_has_the_known_size():
         )
         (stage,) = build_plan(config).stages
         totals.append(cost.total_parameters(config, stage, 30_000))
-        hf_config = FAMILIES["albert"].hf_config(config.model, 12, 30_000)
-        shapes = parts.parameter_shapes(hf_config).values()
+        hf_config = FAMILIES["albert"].hf_config(
+            config.model, 12, 30_000, config.data.objective.heads
+        )
+        shapes = FAMILIES["albert"].parameter_shapes(hf_config).values()
         assert totals[-1] == sum(math.prod(shape) for shape in shapes)
     assert round(totals[0] / 1e6) == 12
-    assert totals[1] - totals[0] == 3 * cost.block_parameters(config.model) == 3 * 7_087_872
+    assert (
+        totals[1] - totals[0]
+        == 3 * FAMILIES["albert"].block_parameters(config.model, 0)
+        == 3 * 7_087_872
+    )
 
 
 def test_description():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mslt_ds.data.prepare import command
-from mslt_ds.data.prepare.pool import Shard
+from mslt_ds.shard import Shard
 
 SLURM = Path(__file__).parents[3] / "slurm"
 SRUN = '#!/usr/bin/env bash\nwhile [ "$1" != bash ]; do shift; done\nexec "$@"\n'

@@ -7,18 +7,11 @@ import pytest
 
 from mslt_ds.data.prepare import pool, unit
 from mslt_ds.data.prepare.documents import TextFile
-from mslt_ds.data.prepare.pool import Shard
 from mslt_ds.data.prepare.sources import Input
 from mslt_ds.data.prepare.work import WorkFolder
 from mslt_ds.data.store import TokenStore
 from mslt_ds.errors import DataError
-
-
-def test_shards_are_read_from_the_command_line():
-    assert Shard.parse("3/8") == Shard(3, 8)
-    for text in ("0/8", "9/8", "3", "3/", "/8", "a/b", "-1/8", "1.5/8", ""):
-        with pytest.raises(DataError, match="--shard: .*I from 1 to N"):
-            Shard.parse(text)
+from mslt_ds.shard import Shard
 
 
 @pytest.mark.parametrize("num_files", [1, 2, 5, 6, 13])
@@ -26,10 +19,10 @@ def test_shards_are_read_from_the_command_line():
 def test_every_unit_is_made_by_one_shard(num_files: int, count: int):
     shards = [Shard(number, count) for number in range(1, count + 1)]
     for file in range(num_files):
-        readers = [shard for shard in shards if shard.reads(file, num_files)]
+        readers = [shard for shard in shards if pool.reads(shard, file, num_files)]
         assert len(readers) == (1 if num_files >= count else count)
         for number in range(10):
-            makers = [shard for shard in readers if shard.makes(number, num_files)]
+            makers = [shard for shard in readers if pool.makes(shard, number, num_files)]
             assert len(makers) == 1
 
 

@@ -10,9 +10,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, config
 
 from mslt_ds.errors import DataError
 from mslt_ds.evaluation.glue import hub, tsv
+from mslt_ds.evaluation.glue.examples import Examples, LabelledExamples
+from mslt_ds.evaluation.glue.recipe import GlueRecipe
 from mslt_ds.evaluation.glue.runs import Source
-from mslt_ds.evaluation.glue.tasks import DIAGNOSTIC, TASKS, Examples, LabelledExamples, Task
-from mslt_ds.evaluation.recipe import GlueRecipe
+from mslt_ds.evaluation.glue.tasks import DIAGNOSTIC, TASKS, Task
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 from mslt_ds.cli import main
 from mslt_ds.errors import DataError, RecipeError
-from mslt_ds.evaluation.recipe import SquadRecipe
 from mslt_ds.evaluation.squad.answers import find_answers
 from mslt_ds.evaluation.squad.data import Answer, Question, check_answers, read_questions
 from mslt_ds.evaluation.squad.features import check_stride, make_windows
+from mslt_ds.evaluation.squad.recipe import SquadRecipe
 from mslt_ds.evaluation.squad.runs import span_loss
 from tests.unit.evaluation.conftest import WORDS
 

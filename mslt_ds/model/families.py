@@ -1,0 +1,20 @@
+"""The table of model families: the one place that names them all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mslt_ds.model.albert import Albert
+from mslt_ds.model.bert import Bert
+from mslt_ds.model.family import Family
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (Bert(), Albert())}
+"""By the name that both `model.family` and Hugging Face's `model_type` have for them."""
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The family of a Hugging Face configuration."""
+    return FAMILIES[config.model_type]

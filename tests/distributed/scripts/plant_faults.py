@@ -1,0 +1,67 @@
+"""Run by test_guard.py under a launcher: recipes of a JSON list, with numbers spoiled in chosen batches.
+
+Each recipe comes as {"recipe": {...}, "kind": "loss" | "gradient", "starts": [...]}. In a batch that
+begins with one of the instances `starts`, the last rank's loss or gradient is made infinite or NaN. An
+empty list spoils every batch. Prints the exit code of each run, and goes on where one failed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from mslt_ds.data.loader import GlobalBatch
+from mslt_ds.distributed.signals import StopFlag
+from mslt_ds.distributed.world import choose_device, join, leave, world_from_environment
+from mslt_ds.engine import StageEngine
+from mslt_ds.errors import MsltError, report
+from mslt_ds.feed import Fed, Feed, SuffixInputs
+from mslt_ds.recipe.loading import parse_recipe
+from mslt_ds.run import Run
+
+flag = StopFlag()
+world = world_from_environment(os.environ)
+device = choose_device("cpu", world)
+join(world, device, os.environ)
+feed, accumulate = Feed.training, StageEngine.accumulate
+case: dict = {}
+first_instance = 0
+
+
+def watched(self: Feed, batches: Iterable[GlobalBatch], first_step: int) -> Iterator[Fed]:
+    global first_instance
+    for fed in feed(self, batches, first_step):
+        first_instance = fed.batch.instances[0]
+        yield fed
+
+
+def spoiled(self: StageEngine, inputs: SuffixInputs, denominators: tuple) -> torch.Tensor:
+    chosen = not case["starts"] or first_instance in case["starts"]
+    if case["kind"] == "none" or not chosen or world.rank != world.world_size - 1:
+        return accumulate(self, inputs, denominators)
+    if case["kind"] == "loss":
+        return accumulate(self, inputs, tuple(0 * number for number in denominators))
+    parameter = next(self.model.suffix.parameters())
+    handle = parameter.register_hook(lambda gradient: gradient * math.inf)
+    try:
+        return accumulate(self, inputs, denominators)
+    finally:
+        handle.remove()
+
+
+Feed.training, StageEngine.accumulate = watched, spoiled
+for case in json.loads(Path(sys.argv[-1]).read_text()):
+    parsed = parse_recipe(case["recipe"])
+    try:
+        code = Run.prepare(parsed, world, device).train(flag)
+    except MsltError as error:
+        code = report(error) if world.is_main else error.exit_code
+    if world.is_main:
+        print("ENDED", case["recipe"]["name"], code, flush=True)
+leave()

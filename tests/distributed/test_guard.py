@@ -1,0 +1,134 @@
+"""Numbers that aren't finite: no step applies them, no file holds them, and the run tells about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.recipes import SCRIPTS, recipe, weights_at, zero_config
+
+BATCH = 12
+# (optimizer, precision, ZeRO stage)
+ENGINES = [
+    ("adamw", "fp32", 0), ("lamb", "fp32", 0), ("adamw", "fp32", 1), ("lamb", "fp32", 2),
+    ("adamw", "bf16", 0), ("lamb", "bf16", 1), ("adamw", "bf16", 2),
+]  # fmt: skip
+FULL = {"method": "full", "num_stages": None, "steps_per_stage": None, "joint_steps": None}
+
+
+def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line.get("event") == name]
+
+
+def all_tensors(run_dir: Path) -> dict[Path, dict[str, torch.Tensor]]:
+    return {path: load_file(path) for path in run_dir.rglob("*.safetensors")}
+
+
+def assert_every_file_is_finite(run_dir: Path) -> None:
+    files = all_tensors(run_dir)
+    assert files
+    for path, tensors in files.items():
+        for name, tensor in tensors.items():
+            assert tensor.isfinite().all(), (path, name)
+
+
+@pytest.fixture(scope="module")
+def runs(module_launch, store, tmp_path_factory) -> tuple[Path, dict[str, int]]:
+    """All cases in one launch of two ranks: the folder, and the exit code of each."""
+    folder = tmp_path_factory.mktemp("runs")
+    cases = []
+
+    def add(name: str, kind: str, steps: list[int], **changes: Any) -> None:
+        changes = {"schedule": {"name": "constant", "warmup_steps": 0}} | changes
+        made = recipe(store, folder, name, **changes)
+        cases.append({"recipe": made, "kind": kind, "starts": [BATCH * step for step in steps]})
+
+    for optimizer, precision, zero in ENGINES:
+        shared = {
+            "optimizer": {"name": optimizer, "learning_rate": 1e-3},
+            "deepspeed": zero_config(folder, zero),
+        }
+        name = f"{optimizer}-{precision}-{zero}"
+        for clipping in (0.0, 1.0):
+            train = {"precision": precision, "gradient_clipping": clipping}
+            add(f"{name}-{clipping}-short", "none", [], plan=FULL | {"total_steps": 3},
+                train=train, **shared)  # fmt: skip
+            for kind in ("loss", "gradient"):
+                add(f"{name}-{clipping}-{kind}", kind, [3], plan=FULL | {"total_steps": 4},
+                    train=train, **shared)  # fmt: skip
+    # Two bad batches in a row, in the second of three stages: the batches of steps 7 and 8.
+    patience = {"max_skipped_steps": 2, "max_rollbacks": 1}
+    sparse = {"checkpoint": {"every_steps": 3}, "telemetry": {"log_every_steps": 5}}
+    add("passes-over", "loss", [7, 8], train=patience, **sparse)
+    add("gives-up", "gradient", [], train=patience, **sparse)
+    add("late", "loss", list(range(7, 40)), train=patience, **sparse)
+    add("rate", "none", [], train=patience, optimizer={"learning_rate": 1e38}, **sparse)
+    path = folder / "cases.json"
+    path.write_text(json.dumps(cases))
+    output = module_launch(SCRIPTS / "plant_faults.py", 2, str(path), timeout=900).output
+    ended = [line.split() for line in output.splitlines() if line.startswith("ENDED")]
+    (folder / "output.txt").write_text(output)
+    return folder, {name: int(code) for _, name, code in ended}
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: "-".join(map(str, engine)))
+@pytest.mark.parametrize("clipping", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_bad_step_changes_no_bit(runs, engine, clipping, kind):
+    folder, codes = runs
+    name = "-".join(map(str, (*engine, clipping)))
+    assert codes[f"{name}-{kind}"] == codes[f"{name}-short"] == 0
+    (skipped,) = events(folder / f"{name}-{kind}", "step_skipped")
+    assert skipped["step"] == 3 and skipped["instances"] == [3 * BATCH, 4 * BATCH]
+    assert ("the loss is" in skipped["reason"]) == (kind == "loss")
+    bad, good = (weights_at(folder / f"{name}-{case}", "model") for case in (kind, "short"))
+    assert good.keys() == bad.keys()
+    for parameter, tensor in good.items():
+        assert torch.equal(bad[parameter], tensor), parameter
+    (checkpoint,) = (folder / f"{name}-{kind}" / "checkpoints").iterdir()
+    (expected,) = (folder / f"{name}-short" / "checkpoints").iterdir()
+    moments, good_moments = (load_file(p / "optimizer.safetensors") for p in (checkpoint, expected))
+    for parameter, tensor in good_moments.items():
+        assert torch.equal(moments[parameter], tensor), parameter
+    steps, good_steps = (
+        json.loads((p / "state.json").read_text())["optimizer_steps"]
+        for p in (checkpoint, expected)
+    )
+    assert steps == good_steps
+
+
+def test_the_run_goes_back_and_passes_over_the_batches(runs):
+    folder, codes = runs
+    assert codes["passes-over"] == 0
+    run = folder / "passes-over"
+    assert [event["step"] for event in events(run, "step_skipped")] == [7, 8]
+    (back,) = events(run, "rolled_back")
+    assert (back["step"], back["to_step"]) == (8, 6)
+    assert back["instances"] == [7 * BATCH, 9 * BATCH]
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    state = json.loads((newest / "state.json").read_text())
+    assert state["step"] == 14
+    assert state["passed_over"] == {"32": [[7 * BATCH, 9 * BATCH]]}
+    assert_every_file_is_finite(run)
+
+
+@pytest.mark.parametrize("name", ["gives-up", "late", "rate"])
+def test_a_run_that_can_not_be_mended_stops_and_keeps_sound_files(runs, name):
+    folder, codes = runs
+    assert codes[name] == 4
+    assert len(events(folder / name, "rolled_back")) == 1
+    assert not (folder / name / "model").exists()
+    assert_every_file_is_finite(folder / name)
+
+
+def test_the_message_names_the_instances(runs):
+    folder, _ = runs
+    lines = [line for line in (folder / "output.txt").read_text().splitlines() if "error" in line]
+    assert any("train.max_rollbacks: 1" in line for line in lines)
+    assert any(f"step 1, instances 0 to {2 * BATCH - 1}" in line for line in lines)
