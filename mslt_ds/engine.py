@@ -1,10 +1,10 @@
 """One DeepSpeed engine for one stage: made from a state dict, released without a trace.
 
 DeepSpeed sees the trainable suffix and nothing else, so partitioning, broadcast and all-reduce can't
-touch a frozen parameter. Weights and optimizer state enter and leave *by name*, as full fp32
-tensors: a stage boundary, a checkpoint and another number of ranks are then one and the same thing.
+touch a frozen parameter. Weights and optimizer state enter and leave by name, as whole fp32 tensors
+(`state.TrainingState`).
 
-Notable, each with a test in tests/distributed:
+What DeepSpeed does otherwise, each point with a test in tests/distributed:
 
 * DeepSpeed makes its fp32 masters from the low-precision copies, so the fp32 numbers of record are
   written into the masters after `initialize`; otherwise each boundary would round the heads to bf16.
@@ -13,6 +13,8 @@ Notable, each with a test in tests/distributed:
 * In fp16 at ZeRO 0, DeepSpeed 0.19 divides the gradients by the loss scale but never multiplies
   the loss by it, and doubles the scale between the backward pass and that division. Both are made
   good here.
+* DeepSpeed applies a gradient that isn't finite in fp32 at ZeRO 0, and in some other settings. Here no
+  setting does.
 * Heads that were carried over have made more optimizer steps than layers just grown. Adam's bias
   correction counts steps per parameter *group* under ZeRO, so each training age gets its own.
 """

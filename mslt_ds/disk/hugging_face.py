@@ -1,7 +1,4 @@
-"""Folders of models in Hugging Face's form: what is in them, read without its own messages.
-
-Notable: what loading reports is judged where it's used.
-"""
+"""Folders of models in Hugging Face's format, read without its messages."""
 
 from __future__ import annotations
 

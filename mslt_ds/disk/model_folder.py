@@ -1,7 +1,5 @@
 """Weights of record on disk: a Hugging Face folder that `from_pretrained` loads as it is.
 
-Notable:
-
 * The file holds the fp32 masters, one tensor per parameter. Tied parameters are stored once, under
   the name of the embeddings and of the MLM head's bias; Hugging Face ties the decoder to them
   when it loads the folder and reports no key as missing.

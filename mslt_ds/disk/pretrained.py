@@ -1,9 +1,9 @@
 """A run that begins with a trained model instead of a fresh one: `plan.init_from`.
 
-Notable: the folder has to hold just the model that stage 1 has, in depth, sizes and vocabulary: an
-encoder's weight that would be cut, padded or left out in silence is one that somebody misses later.
-Growth to more layers is the plan's business. Heads alone may be missing (an encoder saved without them):
-they begin fresh, and that is said. Heads that the recipe has no use for are left out.
+The folder has to hold exactly the model of stage 1, with its depth, sizes and vocabulary. No weight of
+the encoder is cut, padded or left out; the plan grows the model to more layers. The heads may be
+missing, as in an encoder that was saved without them: these begin fresh, and a message names them. Heads
+that the recipe doesn't use are left out.
 """
 
 from __future__ import annotations

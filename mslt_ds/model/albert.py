@@ -14,14 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from mslt_ds.model import parts
-from mslt_ds.model.family import Family, Heads
+from mslt_ds.model.family import Family, Heads, ModelSection
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import AlbertConfig
     from transformers.models.albert.modeling_albert import AlbertLayer
 
-    from mslt_ds.config.sections import ModelConfig
 
 _MAPPING = "albert.encoder.embedding_hidden_mapping_in"
 
@@ -44,18 +43,18 @@ class Albert(Family):
     defaults: ClassVar = {"embedding_size": 128, "num_hidden_groups": 1}  # those of AlbertConfig
     depth_attributes = ("num_hidden_layers", "num_hidden_groups", "inner_group_num")
 
-    def embedding_parameters(self, model: ModelConfig, vocab_size: int) -> int:
+    def embedding_parameters(self, model: ModelSection, vocab_size: int) -> int:
         rows = vocab_size + model.max_position_embeddings + model.type_vocab_size
         size = _embedding_size(model)
         return rows * size + parts.layer_norm(size) + parts.dense(size, model.hidden_size)
 
-    def block_parameters(self, model: ModelConfig, block: int) -> int:
+    def block_parameters(self, model: ModelSection, block: int) -> int:
         hidden, intermediate = model.hidden_size, model.intermediate_size
         attention = 4 * parts.dense(hidden, hidden) + parts.layer_norm(hidden)
         feed_forward = parts.dense(hidden, intermediate) + parts.dense(intermediate, hidden)
         return attention + feed_forward + parts.layer_norm(hidden)
 
-    def head_parameters(self, model: ModelConfig, vocab_size: int, heads: Heads) -> int:
+    def head_parameters(self, model: ModelSection, vocab_size: int, heads: Heads) -> int:
         hidden, size = model.hidden_size, _embedding_size(model)
         masked_lm = parts.dense(hidden, size) + parts.layer_norm(size) + vocab_size
         pair = parts.dense(hidden, hidden) + parts.dense(hidden, 2)  # with the pooler
@@ -167,7 +166,7 @@ class Albert(Family):
         return root.get_submodule("sop_classifier.classifier")(pooled)
 
 
-def _embedding_size(model: ModelConfig) -> int:
+def _embedding_size(model: ModelSection) -> int:
     assert model.embedding_size is not None  # it has a default
     return model.embedding_size
 

@@ -14,14 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from mslt_ds.model import parts
-from mslt_ds.model.family import Family, Heads
+from mslt_ds.model.family import Family, Heads, ModelSection
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import BertConfig
     from transformers.models.bert.modeling_bert import BertLayer
-
-    from mslt_ds.config.sections import ModelConfig
 
 
 class Bert(Family):
@@ -38,17 +36,17 @@ class Bert(Family):
     }
     blocks = "bert.encoder.layer."
 
-    def embedding_parameters(self, model: ModelConfig, vocab_size: int) -> int:
+    def embedding_parameters(self, model: ModelSection, vocab_size: int) -> int:
         rows = vocab_size + model.max_position_embeddings + model.type_vocab_size
         return rows * model.hidden_size + parts.layer_norm(model.hidden_size)
 
-    def block_parameters(self, model: ModelConfig, block: int) -> int:
+    def block_parameters(self, model: ModelSection, block: int) -> int:
         hidden, intermediate = model.hidden_size, model.intermediate_size
         attention = 4 * parts.dense(hidden, hidden) + parts.layer_norm(hidden)
         feed_forward = parts.dense(hidden, intermediate) + parts.dense(intermediate, hidden)
         return attention + feed_forward + parts.layer_norm(hidden)
 
-    def head_parameters(self, model: ModelConfig, vocab_size: int, heads: Heads) -> int:
+    def head_parameters(self, model: ModelSection, vocab_size: int, heads: Heads) -> int:
         hidden = model.hidden_size
         masked_lm = parts.dense(hidden, hidden) + parts.layer_norm(hidden) + vocab_size
         pair = parts.dense(hidden, hidden) + parts.dense(hidden, 2)  # with the pooler

@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mslt_ds.model import parts
 
@@ -25,10 +25,28 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from mslt_ds.config.sections import ModelConfig
-
 Heads = frozenset[str]
 """Heads that an objective reads: `masked_lm`, `pair` (two classes for a pair of segments)."""
+
+
+class ModelSection(Protocol):
+    """The `model` section of a recipe, as far as families read it (`config.sections.ModelConfig`)."""
+
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def layers_per_block(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def embedding_size(self) -> int | None: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @property
+    def type_vocab_size(self) -> int: ...
+    def model_dump(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -80,22 +98,22 @@ class Family(ABC):
     block_key = "num_hidden_layers"
     """The key that says how many blocks the final model has."""
 
-    def period(self, model: ModelConfig) -> int:
+    def period(self, model: ModelSection) -> int:
         """Blocks i and i + period are of the same kind, such as global attention in every third."""
         return 1
 
     # ---- parameter counts --------------------------------------------------------------------
 
     @abstractmethod
-    def embedding_parameters(self, model: ModelConfig, vocab_size: int) -> int:
+    def embedding_parameters(self, model: ModelSection, vocab_size: int) -> int:
         """Elements of what lies below the layers; the decoder's tied matrix is among them."""
 
     @abstractmethod
-    def block_parameters(self, model: ModelConfig, block: int) -> int:
+    def block_parameters(self, model: ModelSection, block: int) -> int:
         """Elements of block number `block`."""
 
     @abstractmethod
-    def head_parameters(self, model: ModelConfig, vocab_size: int, heads: Heads) -> int:
+    def head_parameters(self, model: ModelSection, vocab_size: int, heads: Heads) -> int:
         """Elements of what lies above the layers, which trains in every stage: final norm, heads."""
 
     # ---- initial values and names ------------------------------------------------------------
@@ -146,7 +164,7 @@ class Family(ABC):
         """The attribute of Hugging Face's configuration that holds a key of the `model` section."""
         return self.renamed.get(key, key)
 
-    def hf_config(self, model: ModelConfig, depth: int, vocab_size: int, heads: Heads) -> Any:
+    def hf_config(self, model: ModelSection, depth: int, vocab_size: int, heads: Heads) -> Any:
         """Hugging Face's configuration of a model with a recipe's sizes.
 
         depth: layers, in whole blocks of the final model

@@ -1,9 +1,9 @@
 """Weights and optimizer state of a DeepSpeed engine, read and written by parameter name.
 
-Notable: what crosses a stage boundary or goes into a checkpoint is named and whole, so it doesn't
-depend on the number of ranks, the ZeRO stage or the parameter groups. DeepSpeed makes its fp32
-masters from the low-precision parameters when it initialises, so weights are written into the
-masters first and into the model's parameters, cast down, after. `layout.py` knows where they lie.
+What crosses a stage boundary or goes into a checkpoint is named and whole, so it doesn't depend on the
+number of ranks, the ZeRO stage or the parameter groups. DeepSpeed makes its fp32 masters from the
+low-precision parameters when it initialises. Weights are therefore written into the masters first, and
+then, cast down, into the model's parameters. `layout.py` finds the masters.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def _require(values: Mapping[str, Tensor], name: str, parameter: Parameter, what
 def _undo_constructor_step(engine: Any) -> None:
     """Take back the zero-gradient step of the fp16/bf16 wrappers' constructors.
 
-    Told from real state by what it leaves: moments of nothing but zeros.
+    Its moments are all zero, which those of a real step are not.
     """
     wrapper = engine.optimizer
     if type(wrapper).__name__ not in ("FP16_UnfusedOptimizer", "FP16_Optimizer"):

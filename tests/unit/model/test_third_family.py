@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 from transformers.models.modernbert import modeling_modernbert as modules
 
-from mslt_ds.config.sections import ModelConfig
 from mslt_ds.errors import RecipeError
 from mslt_ds.model import parts
 from mslt_ds.model.families import FAMILIES
-from mslt_ds.model.family import Family, Heads, Normal
+from mslt_ds.model.family import Family, Heads, ModelSection, Normal
 from mslt_ds.model.growth import grow, grow_optimizer_state
 from mslt_ds.model.initial import fresh_parameter, fresh_weights
 from mslt_ds.model.staged import StageModel
@@ -50,18 +49,18 @@ class ModernBert(Family):
     }  # fmt: skip
     depth_attributes = ("num_hidden_layers", "layer_types")
 
-    def period(self, model: ModelConfig) -> int:
+    def period(self, model: ModelSection) -> int:
         return PERIOD
 
-    def embedding_parameters(self, model: ModelConfig, vocab_size: int) -> int:
+    def embedding_parameters(self, model: ModelSection, vocab_size: int) -> int:
         return (vocab_size + 1) * model.hidden_size  # no norm has a bias
 
-    def block_parameters(self, model: ModelConfig, block: int) -> int:
+    def block_parameters(self, model: ModelSection, block: int) -> int:
         hidden = model.hidden_size
         norms = (1 if block == 0 else 2) * hidden
         return 4 * hidden * hidden + 3 * hidden * model.intermediate_size + norms
 
-    def head_parameters(self, model: ModelConfig, vocab_size: int, heads: Heads) -> int:
+    def head_parameters(self, model: ModelSection, vocab_size: int, heads: Heads) -> int:
         hidden = model.hidden_size
         return hidden + (hidden * hidden + hidden) + vocab_size  # final norm, head, decoder.bias
 

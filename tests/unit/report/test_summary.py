@@ -24,6 +24,7 @@ def plan_stage(depth: int, frozen: int, trainable: int, total: int, seq_length: 
         "total_parameters": total,
         "steps": 1200,
         "seq_length": seq_length,
+        "global_batch_size": 8,
     }
 
 
@@ -103,6 +104,12 @@ def test_steps_of_other_lengths_are_not_compared(tmp_path):
     stages = [*MSLT[:2], plan_stage(4, 0, 100, 100, seq_length=512)]
     summary = summarize(write_run(tmp_path, stages, [*WHOLE, RUN_END]))
     assert [stage.speed_up for stage in summary.stages] == [None, None, 1.0]
+
+
+def test_steps_of_other_batches_are_compared_by_the_instance(tmp_path):
+    stages = [*MSLT[:2], MSLT[2] | {"global_batch_size": 32}]
+    summary = summarize(write_run(tmp_path, stages, [*WHOLE, RUN_END]))
+    assert [stage.speed_up for stage in summary.stages] == [1.0, 0.5, 1.0]
 
 
 def test_growing_depth_with_nothing_frozen_is_no_full_step(tmp_path):
