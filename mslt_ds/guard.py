@@ -19,9 +19,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mslt_ds.config.sections import TrainConfig
+from mslt_ds.errors import DivergenceError
 
 _LEAST_HISTORY = 20
 """Steps before a mean and a standard deviation say anything."""
@@ -109,6 +111,21 @@ class StepGuard:
                 )
             history.append(value)
         return None
+
+
+def check_rollbacks(rollbacks: Sequence[GoBack], allowed: int) -> None:
+    """DivergenceError where there are more `rollbacks` than `allowed`."""
+    if len(rollbacks) <= allowed:
+        return
+    found = "".join(
+        f"  step {back.step}, instances {back.instances[0]} to {back.instances[1] - 1}: {back.reason}\n"
+        for back in rollbacks
+    )
+    raise DivergenceError(
+        f"train.max_rollbacks: {allowed}, and the numbers of the run went wrong once more:\n{found}"
+        "All checkpoints are sound. Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or "
+        "look at the text (mslt-ds inspect --instance)"
+    )
 
 
 def _sigmas(value: float, history: deque[float]) -> float:

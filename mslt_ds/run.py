@@ -35,9 +35,9 @@ from mslt_ds.distributed.signals import EXIT_CODE_STOPPED, StopFlag, StopRequest
 from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.world import World, check_equal_on_all_ranks
 from mslt_ds.engine import EngineSettings, StageEngine
-from mslt_ds.errors import DivergenceError, RecipeError
+from mslt_ds.errors import RecipeError
 from mslt_ds.feed import Feed
-from mslt_ds.guard import GoBack, StepGuard, StepResult
+from mslt_ds.guard import GoBack, StepGuard, StepResult, check_rollbacks
 from mslt_ds.loop import Hooks, StageTrace, evaluate_losses, train_steps
 from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.growth import grow, grow_optimizer_state
@@ -121,82 +121,65 @@ class Run:
         the batches in question, and tries again. DivergenceError after `train.max_rollbacks`.
         """
         stop, meter = StopRequest(flag), TrafficMeter()
-        state = self._last_state()
-        passed_over = broadcast_value(state.passed_over)
         self.folder.describe(self.config, self.description)
         rollbacks: list[GoBack] = []
-        while True:
-            state = replace(state, passed_over=passed_over)
-            with Telemetry.open(
-                self.config, self.folder.path, self.recipe.plan, self.world.rank, state.step
-            ) as telemetry:
-                if rollbacks:
-                    telemetry.event("rolled_back", vars(rollbacks[-1]) | {"to_step": state.step})
-                result = self._train_from(state, stop, meter, telemetry)
-            if isinstance(result, int):
-                break
+        while isinstance(result := self._attempt(rollbacks, stop, meter), GoBack):
             rollbacks.append(result)
-            self._check_rollbacks(rollbacks)
-            length = self.recipe.plan.stage_at(result.step).seq_length
-            passed_over = passed_over | {length: (*passed_over.get(length, ()), result.instances)}
-            state = self._last_state()
+            check_rollbacks(rollbacks, self.config.train.max_rollbacks)
         if self.world.is_main and result == 0:
             print_summary(self.folder.path)
         # A launcher ends all ranks once one has ended; from here on it may.
         stop.wait_for_all()
         return result
 
-    def _train_from(
-        self, state: TrainingState, stop: StopRequest, meter: TrafficMeter, telemetry: Telemetry
+    def _attempt(
+        self, rollbacks: list[GoBack], stop: StopRequest, meter: TrafficMeter
     ) -> int | GoBack:
-        """The stages from `state` on. The exit code, or why the run has to go back."""
-        while state.step < self.recipe.plan.total_steps:
-            stage = self.recipe.plan.stage_at(state.step)
-            engine = self._begin_stage(stage, state, meter)
-            # The engine holds the tensors now.
-            state = TrainingState(state.step, passed_over=state.passed_over)
-            with closing(engine):
-                trace = self._train_stage(stage, state, engine, stop, meter, telemetry)
-                if trace.go_back is not None:
-                    return trace.go_back
-                stopped = trace.stopped
-                if trace.next_step == stage.end_step:
-                    state = engine.state(stage.end_step)
-                    if not self._is_finite(state):
-                        return trace.not_finite()
-                    self._end_stage(stage, state, engine, trace, telemetry)
-                    stopped = stopped or stop.asked_now()
-            if stopped:
-                telemetry.event("stopped", {"step": trace.next_step - 1})
-                return EXIT_CODE_STOPPED
-        self._export(state, telemetry)
+        """The stages from the last state on. The exit code, or why the run has to go back."""
+        state = self._last_state(rollbacks)
+        plan = self.recipe.plan
+        with Telemetry.open(
+            self.config, self.folder.path, plan, self.world.rank, state.step
+        ) as telemetry:
+            if rollbacks:
+                telemetry.event("rolled_back", vars(rollbacks[-1]) | {"to_step": state.step})
+            while state.step < plan.total_steps:
+                stage = plan.stage_at(state.step)
+                engine = self._begin_stage(stage, state, meter)
+                # The engine holds the tensors now.
+                state = TrainingState(state.step, passed_over=state.passed_over)
+                with closing(engine):
+                    trace = self._train_stage(stage, state, engine, stop, meter, telemetry)
+                    if trace.go_back is not None:
+                        return trace.go_back
+                    stopped = trace.stopped
+                    if trace.next_step == stage.end_step:
+                        state = engine.state(stage.end_step)
+                        if not self._is_finite(state):
+                            return trace.not_finite()
+                        self._end_stage(stage, state, engine, trace, telemetry)
+                        stopped = stopped or stop.asked_now()
+                if stopped:
+                    telemetry.event("stopped", {"step": trace.next_step - 1})
+                    return EXIT_CODE_STOPPED
+            self._export(state, telemetry)
         return 0
 
     def _is_finite(self, state: TrainingState) -> bool:
         """Whether rank 0's state is. A collective."""
         return broadcast_value(state.is_finite())
 
-    def _check_rollbacks(self, rollbacks: list[GoBack]) -> None:
-        """DivergenceError after more than `train.max_rollbacks` of them."""
-        allowed = self.config.train.max_rollbacks
-        if len(rollbacks) <= allowed:
-            return
-        lines = [
-            f"  step {back.step}, instances {back.instances[0]} to {back.instances[1] - 1}: "
-            f"{back.reason}"
-            for back in rollbacks
-        ]
-        raise DivergenceError(
-            f"train.max_rollbacks: {allowed}: the numbers of the run went wrong once more:\n"
-            + "\n".join(lines)
-            + "\nThe checkpoints before are kept, and are sound. Lower optimizer.learning_rate, lengthen "
-            "schedule.warmup_steps, or look at the text (mslt-ds inspect --instance)"
-        )
-
-    def _last_state(self) -> TrainingState:
-        """The newest checkpoint's state, or first weights: whole on rank 0. A collective."""
+    def _last_state(self, rollbacks: list[GoBack]) -> TrainingState:
+        """The newest checkpoint's state, or first weights: whole on rank 0. It passes over what the
+        checkpoint does and what the `rollbacks` found. A collective."""
         state = on_rank_0(self._read_last_state) or TrainingState(0)
-        return replace(state, step=broadcast_value(state.step))
+        step, passed_over = broadcast_value((state.step, state.passed_over))
+        for back in rollbacks:
+            length = self.recipe.plan.stage_at(back.step).seq_length
+            known = passed_over.get(length, ())
+            if back.instances not in known:
+                passed_over |= {length: (*known, back.instances)}
+        return replace(state, step=step, passed_over=passed_over)
 
     def _read_last_state(self) -> TrainingState:
         newest = self.folder.checkpoints.latest()
