@@ -122,11 +122,7 @@ def _worker(job: tuple[argparse.Namespace, Build], world: World) -> None:
 
 def world() -> World:
     """This process among those that a launcher or srun has started."""
-    environment = dict(os.environ)
-    if "SLURM_STEP_NUM_TASKS" not in environment:
-        # The batch script itself, which isn't a task of srun.
-        environment.pop("SLURM_PROCID", None)
-    return world_from_environment(environment)
+    return world_from_environment(os.environ)
 
 
 def _begin(output: Path, runner: Runner) -> None:
