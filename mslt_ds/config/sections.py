@@ -2,7 +2,7 @@
 
 Types are strict: no value is converted silently, except that a whole number may be written as
 `2e5`. An unknown key is an error. An empty section means its defaults. Relative paths are relative
-to the current directory.
+to the current directory, and `~` is the home folder.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from mslt_ds import paths
 from mslt_ds.config import strict_yaml
 
 
@@ -29,11 +31,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+# What fits 64 bits, as torch and numpy need it.
+Whole = Annotated[int, BeforeValidator(_whole), Field(lt=2**63)]
 Positive = Annotated[Whole, Field(ge=1)]
 NotNegative = Annotated[Whole, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(paths.expand)]
 Operator = Literal["copy_top", "copy_all", "interpolate", "random"]
 
 
@@ -157,7 +161,7 @@ class PlanConfig(Section):
     stage_shares: list[Share] | None = None  # stacking only; None: 12.5, 17.5 and 70 %
     init: Operator | None = None  # None: copy_top; with stacking copy_all
     # A Hugging Face folder that stage 1 begins with; None: fresh weights.
-    init_from: Annotated[str, Field(min_length=1)] | None = None
+    init_from: PathText | None = None
     stages: list[StageConfig] | None = None  # custom only
     # By stage, for every method but custom. None: train.global_batch_size, data.masked_lm_prob.
     global_batch_size: BatchSizes | None = None
@@ -168,8 +172,8 @@ class PlanConfig(Section):
 class DataConfig(Section):
     """The token store and how instances are made from it."""
 
-    path: str
-    eval_path: str | None = None
+    path: PathText
+    eval_path: PathText | None = None
     seq_length: Annotated[Whole, Field(ge=8)] = 128
     input_format: Literal["nsp", "sop", "full_sentences", "doc_sentences"] = "nsp"
     masking: Literal["token", "whole_word", "ngram", "span"] = "token"
@@ -240,7 +244,7 @@ class CheckpointConfig(Section):
 
 
 class DeepSpeedConfig(Section):
-    config: str | None = None  # path of a DeepSpeed JSON; None: the built-in ZeRO-0 one
+    config: PathText | None = None  # path of a DeepSpeed JSON; None: the built-in ZeRO-0 one
 
 
 class EvaluationConfig(Section):
@@ -262,8 +266,8 @@ class TelemetryConfig(Section):
 class RunConfig(Section):
     """All keys of a recipe. `recipe.loading` makes it and checks it across sections."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    output_dir: Annotated[str, Field(min_length=1)] = "runs"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    output_dir: PathText = "runs"
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 42
     model: ModelConfig = ModelConfig()
     plan: PlanConfig
