@@ -251,10 +251,21 @@ class EvaluationConfig(Section):
     instances: Positive = 1024
 
 
+def _wandb_project(name: str) -> str:
+    if set(name) & set("/\\#?%:"):
+        raise ValueError(
+            "wandb takes none of / \\ # ? % : in a project's name; the team goes into the environment "
+            "variable WANDB_ENTITY"
+        )
+    return name
+
+
 class WandbConfig(Section):
     enabled: bool = False
     mode: Literal["offline", "online"] = "offline"
-    project: str = "mslt-ds"
+    project: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_wandb_project)] = (
+        "mslt-ds"
+    )
 
 
 class TelemetryConfig(Section):

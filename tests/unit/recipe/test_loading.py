@@ -321,3 +321,10 @@ def test_a_home_folder_is_expanded_in_every_path(monkeypatch, tmp_path):
 def test_names_and_numbers_without_end_are_refused():
     assert "200 characters or fewer" in problems(name="n" * 260)[0]
     assert "a number below 9223372036854775808" in problems(plan__steps_per_stage=10**400)[0]
+
+
+@pytest.mark.parametrize("project", ["team/name", "a:b", "a\\b", "50%"])
+def test_a_project_that_wandb_does_not_take_is_named(project):
+    (line,) = problems(telemetry={"wandb": {"project": project}})
+    assert line.startswith("telemetry.wandb.project: ") and "WANDB_ENTITY" in line
+    assert "mode" not in line
