@@ -30,6 +30,7 @@ _EXPECTED = {
     "less_than_equal": "a number of at most {le}",
     "finite_number": "a finite number",
     "literal_error": "{expected}",
+    "string_too_long": "text of {max_length} characters or fewer",
     "string_too_short": "text of {min_length} characters or more",
     "string_pattern_mismatch": "letters, digits, '.', '_' and '-', beginning with a letter or "
     "digit",
@@ -53,7 +54,7 @@ def _line(detail: ErrorDetails, root: type[BaseModel]) -> str:
     context = detail.get("ctx", {})
     template = _EXPECTED.get(kind)
     if template is None:
-        return f"{key}: {value}: {detail['msg']}"
+        return f"{key}: {value}: {detail['msg'].removeprefix('Value error, ')}"
     if kind == "literal_error":
         return f"{key}: {value} is not known; choose {_unquoted(context['expected'])}"
     return f"{key}: {value}; it has to be {template.format(**context)}"

@@ -2,7 +2,7 @@
 
 Types are strict: no value is converted silently, except that a whole number may be written as
 `2e5`. An unknown key is an error. An empty section means its defaults. Relative paths are relative
-to the current directory.
+to the current directory, and `~` is the home folder.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
+from mslt_ds import paths
 from mslt_ds.config import strict_yaml
 from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.objective import OBJECTIVES, Objective
@@ -39,11 +40,13 @@ def _family(value: str) -> str:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+# What fits 64 bits, as torch and numpy need it.
+Whole = Annotated[int, BeforeValidator(_whole), Field(lt=2**63)]
 Positive = Annotated[Whole, Field(ge=1)]
 NotNegative = Annotated[Whole, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(paths.expand)]
 Operator = Literal["copy_top", "copy_all", "interpolate", "random"]
 
 
@@ -170,7 +173,7 @@ class PlanConfig(Section):
     stage_shares: list[Share] | None = None  # stacking only; None: 12.5, 17.5 and 70 %
     init: Operator | None = None  # None: copy_top; with stacking copy_all
     # A Hugging Face folder that stage 1 begins with; None: fresh weights.
-    init_from: Annotated[str, Field(min_length=1)] | None = None
+    init_from: PathText | None = None
     stages: list[StageConfig] | None = None  # custom only
     # By stage, for every method but custom. None: train.global_batch_size, data.masked_lm_prob.
     global_batch_size: BatchSizes | None = None
@@ -181,8 +184,8 @@ class PlanConfig(Section):
 class DataConfig(Section):
     """The token store and how instances are made from it."""
 
-    path: str
-    eval_path: str | None = None
+    path: PathText
+    eval_path: PathText | None = None
     seq_length: Annotated[Whole, Field(ge=8)] = 128
     input_format: Literal["nsp", "sop", "full_sentences", "doc_sentences"] = "nsp"
     masking: Literal["token", "whole_word", "ngram", "span"] = "token"
@@ -261,17 +264,28 @@ class CheckpointConfig(Section):
 
 
 class DeepSpeedConfig(Section):
-    config: str | None = None  # path of a DeepSpeed JSON; None: the built-in ZeRO-0 one
+    config: PathText | None = None  # path of a DeepSpeed JSON; None: the built-in ZeRO-0 one
 
 
 class EvaluationConfig(Section):
     instances: Positive = 1024
 
 
+def _wandb_project(name: str) -> str:
+    if set(name) & set("/\\#?%:"):
+        raise ValueError(
+            "wandb takes none of / \\ # ? % : in a project's name; the team goes into the environment "
+            "variable WANDB_ENTITY"
+        )
+    return name
+
+
 class WandbConfig(Section):
     enabled: bool = False
     mode: Literal["offline", "online"] = "offline"
-    project: str = "mslt-ds"
+    project: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_wandb_project)] = (
+        "mslt-ds"
+    )
 
 
 class TelemetryConfig(Section):
@@ -283,8 +297,8 @@ class TelemetryConfig(Section):
 class RunConfig(Section):
     """All keys of a recipe. `recipe.loading` makes it and checks it across sections."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    output_dir: Annotated[str, Field(min_length=1)] = "runs"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    output_dir: PathText = "runs"
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 42
     model: ModelConfig = ModelConfig()
     plan: PlanConfig

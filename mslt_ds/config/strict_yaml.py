@@ -39,6 +39,18 @@ def _full(pattern: re.Pattern[str]) -> re.Pattern[str]:
 
 
 class _Loader(yaml.SafeLoader):
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value that isn't of its tag (`!!int abc`), or can't be converted, is a RecipeError."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError):
+            kind = node.tag.rpartition(":")[2]
+            value = node.value if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+            raise RecipeError(
+                f"line {node.start_mark.line + 1}: {value[:40]}{'...' * (len(value) > 40)}: "
+                f"can't be read as a value of the type {kind}"
+            ) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Keys are text and unique; merge keys (`<<`) are plain, unknown keys here."""
         seen: dict[Hashable, Any] = {}
@@ -55,6 +67,10 @@ class _Loader(yaml.SafeLoader):
     def construct_map(self, node: yaml.MappingNode) -> dict[Hashable, Any]:
         return self.construct_mapping(node)
 
+    def construct_list(self, node: yaml.SequenceNode) -> list[Any]:
+        """Made at once, so that a list inside itself (`&a [*a]`) is refused."""
+        return self.construct_sequence(node, deep=True)
+
     def construct_int(self, node: yaml.ScalarNode) -> int:
         return int(self.construct_scalar(node).replace("_", ""))
 
@@ -69,6 +85,7 @@ for _tag, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(_tag, _full(_pattern), _characters)
     _Dumper.add_implicit_resolver(_tag, _full(_pattern), _characters)
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_map)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_list)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
 
@@ -78,6 +95,8 @@ def parse(text: str, place: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except RecipeError as error:
         raise RecipeError(f"{place}: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{place}: not a recipe: nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -17,6 +17,7 @@ from typing import get_args
 
 import numpy as np
 
+from mslt_ds import paths
 from mslt_ds.data import tokenizer
 from mslt_ds.data.instances import InputFormat, InstanceArrays, InstanceOptions, first_sentence
 from mslt_ds.data.loader import InstanceSequence
@@ -35,7 +36,9 @@ _LABELS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", metavar="STORE", help="token store that prepare has made")
+    parser.add_argument(
+        "store", type=paths.path, metavar="STORE", help="token store that prepare has made"
+    )
     parser.add_argument(
         "--instance", type=int, metavar="I", help="print instance I of the epoch, in its order"
     )

@@ -9,6 +9,7 @@ continuation (model, plan, data, seed, ...) is compared when it is read, key by 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mslt_ds.errors import CheckpointError
 from mslt_ds.state import TrainingState, moments, optimizer_state, step_counts
 
 FORMAT = 1
+_NAME = re.compile(r"step_([0-9]+)")
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 # What a resumed run may have otherwise: it changes where and how fast, not what is computed
@@ -66,7 +68,10 @@ def _flatten(value: dict[str, Any] | list[Any], prefix: str = "") -> dict[str, A
 
 
 class CheckpointFolder:
-    """`<run folder>/checkpoints/step_<N>/`, the last `keep` of them."""
+    """`<run folder>/checkpoints/step_<N>/`, the last `keep` of them.
+
+    Entries with any other name, such as a copy `step_<N>_keep`, are left alone.
+    """
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
@@ -74,8 +79,13 @@ class CheckpointFolder:
 
     def latest(self) -> Path | None:
         """The checkpoint with the most steps, or None."""
-        found = sorted(self.path.glob("step_*"))
+        found = self._all()
         return found[-1] if found else None
+
+    def _all(self) -> list[Path]:
+        """The checkpoints by rising step."""
+        found = [path for path in self.path.glob("step_*") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=_step)
 
     def save(self, state: TrainingState, fingerprint: dict[str, Any]) -> Path:
         """Write `state` and remove the oldest beyond `keep`. For one rank only."""
@@ -93,7 +103,10 @@ class CheckpointFolder:
             save_file(_contiguous(state.weights), partial / _WEIGHTS)
             save_file(_contiguous(moments(state.optimizer_state)), partial / _OPTIMIZER)
             (partial / _STATE).write_text(json.dumps(description, indent=1) + "\n")
-        for old in sorted(self.path.glob("step_*"))[: -self.keep]:
+            # safetensors makes its files readable by the owner alone; a run folder is often shared.
+            for name in (_WEIGHTS, _OPTIMIZER):
+                shutil.copymode(partial / _STATE, partial / name)
+        for old in self._all()[: -self.keep]:
             shutil.rmtree(old)
         return path
 
@@ -141,21 +154,30 @@ def load(path: Path) -> TrainingState:
 def _describe(path: Path) -> dict[str, Any]:
     try:
         description = json.loads((path / _STATE).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
+    if not isinstance(description, dict):
+        raise _damaged(path, f"{_STATE} holds no JSON object")
     if description.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: format {description.get('format')!r}, this version reads {FORMAT}; "
             "go on with the version that wrote it, or choose another name or output_dir"
         )
+    if description.get("step") != _step(path):
+        raise _damaged(path, f"{_STATE} says step {description.get('step')!r}")
     return description
+
+
+def _step(path: Path) -> int:
+    """The step that the name of a checkpoint's folder says."""
+    return int(path.name.removeprefix("step_"))
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
+def _damaged(path: Path, why: Exception | str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: damaged ({error}); remove this folder to go on from the checkpoint before"
+        f"{path}: damaged ({why}); remove this folder to go on from the checkpoint before"
     )

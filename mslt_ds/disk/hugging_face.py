@@ -6,10 +6,15 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import transformers
 
 from mslt_ds.errors import CheckpointError
+
+LOAD: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Arguments of every `from_pretrained`: nothing is fetched, and no code that a folder's `auto_map` names is
+run. By default transformers asks on the terminal whether to run it."""
 
 
 @contextmanager

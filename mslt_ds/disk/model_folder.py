@@ -21,7 +21,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
 from mslt_ds.data.tokenizer import TOKENIZER_FILES
-from mslt_ds.disk.hugging_face import quiet, weight_files
+from mslt_ds.disk.hugging_face import LOAD, quiet, weight_files
 from mslt_ds.errors import CheckpointError, DataError, first_line
 from mslt_ds.model.families import family_of
 from mslt_ds.state import Weights
@@ -48,7 +48,7 @@ def save_weights(
         # safetensors makes its file readable by the owner alone; a run folder is often shared.
         shutil.copymode(partial / "config.json", partial / WEIGHTS_FILE)
         if tokenizer_dir is not None:
-            _copy_tokenizer(tokenizer_dir, partial)
+            _copy_tokenizer(tokenizer_dir, partial, config.max_position_embeddings)
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -56,7 +56,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     weight_files(folder)
     try:
         with quiet():
-            return AutoConfig.from_pretrained(folder, local_files_only=True)
+            return AutoConfig.from_pretrained(folder, **LOAD)
     except Exception as error:  # whatever is raised for a JSON that means nothing
         raise CheckpointError(
             f"{folder / 'config.json'}: can't be read ({first_line(error)})"
@@ -79,7 +79,7 @@ def load_weights(folder: Path, hf_config: PretrainedConfig | None = None) -> Wei
     try:
         with quiet():
             model, info = model_class.from_pretrained(
-                folder, config=copy.deepcopy(config), output_loading_info=True, local_files_only=True,
+                folder, config=copy.deepcopy(config), output_loading_info=True, **LOAD,
                 dtype=torch.float32, ignore_mismatched_sizes=True,
             )  # fmt: skip
     except Exception as error:  # whatever torch, pickle and safetensors raise for damaged files
@@ -111,14 +111,21 @@ def check_tokenizer(folder: Path) -> None:
         raise DataError(f"{folder}: no tokenizer here; expected tokenizer.json or vocab.txt")
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
+def _copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
+    """Copy a tokenizer beside a model, with settings that make it fit.
+
+    max_length: the model's number of positions, to which `truncation=True` then truncates
+    """
     check_tokenizer(source)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    # Without a class, AutoTokenizer goes by the model: an ALBERT's would be SentencePiece's.
     path = target / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if "tokenizer_class" not in settings:
-        settings = {"tokenizer_class": "BertTokenizer"} | settings
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    # The code that it names isn't copied.
+    settings.pop("auto_map", None)
+    # Without a class, AutoTokenizer goes by the model: an ALBERT's would be SentencePiece's.
+    settings = {"tokenizer_class": "BertTokenizer"} | settings
+    # A tokenizer that doesn't know its length says 1e30, or nothing.
+    settings["model_max_length"] = min(max_length, settings.get("model_max_length") or max_length)
+    path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

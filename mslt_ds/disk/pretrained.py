@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig
 
 from mslt_ds.data.tokenizer import PROBE
-from mslt_ds.disk.hugging_face import quiet
+from mslt_ds.disk.hugging_face import LOAD, quiet
 from mslt_ds.disk.model_folder import check_tokenizer, load_weights, read_config
 from mslt_ds.errors import CheckpointError, DataError, first_line
 from mslt_ds.model.families import family_of
@@ -99,7 +99,7 @@ def _tokenizer(folder: Path) -> Any:
     check_tokenizer(folder)
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, **LOAD)
     except Exception as error:  # whatever is raised for files that mean nothing
         raise DataError(f"{folder}: its tokenizer can't be loaded ({first_line(error)})") from error
 

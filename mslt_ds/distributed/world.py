@@ -2,7 +2,8 @@
 
 A process can be started in three ways, which its environment variables tell apart: by a launcher that
 sets `RANK`, `WORLD_SIZE` and `LOCAL_RANK` (`deepspeed`, `torchrun`), as a task of a Slurm step
-(`srun`), or alone. DeepSpeed is imported only when the group is joined, so that a wrong recipe is
+(`srun`), or alone, which includes a batch script without srun: Slurm sets `SLURM_PROCID=0` there, but
+not `SLURM_STEP_NUM_TASKS`. DeepSpeed is imported only when the group is joined, so that a wrong recipe is
 refused at once.
 """
 
@@ -22,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mslt_ds.errors import EnvironmentProblem, RecipeError
+from mslt_ds.errors import EnvironmentProblem, RecipeError, first_line
 
 # DeepSpeed's default.
 _TIMEOUT = timedelta(minutes=30)
@@ -49,7 +50,7 @@ _SLURM_STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 def world_from_environment(environment: Mapping[str, str]) -> World:
     """Rank, world size and local rank. EnvironmentProblem if a variable is missing or wrong."""
     for names in (_LAUNCHER, _SLURM_STEP):
-        if names[0] not in environment:
+        if names[0] not in environment or _is_batch_script(names, environment):
             continue
         rank, world_size, local_rank = (_integer(environment, name) for name in names)
         if not 0 <= rank < world_size:
@@ -59,6 +60,15 @@ def world_from_environment(environment: Mapping[str, str]) -> World:
             )
         return World(rank, world_size, local_rank)
     return World(rank=0, world_size=1, local_rank=0)
+
+
+def _is_batch_script(names: tuple[str, ...], environment: Mapping[str, str]) -> bool:
+    """Whether Slurm's variables are those of a batch script instead of a task that srun started."""
+    return (
+        names == _SLURM_STEP
+        and "SLURM_STEP_NUM_TASKS" not in environment
+        and environment["SLURM_PROCID"] == "0"
+    )
 
 
 def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +85,7 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
         found = "is not set" if value is None else f"is {value!r}, not a whole number"
         raise EnvironmentProblem(
             f"environment variable {name} {found}; start the run by deepspeed, torchrun or srun, "
-            "which set it, or as a single process with none of RANK and SLURM_PROCID set"
+            "which set it, or as a single process without RANK"
         )
     return int(value)
 
@@ -128,6 +138,8 @@ def join(
     """Join the process group: NCCL between GPUs, gloo between CPUs.
 
     timeout: the longest wait for the other processes, here and in each collective
+
+    EnvironmentProblem if the port is in use or the other processes can't be reached.
     """
     if world.world_size == 1:
         environment.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -148,19 +160,44 @@ def join(
         # time, and if the process is killed meanwhile, a lock file makes every later run wait.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(
-        dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
+    try:
+        deepspeed.init_distributed(
+            dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise _unreachable(world, environment, error) from error
+
+
+def _unreachable(
+    world: World, environment: Mapping[str, str], error: Exception
+) -> EnvironmentProblem:
+    """What an error of torch's rendezvous means to the user."""
+    place = f"MASTER_ADDR={environment['MASTER_ADDR']}, MASTER_PORT={environment['MASTER_PORT']}"
+    if "EADDRINUSE" in str(error):
+        return EnvironmentProblem(
+            f"{place}: another process uses this port, perhaps another run on the node; choose another "
+            "MASTER_PORT (deepspeed --master_port, torchrun --master_port)"
+        )
+    return EnvironmentProblem(
+        f"{place}: rank {world.rank} of {world.world_size} can't join the others "
+        f"({first_line(error)}); check that rank 0 runs at this address, that every rank was started "
+        "and that no firewall blocks the port"
     )
 
 
 def check_rendezvous(world: World, environment: Mapping[str, str]) -> None:
-    """EnvironmentProblem unless MASTER_ADDR and MASTER_PORT are set."""
+    """EnvironmentProblem unless MASTER_ADDR and MASTER_PORT are set, and the port is one."""
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in environment:
             raise EnvironmentProblem(
                 f"environment variable {name} is not set, and {world.world_size} processes need it "
                 "to find each other; slurm/common.sh shows how to set it under srun"
             )
+    port = environment["MASTER_PORT"]
+    if not (port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536):
+        raise EnvironmentProblem(
+            f"environment variable MASTER_PORT is {port!r}, not a port; choose a number from 1024 to 65535"
+        )
 
 
 def leave() -> None:

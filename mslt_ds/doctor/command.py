@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from mslt_ds import paths
 from mslt_ds.distributed.world import (
     World,
     add_launcher_argument,
@@ -38,7 +39,7 @@ _MIB = 1 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mslt-ds doctor`."""
     parser.add_argument(
-        "--path", type=Path, default=Path("runs"), metavar="FOLDER",
+        "--path", type=paths.path, default=Path("runs"), metavar="FOLDER",
         help="where runs will be written; its disk is measured (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

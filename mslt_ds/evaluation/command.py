@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from mslt_ds import paths
 from mslt_ds.errors import EnvironmentProblem, RecipeError
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     summary = "Print results of several models side by side."
     comparison = subparsers.add_parser("compare", help=summary, description=summary)
     comparison.add_argument(
-        "outputs", nargs="+", type=Path, metavar="DIR", help="output folders, two or more"
+        "outputs", nargs="+", type=paths.path, metavar="DIR", help="output folders, two or more"
     )
     comparison.set_defaults(evaluate=_compare)
 

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from mslt_ds.data.tokenizer import TOKENIZER_FILES
-from mslt_ds.disk.hugging_face import quiet, weight_files
+from mslt_ds.disk.hugging_face import LOAD, quiet, weight_files
 from mslt_ds.errors import CheckpointError, RecipeError, first_line
 
 _POOLERS = ("pooler",)
@@ -48,8 +48,8 @@ class Encoder:
             raise CheckpointError(f"--model: {error}") from error
         try:
             with quiet():
-                config = AutoConfig.from_pretrained(path, local_files_only=True)
-                tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+                config = AutoConfig.from_pretrained(path, **LOAD)
+                tokenizer = AutoTokenizer.from_pretrained(path, **LOAD)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise CheckpointError(
                 f"--model: {path}: {first_line(error)}; the folder needs a configuration and a "
@@ -80,7 +80,7 @@ class Encoder:
         try:
             with quiet():
                 model, info = auto_class.from_pretrained(
-                    self.path, output_loading_info=True, local_files_only=True,
+                    self.path, output_loading_info=True, **LOAD,
                     dtype=torch.float32, ignore_mismatched_sizes=True, **config,
                 )  # fmt: skip
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

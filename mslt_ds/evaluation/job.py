@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from mslt_ds import paths
 from mslt_ds.atomic import replace_text
 from mslt_ds.distributed.world import World, device_name, world_from_environment
 from mslt_ds.errors import EnvironmentProblem, RecipeError
@@ -35,13 +36,15 @@ Build = Callable[[argparse.Namespace, World], Runner]
 
 def add_arguments(parser: argparse.ArgumentParser, output_required: bool = True) -> None:
     """Add the options that both subcommands have."""
-    parser.add_argument("--config", metavar="FILE", help="changes to the recipe, a YAML file")
+    parser.add_argument(
+        "--config", type=paths.path, metavar="FILE", help="changes to the recipe, a YAML file"
+    )
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
         help='change one key of the recipe, e.g. --set "seeds=[1, 2, 3]"',
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, required=output_required, metavar="DIR",
+        "--output", type=paths.path, required=output_required, metavar="DIR",
         help="folder for cells, results.json and table.md; an unfinished grid is continued",
     )  # fmt: skip
     share_of = parser.add_mutually_exclusive_group()
@@ -122,11 +125,7 @@ def _worker(job: tuple[argparse.Namespace, Build], world: World) -> None:
 
 def world() -> World:
     """This process among those that a launcher or srun has started."""
-    environment = dict(os.environ)
-    if "SLURM_STEP_NUM_TASKS" not in environment:
-        # The batch script itself, which isn't a task of srun.
-        environment.pop("SLURM_PROCID", None)
-    return world_from_environment(environment)
+    return world_from_environment(os.environ)
 
 
 def _begin(output: Path, runner: Runner) -> None:

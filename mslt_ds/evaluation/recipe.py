@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
@@ -80,7 +81,7 @@ Recipe = TypeVar("Recipe", bound=FineTuning)
 
 
 def load(
-    kind: type[Recipe], path: str | None, overrides: Sequence[str], defaults: Mapping[str, Any]
+    kind: type[Recipe], path: Path | None, overrides: Sequence[str], defaults: Mapping[str, Any]
 ) -> Recipe:
     """The recipe that results from the class's defaults, `defaults`, the file at `path` and the
     overrides, in this order.

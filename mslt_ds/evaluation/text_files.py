@@ -51,3 +51,5 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: no JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, too many brackets
+        raise DataError(f"{path}: JSON that can't be read ({error})") from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ _REFUSED = {
     "zero_force_ds_cpu_optimizer": "the recipe's optimizer is used on every device",
 }
 # The kinds of values that the JSON may hold; `_CHECKED` ones are compared with the recipe.
-_SWITCH, _COUNT, _OBJECT, _CHECKED = "true or false", "a whole number", "an object", ""
+_SWITCH, _COUNT, _SIZE = "true or false", "a whole number", "a whole number above 0"
+_OBJECT, _CHECKED = "an object", ""
 _ALLOWED = {
     "train_batch_size": _CHECKED,
     "train_micro_batch_size_per_gpu": _CHECKED,
@@ -44,8 +46,8 @@ _ALLOWED = {
     "fp16.enabled": _CHECKED,
     "fp16.loss_scale": _COUNT,
     "fp16.initial_scale_power": _COUNT,
-    "fp16.loss_scale_window": _COUNT,
-    "fp16.hysteresis": _COUNT,
+    "fp16.loss_scale_window": _SIZE,
+    "fp16.hysteresis": _SIZE,
     "fp16.consecutive_hysteresis": _SWITCH,
     "fp16.min_loss_scale": _COUNT,
     "bf16.enabled": _CHECKED,
@@ -53,9 +55,9 @@ _ALLOWED = {
     "zero_optimization.contiguous_gradients": _SWITCH,
     "zero_optimization.overlap_comm": _SWITCH,
     "zero_optimization.reduce_scatter": _SWITCH,
-    "zero_optimization.reduce_bucket_size": _COUNT,
+    "zero_optimization.reduce_bucket_size": _SIZE,
     "zero_optimization.allgather_partitions": _SWITCH,
-    "zero_optimization.allgather_bucket_size": _COUNT,
+    "zero_optimization.allgather_bucket_size": _SIZE,
     "zero_optimization.round_robin_gradients": _SWITCH,
     # Reports of DeepSpeed's own. Most of them wait for the GPU in every step.
     "wall_clock_breakdown": _SWITCH,
@@ -73,16 +75,27 @@ def read(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        settings = json.loads(text, object_pairs_hook=_unique)
+    except RecipeError as error:
+        raise RecipeError(f"{_KEY}: {path}: {error}") from None
     except FileNotFoundError:
         raise RecipeError(f"{_KEY}: {path}: no such file") from None
     except OSError as error:
         raise RecipeError(f"{_KEY}: {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{_KEY}: {path}: not valid JSON: {error}") from None
     if not isinstance(settings, dict):
         raise RecipeError(f"{_KEY}: {path}: holds {type(settings).__name__}, not a JSON object")
     return settings
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. json.loads would keep the last of two equal keys silently."""
+    counts = Counter(key for key, _ in pairs)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        raise RecipeError(f"{', '.join(twice)}: given twice in the same object; keep one")
+    return dict(pairs)
 
 
 def zero_stage(settings: dict[str, Any]) -> int:
@@ -214,12 +227,12 @@ def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _fits(value: Any, kind: str) -> bool:
     if kind == _SWITCH:
         return isinstance(value, bool)
-    if kind == _COUNT:
-        # DeepSpeed reads 5e8 as a number of elements too.
+    if kind in (_COUNT, _SIZE):
+        # DeepSpeed reads 5e8 as a number of elements too. 1e400 is read as infinity.
         return (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and value >= 0
+            and value >= (1 if kind == _SIZE else 0)
             and value % 1 == 0
         )
     return kind == _CHECKED or isinstance(value, dict)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mslt_ds import paths
 from mslt_ds.config import strict_yaml
 from mslt_ds.config.messages import describe
 from mslt_ds.config.sections import RunConfig
@@ -82,7 +83,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """`--config` and `--set`, which give `load_recipe` its arguments, for every command that takes a recipe."""
-    parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe, a YAML file")
+    parser.add_argument(
+        "--config", type=paths.path, required=True, metavar="RECIPE", help="recipe, a YAML file"
+    )
     parser.add_argument(
         "--set",
         action="append",

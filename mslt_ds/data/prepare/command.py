@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mslt_ds import paths
 from mslt_ds.data import tokenizer
 from mslt_ds.data.prepare import segment, vocabulary
 from mslt_ds.data.prepare.documents import TextCounts, count_characters
@@ -37,6 +38,7 @@ DEFAULT_VOCAB_SIZE = 30_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
+        type=paths.path_text,
         nargs="+",
         action="extend",
         default=[],
@@ -47,10 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "appear W times, INPUT,field=NAME names the key or column of the text (default: "
         f"{DEFAULT_FIELD}), INPUT,split=NAME a data set's split (default: {DEFAULT_SPLIT})",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="the token store to make")
+    parser.add_argument(
+        "--output", type=paths.path, required=True, metavar="DIR", help="the token store to make"
+    )
     tokens = parser.add_mutually_exclusive_group()
     tokens.add_argument(
         "--tokenizer",
+        type=paths.path,
         metavar="PLACE",
         help="use the tokenizer of this folder or token store, or this vocabulary file",
     )
@@ -86,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    output = Path(arguments.output)
+    output = arguments.output
     try:
         if arguments.merge:
             merge_shards(output)
@@ -94,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         prepare(
             arguments.input,
             output,
-            tokenizer_place=Path(arguments.tokenizer) if arguments.tokenizer else None,
+            tokenizer_place=arguments.tokenizer,
             vocab_size=arguments.vocab_size,
             lowercase=not arguments.cased,
             keep_duplicates=arguments.keep_duplicates,

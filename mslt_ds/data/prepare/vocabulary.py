@@ -116,18 +116,38 @@ def _write(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None
 def _check_saved(tokenizer: Tokenizer, folder: Path) -> None:
     from transformers import AutoTokenizer  # takes seconds
 
+    from mslt_ds.disk.hugging_face import LOAD
+
     try:
-        loaded = AutoTokenizer.from_pretrained(folder)
+        loaded = AutoTokenizer.from_pretrained(folder, **LOAD)
     except Exception as error:  # transformers raises any kind for a configuration it can't use
         raise DataError(f"--tokenizer: AutoTokenizer can't load it ({error})") from error
     expected = tokenizer.encode(PROBE, add_special_tokens=False).ids
     found = loaded(PROBE, add_special_tokens=False)["input_ids"]
+    added = sorted(loaded.get_vocab().keys() - tokenizer.get_vocab().keys())
+    if added and (file := _file_that_adds(folder, added[0])):
+        raise DataError(
+            f"--tokenizer: {file} adds {added[0]!r}, of {len(added)} tokens that the vocabulary, with which "
+            f"the text would be prepared, lacks; remove them from {file}, or add them to the vocabulary"
+        )
     if loaded.get_vocab() != tokenizer.get_vocab() or found != expected:
         raise DataError(
             f"--tokenizer: AutoTokenizer makes another tokenizer of it ({len(loaded)} tokens) than "
             f"the text would be prepared with ({tokenizer.get_vocab_size()} tokens); its "
             "tokenizer_config.json contradicts its tokenizer.json or vocab.txt"
         )
+
+
+def _file_that_adds(folder: Path, token: str) -> str | None:
+    """The name of the first settings file that holds `token`; None if none does."""
+    names = ("added_tokens.json", "special_tokens_map.json")
+    quoted = (json.dumps(token), json.dumps(token, ensure_ascii=False))
+    for name in names:
+        path = folder / name
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if any(form in text for form in quoted):
+            return name
+    return None
 
 
 def _config(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from mslt_ds import paths
 from mslt_ds.distributed.world import World
 from mslt_ds.evaluation import job
 from mslt_ds.evaluation.encoder import Encoder
@@ -18,14 +18,14 @@ from mslt_ds.evaluation.recipe import load
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="a Hugging Face folder"
+        "--model", type=paths.path, required=True, metavar="DIR", help="a Hugging Face folder"
     )
     parser.add_argument(
         "--tasks", nargs="+", default=["all"], metavar="TASK",
         help=f"all (default), or some of {', '.join(TASKS)}",
     )  # fmt: skip
     parser.add_argument(
-        "--data", required=True, metavar="DIR",
+        "--data", type=paths.path_text, required=True, metavar="DIR",
         help="GLUE's files (DIR/CoLA/train.tsv, ...), saved datasets (DIR/cola, ...), or hub",
     )  # fmt: skip
     parser.add_argument(

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mslt_ds import paths
 from mslt_ds.distributed.world import World
 from mslt_ds.errors import DataError, RecipeError
 from mslt_ds.evaluation import job
@@ -23,18 +24,18 @@ from mslt_ds.evaluation.text_files import read_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", required=True, choices=list(SQUAD_DEFAULTS), help="of SQuAD")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="a Hugging Face folder")
-    parser.add_argument("--train", type=Path, metavar="FILE", help="SQuAD JSON (or .xz)")
-    parser.add_argument("--dev", type=Path, metavar="FILE", help="SQuAD JSON (or .xz)")
+    parser.add_argument("--model", type=paths.path, metavar="DIR", help="a Hugging Face folder")
+    parser.add_argument("--train", type=paths.path, metavar="FILE", help="SQuAD JSON (or .xz)")
+    parser.add_argument("--dev", type=paths.path, metavar="FILE", help="SQuAD JSON (or .xz)")
     job.add_arguments(parser, output_required=False)
     scoring = parser.add_argument_group("scoring only")
     scoring.add_argument(
-        "--score", nargs=2, type=Path, metavar=("PREDICTIONS", "DEV"),
+        "--score", nargs=2, type=paths.path, metavar=("PREDICTIONS", "DEV"),
         help="only score predictions (id to answer, JSON) for DEV",
     )  # fmt: skip
     scoring.add_argument("--json", action="store_true", help="print JSON instead of lines")
     scoring.add_argument(
-        "--na-probs", type=Path, metavar="FILE",
+        "--na-probs", type=paths.path, metavar="FILE",
         help="2.0: id to probability (or score) of no answer, JSON; adds the best thresholds",
     )  # fmt: skip
     scoring.add_argument(

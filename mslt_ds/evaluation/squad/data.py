@@ -40,6 +40,11 @@ def read_questions(path: Path, version: str) -> list[Question]:
         if question.id in seen:
             raise DataError(f"{path}: question {question.id} stands there twice")
         seen.add(question.id)
+        if any(not answer.text.strip() for answer in question.answers):
+            raise DataError(
+                f"{path}: question {question.id} has an answer of empty text; give its text, or mark an "
+                'unanswerable question by "is_impossible": true'
+            )
         if version == "1.1" and not question.answers:
             raise DataError(
                 f"{path}: question {question.id} has no answer, as only version 2.0 allows; "

@@ -55,7 +55,8 @@ def report(
         return _means("", _score_all(gold, predictions), list(gold), "exact_match")
     gold = {question.id: _gold(question) for question in questions}
     raw = _score_all(gold, predictions)
-    has_answer = {id_: texts != [""] for id_, texts in gold.items()}
+    # As in the official script: also if all gold answers are dropped, such as an answer "the".
+    has_answer = {question.id: bool(question.answers) for question in questions}
     scores = raw
     if no_answer is not None:
         scores = {
@@ -83,7 +84,7 @@ def _score_all(
 
 
 def _gold(question: Question) -> list[str]:
-    """Gold answers by the rules of 2.0; [""] for an unanswerable question."""
+    """Gold answers by the rules of 2.0; [""] if there are none or all are dropped."""
     texts = [answer.text for answer in question.answers]
     # An answer that equals "" after the library's normalization is dropped.
     kept = [text for text in texts if score_answer("", [text]).exact == 0]

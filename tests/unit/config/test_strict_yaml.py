@@ -12,6 +12,21 @@ from mslt_ds.errors import RecipeError
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "!!int abc", "!!float abc", "!!bool abc", "!!timestamp abc", "!!binary é", "!!int ''", "!!int [1]",
+        "!!map [1]", "!!seq {a: 1}", "!!str [1]", "!!set [1]", "!!omap [1]", "!!pairs [1]", "!!null [1]",
+        "!!python/object/apply:os.getcwd []", "9" * 5_000, "-" + "9" * 5_000, "!!float " + "9" * 5_000 + "x",
+        "[" * 10_000, "{a: " * 10_000, "&a [*a]", "&a {b: *a}", "a\0b", "*a", "!!unknown 1",
+    ],
+)  # fmt: skip
+def test_what_has_no_value_is_one_line(text):
+    with pytest.raises(RecipeError) as error:
+        strict_yaml.parse(f"key: {text}" if text[0] in "!9-" else text, "recipe.yaml")
+    assert len(str(error.value)) < 200 and str(error.value).startswith("recipe.yaml")
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [
         ("off", "off"),

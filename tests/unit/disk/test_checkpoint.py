@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 import torch
 
@@ -164,3 +167,45 @@ def test_damage_is_named(tmp_path, file):
     (path / file).write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
         checkpoint.load(path)
+
+
+def test_only_the_programs_own_names_are_read_and_removed(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save(state_at(6), {})
+    users = ["step_0000000006_keep", "step_best", "step_", "step_0000000009.bak", "notes"]
+    for name in users:
+        (tmp_path / name).mkdir()
+    latest = folder.latest()
+    assert latest is not None and latest.name == "step_0000000006"
+    for step in (8, 20_000_000_000):  # more digits than the names are padded to
+        folder.save(state_at(step), {})
+    assert {entry.name for entry in tmp_path.iterdir()} == {*users, "step_20000000000"}
+
+
+@pytest.mark.parametrize("step", [31, -30, 10**12, 30.5, "30", None])
+def test_a_step_that_is_not_the_folders_is_damage(tmp_path, step):
+    path = CheckpointFolder(tmp_path, keep=1).save(state_at(30), {})
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"step": step}))
+    for read in (checkpoint.load, lambda path: check_resumable(path, {})):
+        with pytest.raises(CheckpointError, match=f"damaged .*says step {step!r}"):
+            read(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "7", "[" * 100_000])
+def test_a_state_that_is_no_object_is_damage(tmp_path, text):
+    path = CheckpointFolder(tmp_path, keep=1).save(state_at(30), {})
+    (path / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(path)
+
+
+def test_all_files_are_as_readable_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = CheckpointFolder(tmp_path, keep=1).save(state_at(30), {})
+    finally:
+        os.umask(before)
+    assert {
+        file.name: oct(file.stat().st_mode & 0o777) for file in path.iterdir()
+    } == dict.fromkeys(("state.json", "weights.safetensors", "optimizer.safetensors"), "0o640")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -132,6 +134,7 @@ def test_a_tokenizer_that_does_not_say_its_class_stays_wordpiece(
     path = tokenizer_dir / "tokenizer_config.json"
     path.unlink() if settings is None else path.write_text(json.dumps(settings))
     folder = tmp_path / "model"
+    config.max_position_embeddings = 512
     save_weights(folder, weights, config, tokenizer_dir)
     albert = json.loads((folder / "config.json").read_text()) | {"model_type": "albert"}
     (folder / "config.json").write_text(json.dumps(albert))
@@ -140,6 +143,57 @@ def test_a_tokenizer_that_does_not_say_its_class_stays_wordpiece(
     assert loaded.get_vocab().keys() == set(WORDS)
     if settings:
         assert loaded.model_max_length == 512
+
+
+@pytest.mark.parametrize(("given", "length"), [({}, 24), ({"model_max_length": 16}, 16)])
+@pytest.mark.parametrize(
+    "auto_map", [{}, {"auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}}]
+)
+def test_the_tokenizer_truncates_to_the_models_positions(
+    tmp_path, config, weights, tokenizer_dir, given, length, auto_map
+):
+    path = tokenizer_dir / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | given | auto_map))
+    folder = tmp_path / "model"
+    save_weights(folder, weights, config, tokenizer_dir)
+    assert "auto_map" not in (folder / "tokenizer_config.json").read_text()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.model_max_length == length
+    encoded = tokenizer("the cat sat " * 50, truncation=True, return_tensors="pt")
+    assert encoded["input_ids"].shape == (1, length)
+    model = AutoModelForPreTraining.from_pretrained(folder)
+    assert model(input_ids=encoded["input_ids"]).prediction_logits.shape[1] == length
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        "from mslt_ds.disk.model_folder import read_config as load",
+        "from mslt_ds.evaluation.encoder import Encoder; load = Encoder.open",
+    ],
+)
+def test_code_in_a_folder_is_neither_run_nor_asked_about(tmp_path, load):
+    """A folder of an unknown model, whose `auto_map` names code, and a user who answers yes."""
+    folder, marker = tmp_path / "model", tmp_path / "marker"
+    folder.mkdir()
+    settings = {"model_type": "theirs", "auto_map": {"AutoConfig": "code.Config"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "code.py").write_text(
+        "from transformers import PretrainedConfig\n"
+        f"open({str(marker)!r}, 'w').close()\n"
+        "class Config(PretrainedConfig):\n    model_type = 'theirs'\n"
+    )
+    save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+    script = (
+        f"import sys; from pathlib import Path; from mslt_ds.errors import MsltError, report; {load}\n"
+        "try: load(Path(sys.argv[1]))\nexcept MsltError as error: raise SystemExit(report(error))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(folder)],
+        input="y\n", capture_output=True, text=True, env=os.environ | {"HF_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert found.returncode == 2, found.stderr
+    assert not marker.exists() and "y/N" not in found.stdout + found.stderr
 
 
 def test_missing_tokenizer_is_refused_and_leaves_no_folder(tmp_path, config, weights):

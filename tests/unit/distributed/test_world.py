@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.distributed as dist
 
-from mslt_ds.distributed.world import World, check_equal_on_all_ranks, choose_device, digest
+from mslt_ds.distributed.world import (
+    World,
+    check_equal_on_all_ranks,
+    check_rendezvous,
+    choose_device,
+    digest,
+)
 from mslt_ds.distributed.world import world_from_environment as read_world
 from mslt_ds.errors import EnvironmentProblem
 
@@ -19,6 +30,43 @@ def test_launchers_variables_come_first():
 def test_slurm_step():
     step = {"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "32", "SLURM_LOCALID": "1"}
     assert read_world(step) == World(rank=9, world_size=32, local_rank=1)
+
+
+def test_a_batch_script_is_one_process():
+    batch = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "32", "SLURM_JOB_ID": "7"}
+    assert read_world(batch) == World(0, 1, 0)
+    # A task that has lost its step's variables must not train beside the others as a run of its own.
+    with pytest.raises(EnvironmentProblem, match="SLURM_STEP_NUM_TASKS is not set"):
+        read_world(batch | {"SLURM_PROCID": "3"})
+
+
+def test_a_port_in_use_is_named(tmp_path):
+    code = (
+        "import os, torch; from mslt_ds.distributed.world import World, join; "
+        "from mslt_ds.errors import MsltError, report\n"
+        "try: join(World(0, 2, 0), torch.device('cpu'), os.environ)\n"
+        "except MsltError as error: raise SystemExit(report(error))"
+    )
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | rendezvous,
+            capture_output=True,
+            text=True,
+        )
+    assert found.returncode == 3, found.stderr
+    assert f"MASTER_PORT={port}: another process uses this port" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("port", ["", "none", "0", "70000", "9" * 30])
+def test_a_port_that_is_none_is_named(port):
+    with pytest.raises(EnvironmentProblem, match="MASTER_PORT"):
+        check_rendezvous(World(0, 2, 0), {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
 
 
 def test_a_shell_inside_an_allocation_is_one_process():

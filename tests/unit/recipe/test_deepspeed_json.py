@@ -144,3 +144,26 @@ def test_no_file_is_zero_stage_0():
     assert deepspeed_json.read(None) == {}
     assert deepspeed_json.zero_stage({}) == 0
     assert deepspeed_json.zero_stage({"zero_optimization": {"stage": 2}}) == 2
+
+
+@pytest.mark.parametrize("key", ["reduce_bucket_size", "allgather_bucket_size"])
+def test_a_bucket_of_no_elements_is_refused(tmp_path, key):
+    with pytest.raises(RecipeError, match=f"zero_optimization.{key} 0; .* a whole number above 0"):
+        parse(tmp_path, {"zero_optimization": {"stage": 1, key: 0}})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            '{"zero_optimization": {"stage": 1}, "zero_optimization": {}}',
+            "zero_optimization: given",
+        ),
+        ('{"fp16": {"hysteresis": 1, "hysteresis": 2}}', "hysteresis: given twice"),
+        ('{"comms_logger": ' + "[" * 100_000 + "}", "not valid JSON"),
+        ('{"gradient_clipping": ' + "9" * 5_000 + "}", "not valid JSON"),
+    ],
+)
+def test_json_that_could_be_read_in_two_ways_or_none_is_refused(tmp_path, text, words):
+    with pytest.raises(RecipeError, match=words):
+        parse(tmp_path, text)

@@ -281,3 +281,50 @@ def test_deepspeed_json_is_checked_with_the_recipe(tmp_path):
     )
     lines = problems(deepspeed__config=str(path), plan__long_sequence={"share": 0.1})
     assert len(lines) == 2 and all(line.startswith("deepspeed.config: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [("data", "path"), ("data", "eval_path"), ("plan", "init_from"), ("deepspeed", "config")],
+)
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("a\0b", "no path can hold a NUL character"),
+        ("~no-such-user/store", "no such user; write ./~no-such-user/store"),
+        ("stores/" + "n" * 260, "a name of 260 bytes; file systems allow 255"),
+        ("stores/" + "é" * 130, "a name of 260 bytes; file systems allow 255"),
+    ],
+)
+def test_paths_that_no_file_can_have_are_named(section, key, path, words):
+    (line,) = problems(**{f"{section}__{key}": path})
+    assert line.startswith(f"{section}.{key}: ") and words in line
+
+
+def test_a_home_folder_is_expanded_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ds.json").write_text("{}")
+    config = parse_recipe(
+        recipe(
+            output_dir="~/runs",
+            data={"path": "~/a", "eval_path": "~/b"},
+            plan__init_from="~/model",
+            deepspeed__config="~/ds.json",
+        )
+    ).config
+    assert config.run_dir == tmp_path / "runs" / "run"
+    assert config.data.path == f"{tmp_path}/a" and config.data.eval_path == f"{tmp_path}/b"
+    assert config.plan.init_from == f"{tmp_path}/model"
+    assert config.deepspeed.config == f"{tmp_path}/ds.json"
+
+
+def test_names_and_numbers_without_end_are_refused():
+    assert "200 characters or fewer" in problems(name="n" * 260)[0]
+    assert "a number below 9223372036854775808" in problems(plan__steps_per_stage=10**400)[0]
+
+
+@pytest.mark.parametrize("project", ["team/name", "a:b", "a\\b", "50%"])
+def test_a_project_that_wandb_does_not_take_is_named(project):
+    (line,) = problems(telemetry={"wandb": {"project": project}})
+    assert line.startswith("telemetry.wandb.project: ") and "WANDB_ENTITY" in line
+    assert "mode" not in line

@@ -109,7 +109,7 @@ def test_a_configuration_that_contradicts_the_tokenizer_is_found(tmp_path, monke
     (other / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nx\n")
     vocabulary.save(tokenizer.load(other), other / "saved", None)
     wrong = AutoTokenizer.from_pretrained(other / "saved")
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda _: wrong)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: wrong)
     with pytest.raises(DataError, match=r"another tokenizer of it \(6 tokens\)"):
         vocabulary.save(loaded, tmp_path / "saved", None)
     assert not (tmp_path / "saved").exists()
@@ -123,3 +123,13 @@ def test_cased_and_uncased_text(text_file: Path, tmp_path: Path):
         text = "Return The value é"
         assert loaded.tokenize(text) == ids(text, of_text)
         assert loaded.tokenize("Return")[0] == ("return" if lowercase else "Return")
+
+
+def test_a_file_that_adds_tokens_is_named(tmp_path: Path):
+    given = tmp_path / "given"
+    given.mkdir()
+    loaded = tokenizer.load(vocabulary_folder(given))
+    added = {"<extra>": tokenizer.vocab_size(loaded)}
+    (given / "added_tokens.json").write_text(json.dumps(added))
+    with pytest.raises(DataError, match="--tokenizer: added_tokens.json adds '<extra>'"):
+        vocabulary.save(loaded, tmp_path / "saved", given)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mslt_ds.cli import main
-from mslt_ds.evaluation.squad.data import Answer, Question
+from mslt_ds.errors import DataError
+from mslt_ds.evaluation.squad.data import Answer, Question, read_questions
 from mslt_ds.evaluation.squad.score import report
 
 WORDS = st.lists(
@@ -58,7 +59,7 @@ def test_version_2_against_a_transcription(data, count):
     found = report(make(golds), predictions, "2.0", no_answer, 0.6)
 
     kept = [[text for text in texts if normalize(text)] or [""] for texts in golds]
-    has = [texts != [""] for texts in kept]
+    has = [bool(texts) for texts in golds]
     for name, function in (("exact", exact), ("f1", f1)):
         raw = [max(function(a, g) for g in gold) for a, gold in zip(answers, kept, strict=True)]
         final = [
@@ -151,3 +152,27 @@ def test_the_commands_errors(files, tmp_path, capsys):
     assert "question a: nan; it has to be a number" in fails(*options, "--na-probs", str(bad))
     assert "--model, --train, --dev, --output: missing" in fails("--version", "1.1")
     assert 'no list "data"' in fails("--version", "2.0", "--score", predictions, predictions)
+
+
+def test_an_answer_that_normalizes_to_nothing_is_an_answer():
+    found = report(make([["the"], ["a river"], []]), {"0": "", "1": "river", "2": ""}, "2.0")
+    assert (found["HasAns_total"], found["NoAns_total"], found["exact"]) == (2, 1, 100)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t"])
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_an_answer_of_empty_text_is_refused_unless_marked(tmp_path, text, version):
+    path = tmp_path / "train.json"
+
+    def write(**marks):
+        answers = [{"text": "Red", "answer_start": 0}, {"text": text, "answer_start": 0}]
+        qas = [{"id": "q7", "question": "Which?", "answers": answers} | marks]
+        paragraphs = [{"context": "Red river.", "qas": qas}]
+        path.write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
+
+    write()
+    with pytest.raises(DataError, match="question q7 has an answer of empty text"):
+        read_questions(path, version)
+    write(is_impossible=True)
+    if version == "2.0":
+        assert read_questions(path, version)[0].answers == ()
