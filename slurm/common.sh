@@ -6,7 +6,8 @@
 #
 #   MSLT_ROOT          checkout of this repository, on all nodes  (default: the folder of sbatch)
 #   MSLT_RECIPE        recipe, relative to MSLT_ROOT              (default: the script's own)
-#   MSLT_ARGS          further arguments, split at blanks, e.g. "--set train.micro_batch_size=16"
+#   MSLT_ARGS          further arguments, e.g. "--set train.micro_batch_size=16"; like the other lists of
+#                      arguments split at blanks, except inside quotes: "--set 'data.path=/a b'"
 #   MSLT_DATA          token store, instead of the recipe's data.path
 #   MSLT_OUTPUT        folder for runs, on all nodes, instead of the recipe's output_dir
 #   MSLT_MODULES       modules to load first, e.g. "cuda/12.8 gcc/12"
@@ -18,7 +19,7 @@
 #                      (NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME take precedence)
 #   MASTER_ADDR, MASTER_PORT   rendezvous     (default: first node, a port derived from the job's id)
 #   MSLT_MAX_RESTARTS  restarts after which a lost node doesn't requeue the job  (default: 20)
-#   MSLT_SRUN_ARGS     further arguments of srun, split at blanks, e.g. "--cpu-bind=cores"
+#   MSLT_SRUN_ARGS     further arguments of srun, e.g. "--cpu-bind=cores"
 #
 # GPUs can be bound in two ways: every task sees all GPUs of its node (--gpus-per-node), or only its
 # own (--gpus-per-task). The training chooses its device among those that its task sees.
@@ -29,6 +30,16 @@ readonly MSLT_STOPPED=85
 mslt_die() {
     echo "$(basename "${0:-slurm}"): $*" >&2
     exit 3
+}
+
+# mslt_split TEXT: sets the array MSLT_WORDS to the words of TEXT. Quotes and backslashes protect blanks, as in a
+# shell, but nothing is expanded or executed.
+mslt_split() {
+    MSLT_WORDS=()
+    [ -n "${1// /}" ] || return 0
+    local words
+    words=$(xargs -r printf '%s\n' <<<"$1") || mslt_die "can't split into arguments: $1"
+    [ -z "$words" ] || mapfile -t MSLT_WORDS <<<"$words"
 }
 
 # Sets MASTER_ADDR and MASTER_PORT, the same on every node of the job.
@@ -52,8 +63,11 @@ mslt_environment() {
     [ -f mslt_ds/train.py ] ||
         mslt_die "MSLT_ROOT: '$MSLT_ROOT' holds no mslt_ds/train.py; submit from the checkout or set it"
     if [ -n "${MSLT_MODULES:-}" ]; then
+        # Lmod and Environment Modules read variables that aren't set.
+        set +u
         # shellcheck disable=SC2086 # a list, split at blanks
         module load $MSLT_MODULES || mslt_die "MSLT_MODULES: can't load '$MSLT_MODULES'"
+        set -u
     fi
     if [ -z "${MSLT_CONTAINER:-}${MSLT_APPTAINER:-}" ]; then
         MSLT_VENV=${MSLT_VENV:-$MSLT_ROOT/.venv}
@@ -77,8 +91,8 @@ mslt_srun() {
     local launch=(srun --kill-on-bad-exit=1 --label)
     # In a job with GPUs, a step without --cpus-per-task has one core for each task.
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || launch+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
-    # shellcheck disable=SC2206 # a list, split at blanks
-    launch+=(${MSLT_SRUN_ARGS:-})
+    mslt_split "${MSLT_SRUN_ARGS:-}"
+    launch+=("${MSLT_WORDS[@]}")
     local inside=()
     local mounts=${MSLT_MOUNTS:-$MSLT_ROOT:$MSLT_ROOT}
     if [ -n "${MSLT_CONTAINER:-}" ]; then
@@ -142,8 +156,8 @@ mslt_train() {
     local arguments=(--config "$recipe")
     [ -z "${MSLT_DATA:-}" ] || arguments+=(--set "data.path=$MSLT_DATA")
     [ -z "${MSLT_OUTPUT:-}" ] || arguments+=(--set "output_dir=$MSLT_OUTPUT")
-    # shellcheck disable=SC2206 # a list, split at blanks
-    arguments+=(${MSLT_ARGS:-})
+    mslt_split "${MSLT_ARGS:-}"
+    arguments+=("${MSLT_WORDS[@]}")
     echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), $(date --iso-8601=seconds):" \
         "nodes $SLURM_JOB_NODELIST, rendezvous $MASTER_ADDR:$MASTER_PORT," \
         "recipe $recipe"

@@ -20,7 +20,7 @@
 #   MSLT_PRETRAIN   job script of the training       (default: slurm/pretrain_base.sh)
 #   MSLT_PREPARERS  tasks of the preparing array                        (default: 8)
 #   MSLT_EVALUATORS tasks of the evaluating array                       (default: 16)
-#   MSLT_SBATCH     options of sbatch for all jobs, split at blanks, e.g. "--account=me"
+#   MSLT_SBATCH     options of sbatch for all jobs, e.g. "--account=me"
 #   MSLT_SBATCH_PREPARE, MSLT_SBATCH_PRETRAIN, MSLT_SBATCH_EVALUATE   ... for one of them
 #   MSLT_GLUE_ARGS  arguments of `mslt-ds evaluate glue`, e.g. "--quick --tasks RTE"
 set -euo pipefail
@@ -31,8 +31,11 @@ source "$root/slurm/common.sh"
 export MSLT_ROOT=$root
 [ "$#" != 0 ] || mslt_die "no arguments for mslt-ds prepare; give at least --input FILE..."
 case " $* " in
-    *" --tokenizer "*) ;;
+    *" --tokenizer "* | *" --tokenizer="*) ;;
     *) mslt_die "--tokenizer is missing: tasks that share the text need one vocabulary beforehand" ;;
+esac
+case " $* " in
+    *" --output "* | *" --output="*) mslt_die "--output: leave it out; MSLT_DATA names the token store" ;;
 esac
 for setting in MSLT_DATA MSLT_OUTPUT; do
     [ -n "${!setting:-}" ] || mslt_die "$setting isn't set; the jobs hand their work over there"
@@ -44,30 +47,39 @@ name=${MSLT_NAME:-pipeline}
 # Each array counts its own tasks.
 unset MSLT_SHARDS
 
-training="--set name=$name ${MSLT_ARGS:-} --set data.eval_path=${MSLT_VALID:-null}"
+training="--set name=$name ${MSLT_ARGS:-} --set 'data.eval_path=${MSLT_VALID:-null}'"
 mslt_environment
 # A wrong recipe is an error here, before any job starts. With an image there may be no Python here.
 if [ -z "${MSLT_CONTAINER:-}${MSLT_APPTAINER:-}" ]; then
-    # shellcheck disable=SC2086 # a list, split at blanks
-    python -m mslt_ds.cli plan \
-        --config "${MSLT_RECIPE:-$(sed -n 's/^mslt_train //p' "$pretrain")}" $training >/dev/null
+    mslt_split "$training"
+    python -m mslt_ds.cli plan --config "${MSLT_RECIPE:-$(sed -n 's/^mslt_train //p' "$pretrain")}" \
+        "${MSLT_WORDS[@]}" >/dev/null
 fi
 
-# submit WHAT DEPENDENCY OPTIONS...: prints the job's id.
+# submit WHAT DEPENDENCY OPTIONS...: prints the job's id; with several clusters "id;cluster", as sbatch does.
 submit() {
     local what=$1 after=$2 own=MSLT_SBATCH_$1
     shift 2
     local options=(--parsable)
     # Slurm cancels a job that can never start, instead of leaving it in the queue.
-    [ -z "$after" ] || options+=("--dependency=afterok:$after" --kill-on-invalid-dep=yes)
-    # shellcheck disable=SC2206 # lists, split at blanks
-    options+=(${MSLT_SBATCH:-} ${!own:-})
+    [ -z "$after" ] || options+=("--dependency=afterok:${after%%;*}" --kill-on-invalid-dep=yes)
+    mslt_split "${MSLT_SBATCH:-} ${!own:-}"
+    options+=("${MSLT_WORDS[@]}")
     sbatch "${options[@]}" "$@" || mslt_die "sbatch refused the job $what"
 }
 
 submitted=()
+cancel() {
+    local job
+    for job in "${submitted[@]}"; do
+        case $job in
+            *";"*) scancel --clusters="${job#*;}" "${job%%;*}" ;;
+            *) scancel "$job" ;;
+        esac
+    done
+}
 # If a job is refused, those submitted before it are cancelled.
-trap '[ "${#submitted[@]}" = 0 ] || scancel "${submitted[@]}"' ERR
+trap cancel ERR
 prepared=$(submit PREPARE "" --array="1-${MSLT_PREPARERS:-8}" slurm/prepare.sh "$@" --output "$MSLT_DATA")
 submitted+=("$prepared")
 merged=$(submit PREPARE "$prepared" --array=1 slurm/prepare.sh --merge --output "$MSLT_DATA")
@@ -76,8 +88,8 @@ trained=$(MSLT_ARGS=$training submit PRETRAIN "$merged" "$pretrain")
 submitted+=("$trained")
 echo "prepare $prepared, merge $merged, pretrain $trained"
 [ -n "${MSLT_GLUE:-}" ] || exit 0
-# shellcheck disable=SC2086 # a list, split at blanks
+mslt_split "${MSLT_GLUE_ARGS:-}"
 evaluated=$(submit EVALUATE "$trained" --array="1-${MSLT_EVALUATORS:-16}" slurm/evaluate_glue.sh \
     --model "$MSLT_OUTPUT/$name/model" --data "$MSLT_GLUE" --output "$MSLT_OUTPUT/$name/glue" \
-    ${MSLT_GLUE_ARGS:-})
+    "${MSLT_WORDS[@]}")
 echo "evaluate $evaluated: $MSLT_OUTPUT/$name/glue/table.md"

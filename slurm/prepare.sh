@@ -22,7 +22,7 @@ source "${MSLT_ROOT:-${SLURM_SUBMIT_DIR:-.}}/slurm/common.sh"
 mslt_environment
 [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || mslt_die "no task of an array; start it by sbatch --array=1-N"
 share=()
-if [ "${1:-}" != --merge ]; then
+if [[ " $* " != *" --merge "* ]]; then
     # MSLT_SHARDS=8 with --array=3 repeats only the third of eight parts.
     share=(--workers "${SLURM_CPUS_PER_TASK:-1}"
         --shard "$SLURM_ARRAY_TASK_ID/${MSLT_SHARDS:-$SLURM_ARRAY_TASK_MAX}")

@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError, TypeError, OverflowError):
             kind = node.tag.rpartition(":")[2]
-            value = node.value if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+            value = node.value if isinstance(node, yaml.ScalarNode) else "a list or a section"
             raise RecipeError(
                 f"line {node.start_mark.line + 1}: {value[:40]}{'...' * (len(value) > 40)}: "
                 f"can't be read as a value of the type {kind}"

@@ -50,12 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{DEFAULT_FIELD}), INPUT,split=NAME a data set's split (default: {DEFAULT_SPLIT})",
     )
     parser.add_argument(
-        "--output", type=paths.path, required=True, metavar="DIR", help="the token store to make"
+        "--output",
+        type=paths.path_text,
+        required=True,
+        metavar="DIR",
+        help="the token store to make",
     )
     tokens = parser.add_mutually_exclusive_group()
     tokens.add_argument(
         "--tokenizer",
-        type=paths.path,
+        type=paths.path_text,
         metavar="PLACE",
         help="use the tokenizer of this folder or token store, or this vocabulary file",
     )
@@ -91,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    output = arguments.output
+    output = Path(arguments.output)
     try:
         if arguments.merge:
             merge_shards(output)
@@ -99,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         prepare(
             arguments.input,
             output,
-            tokenizer_place=arguments.tokenizer,
+            tokenizer_place=Path(arguments.tokenizer) if arguments.tokenizer else None,
             vocab_size=arguments.vocab_size,
             lowercase=not arguments.cased,
             keep_duplicates=arguments.keep_duplicates,

@@ -213,3 +213,19 @@ def test_a_missing_checkout_or_environment_is_named(job: Job) -> None:
 
 def test_the_scripts_agree_with_the_trainer_on_the_exit_code() -> None:
     assert f"MSLT_STOPPED={EXIT_CODE_STOPPED}\n" in (SLURM / "common.sh").read_text()
+
+
+def test_modules_that_read_unset_variables_are_loaded(job: Job) -> None:
+    """As Lmod does; the scripts themselves run under `set -u`."""
+    code, output = job.run(
+        MSLT_MODULES="cuda gcc",
+        **{"BASH_FUNC_module%%": '() { echo "loaded $* ${__LMOD_REF_COUNT_PATH}$LMOD_UNSET"; }'},
+    )
+    assert code == 0, output
+    assert "loaded load cuda gcc" in output
+
+
+def test_quotes_protect_blanks_in_arguments(job: Job) -> None:
+    code, output = job.run(MSLT_ARGS="--set 'data.path=/with  two' --set b='$HOME *'")
+    assert code == 0, output
+    assert "--set data.path=/with  two --set b=$HOME *" in output

@@ -23,6 +23,11 @@ def run(folder: Path, *arguments: str, **settings: str) -> tuple[int, str, list[
     program.parent.mkdir()
     program.write_text(SBATCH)
     program.chmod(0o755)
+    return run_again(folder, *arguments, **settings)
+
+
+def run_again(folder: Path, *arguments: str, **settings: str) -> tuple[int, str, list[str]]:
+    """With the programs that are in `folder`/bin already."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MSLT"))}
     environment = {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
@@ -95,3 +100,44 @@ def test_mistakes_are_told_before_a_job_is_submitted(
     code, output, calls = run(tmp_path, *arguments, **settings)
     assert code in (2, 3) and words in output, output
     assert calls == []
+
+
+def test_options_with_an_equals_sign(tmp_path: Path) -> None:
+    code, output, calls = run(tmp_path, "--input=a.txt", "--tokenizer=vocabulary")
+    assert code == 0, output
+    assert "--input=a.txt --tokenizer=vocabulary --output /d/store" in calls[0]
+
+
+@pytest.mark.parametrize("output", [("--output", "x"), ("--output=x",)])
+def test_another_output_is_refused(tmp_path: Path, output: tuple[str, ...]) -> None:
+    code, said, calls = run(tmp_path, *PREPARE, *output)
+    assert code == 3 and "MSLT_DATA names the token store" in said
+    assert calls == []
+
+
+def test_quotes_protect_blanks(tmp_path: Path) -> None:
+    code, output, calls = run(
+        tmp_path, *PREPARE, MSLT_VALID="/held out/store", MSLT_SBATCH="--comment='two words' --nice"
+    )
+    assert code == 0, output
+    assert "--comment=two words --nice --array=1-8" in calls[0]
+    assert "--set 'data.eval_path=/held out/store'" in calls[2]
+    code, output, _ = run_again(tmp_path, *PREPARE, MSLT_ARGS="--set 'a")
+    assert code == 3 and "can't split into arguments" in output
+
+
+def test_a_job_of_several_clusters(tmp_path: Path) -> None:
+    """`sbatch --parsable` prints "id;cluster"; a dependency takes the id, scancel both."""
+    (tmp_path / "bin").mkdir()
+    for name, text in {
+        "sbatch": SBATCH.replace(
+            'wc -l <"$CALLS"', 'n=$(wc -l <"$CALLS"); [ "$n" -lt 3 ] && echo "$n;west"'
+        ),
+        "scancel": '#!/usr/bin/env bash\necho "scancel $*" >>"$CALLS"\n',
+    }.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    code, _, calls = run_again(tmp_path, *PREPARE)
+    assert code != 0
+    assert "--dependency=afterok:1 " in calls[1] and "--dependency=afterok:2 " in calls[2]
+    assert calls[3:] == ["scancel --clusters=west 1", "scancel --clusters=west 2"]
