@@ -21,8 +21,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
 from mslt_ds.data.tokenizer import TOKENIZER_FILES
-from mslt_ds.disk.hugging_face import LOAD, quiet, weight_files
 from mslt_ds.errors import CheckpointError, DataError, first_line
+from mslt_ds.hugging_face import LOAD, quiet, weight_files
 from mslt_ds.model.families import family_of
 from mslt_ds.state import Weights
 

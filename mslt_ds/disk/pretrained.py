@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig
 
 from mslt_ds.data.tokenizer import PROBE
-from mslt_ds.disk.hugging_face import LOAD, quiet
 from mslt_ds.disk.model_folder import check_tokenizer, load_weights, read_config
 from mslt_ds.errors import CheckpointError, DataError, first_line
+from mslt_ds.hugging_face import LOAD, quiet
 from mslt_ds.model.families import family_of
 from mslt_ds.state import Weights
 

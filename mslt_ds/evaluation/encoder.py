@@ -20,8 +20,8 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from mslt_ds.data.tokenizer import TOKENIZER_FILES
-from mslt_ds.disk.hugging_face import LOAD, quiet, weight_files
 from mslt_ds.errors import CheckpointError, RecipeError, first_line
+from mslt_ds.hugging_face import LOAD, quiet, weight_files
 
 _POOLERS = ("pooler",)
 _NAMES_SHOWN = 3

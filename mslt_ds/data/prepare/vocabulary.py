@@ -116,7 +116,7 @@ def _write(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None
 def _check_saved(tokenizer: Tokenizer, folder: Path) -> None:
     from transformers import AutoTokenizer  # takes seconds
 
-    from mslt_ds.disk.hugging_face import LOAD
+    from mslt_ds.hugging_face import LOAD
 
     try:
         loaded = AutoTokenizer.from_pretrained(folder, **LOAD)

@@ -99,7 +99,7 @@ def train(precision: str, zero_stage: int, *, boundary_after: int | None = None)
         engine.accumulate(inputs, (instances * PREDICTIONS, instances))
         engine.step(RATE)
         norms.append(engine.grad_norm())
-    weights = engine.state(STEPS).weights
+    weights = broadcast_tensors(engine.state(STEPS).weights, device)
     engine.close()
     return {"norms": norms, "scales": scales, "weights": weights}
 
