@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,11 @@ def find(place: Path) -> Path:
 
 def load(place: Path) -> Tokenizer:
     """The tokenizer at `place`: a folder, a tokenizer.json, or a vocabulary file of one token a line.
-    Truncation and padding are switched off.
+    Truncation and padding are switched off, and special tokens that a text spells out are text, as in
+    the original BERT: `[MASK]` becomes the pieces of a bracket, a word and a bracket.
 
-    DataError if it can't be read, isn't BERT's, or doesn't find the words of its own vocabulary.
+    DataError if it can't be read, isn't BERT's, doesn't find the words of its own vocabulary, or takes
+    spelt-out special tokens for real ones all the same.
     """
     file = place
     if place.is_dir():
@@ -71,6 +74,9 @@ def load(place: Path) -> Tokenizer:
     except Exception as error:  # tokenizers raises plain Exception
         raise DataError(f"--tokenizer: {place}: can't be read ({error})") from error
     special_tokens(tokenizer)
+    # It encodes them as text. tokenizer.json doesn't store this setting.
+    tokenizer.encode_special_tokens = True
+    _check_spelt_out(tokenizer, place)
     _check_words(tokenizer, place)
     return tokenizer
 
@@ -159,6 +165,18 @@ def _from_vocabulary_file(file: Path) -> Tokenizer:
         strip_accents=config.get("strip_accents"),
         handle_chinese_chars=config.get("tokenize_chinese_chars", True),
     )
+
+
+def _check_spelt_out(tokenizer: Tokenizer, place: Path) -> None:
+    """DataError if a special token that a text spells out becomes the special token."""
+    numbers = asdict(special_tokens(tokenizer))
+    for name, number in numbers.items():
+        if number in tokenizer.encode(f"a {SPECIAL[name]} b", add_special_tokens=False).ids:
+            raise DataError(
+                f"--tokenizer: {place}: {SPECIAL[name]} written in a text becomes the special token; "
+                'in tokenizer.json, mark it "special": true under added_tokens and use the '
+                "pre_tokenizer BertPreTokenizer"
+            )
 
 
 def _check_words(tokenizer: Tokenizer, place: Path) -> None:

@@ -105,3 +105,36 @@ def test_a_vocabulary_that_isnt_used_is_an_error(tmp_path: Path):
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     with pytest.raises(DataError, match=r"10 of 10 words.*'A', become \[UNK\].*do_lower_case"):
         tokenizer.load(tmp_path)
+
+
+SPELT_OUT = "A cat [MASK] the [SEP]cat[CLS] [PAD] [UNK]."
+
+
+def spelling_tokenizer() -> Tokenizer:
+    words = ["a", "cat", "the", "[", "]", ".", "mask", "sep", "cls", "pad", "un", "##k"]
+    tokens = enumerate([*tokenizer.SPECIAL.values(), *words])
+    return tokenizer.pipeline({token: number for number, token in tokens}, lowercase=True)
+
+
+def test_special_tokens_that_a_text_spells_out_are_text(tmp_path: Path):
+    spelling_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    assert ids(SPELT_OUT, tokenizer.load(tmp_path)) == [
+        "a", "cat", "[", "mask", "]", "the", "[", "sep", "]", "cat", "[", "cls", "]",
+        "[", "pad", "]", "[", "un", "##k", "]", ".",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["added_tokens", "pre_tokenizer"])
+def test_a_tokenizer_that_takes_text_for_special_tokens_is_refused(tmp_path: Path, part: str):
+    content = json.loads(spelling_tokenizer().to_str())
+    if part == "added_tokens":
+        for token in content["added_tokens"]:
+            token["special"] = False
+    else:
+        content["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+        content["normalizer"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"\[PAD\] written in a text becomes the special .*BertPreTok"
+    ):
+        tokenizer.load(tmp_path)
