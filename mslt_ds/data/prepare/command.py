@@ -211,7 +211,7 @@ def _job(
     if tokenizer_place is None:
         made_by: dict[str, Any] = {"vocab_size": vocab_size, "lowercase": lowercase}
     else:
-        loaded = tokenizer.load(tokenizer_place)
+        loaded = tokenizer.load_for_text(tokenizer_place)
         made_by = {"sha256": hashlib.sha256(loaded.to_str().encode()).hexdigest()}
     versions = ["sentencex", "tokenizers"]
     if any(isinstance(given.source, WikipediaDump) for given in inputs):
