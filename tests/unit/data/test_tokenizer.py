@@ -137,7 +137,7 @@ def test_a_tokenizer_that_takes_text_for_special_tokens_is_refused(tmp_path: Pat
     with pytest.raises(
         DataError, match=r"\[PAD\] written in a text becomes the special .*BertPreTok"
     ):
-        tokenizer.load(tmp_path)
+        tokenizer.load_for_text(tmp_path)
 
 
 @pytest.mark.parametrize(
