@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,8 @@ def load(place: Path) -> Tokenizer:
     """The tokenizer at `place`: a folder, a tokenizer.json, or a vocabulary file of one token a line.
     Truncation and padding are switched off.
 
-    DataError if it can't be read, isn't BERT's, or doesn't find the words of its own vocabulary.
+    DataError if it can't be read, isn't BERT's, gives two tokens one id, or doesn't find the words of
+    its own vocabulary.
     """
     file = place
     if place.is_dir():
@@ -71,7 +74,27 @@ def load(place: Path) -> Tokenizer:
     except Exception as error:  # tokenizers raises plain Exception
         raise DataError(f"--tokenizer: {place}: can't be read ({error})") from error
     special_tokens(tokenizer)
+    _check_ids(tokenizer, place)
     _check_words(tokenizer, place)
+    return tokenizer
+
+
+def load_for_text(place: Path) -> Tokenizer:
+    """The tokenizer at `place` for the text of a store, in which special tokens that the text spells out
+    are text, as in the original BERT: `[MASK]` becomes the pieces of a bracket, a word and a bracket.
+
+    DataError if it can't be loaded or takes spelt-out special tokens for real ones all the same.
+    """
+    tokenizer = load(place)
+    # It encodes them as text. tokenizer.json doesn't store this setting.
+    tokenizer.encode_special_tokens = True
+    for name, number in asdict(special_tokens(tokenizer)).items():
+        if number in tokenizer.encode(f"a {SPECIAL[name]} b", add_special_tokens=False).ids:
+            raise DataError(
+                f"--tokenizer: {place}: {SPECIAL[name]} written in a text becomes the special token; "
+                'in tokenizer.json, mark it "special": true under added_tokens and use the '
+                "pre_tokenizer BertPreTokenizer"
+            )
     return tokenizer
 
 
@@ -96,7 +119,7 @@ def vocab_size(tokenizer: Tokenizer) -> int:
 
 def tokens_by_id(tokenizer: Tokenizer) -> list[tuple[str, int]]:
     """(token, id) of the whole vocabulary, by rising id."""
-    return sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return sorted(tokenizer.get_vocab().items(), key=lambda item: item[::-1])
 
 
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
@@ -139,10 +162,7 @@ def pipeline(vocabulary: dict[str, int], **options: Any) -> Tokenizer:
 
 
 def _from_vocabulary_file(file: Path) -> Tokenizer:
-    tokens = file.read_text(encoding="utf-8").split("\n")
-    if tokens[-1] == "":
-        tokens.pop()
-    vocabulary = {token: number for number, token in enumerate(tokens)}
+    vocabulary = _vocabulary_of_lines(file)
     missing = [token for token in SPECIAL.values() if token not in vocabulary]
     if missing:
         raise ValueError(f"{file.name} lacks {', '.join(missing)}")
@@ -151,14 +171,51 @@ def _from_vocabulary_file(file: Path) -> Tokenizer:
     if config_path.is_file():
         config = json.loads(config_path.read_text(encoding="utf-8"))
     # A vocabulary without capital letters was made from lower-cased text.
-    names = {*SPECIAL.values(), *(token for token in tokens if token.startswith("[unused"))}
-    is_lower = all(token == token.lower() for token in tokens if token not in names)
+    names = {*SPECIAL.values(), *(token for token in vocabulary if token.startswith("[unused"))}
+    is_lower = all(token == token.lower() for token in vocabulary if token not in names)
     return pipeline(
         vocabulary,
         lowercase=config.get("do_lower_case", is_lower),
         strip_accents=config.get("strip_accents"),
         handle_chinese_chars=config.get("tokenize_chinese_chars", True),
     )
+
+
+def _vocabulary_of_lines(file: Path) -> dict[str, int]:
+    """The tokens of a vocabulary file with their ids, which are their line numbers from 0.
+
+    ValueError if a token is on two lines, or a line before the last token is blank: loaders disagree
+    about the ids of such a file.
+    """
+    # As in the original BERT, blanks around a token aren't part of it.
+    lines = [line.strip(" \t") for line in file.read_text(encoding="utf-8-sig").split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    vocabulary: dict[str, int] = {}
+    for number, token in enumerate(lines):
+        if not token:
+            raise ValueError(
+                f"{file.name}: line {number + 1} is blank, and a token's id is the number of its line; "
+                "if the model has an id for it, write [unusedN] there, with a new N; otherwise delete it"
+            )
+        if token in vocabulary:
+            raise ValueError(
+                f"{file.name}: {token!r} is on line {vocabulary[token] + 1} and again on line "
+                f"{number + 1}, and a token's id is the number of its line; write [unusedN] on one of "
+                "them, with a new N, so that all other ids stay"
+            )
+        vocabulary[token] = number
+    return vocabulary
+
+
+def _check_ids(tokenizer: Tokenizer, place: Path) -> None:
+    """DataError if two tokens have the same id."""
+    for (token, number), (other, next_number) in pairwise(tokens_by_id(tokenizer)):
+        if number == next_number:
+            raise DataError(
+                f"--tokenizer: {place}: {token!r} and {other!r} both have the id {number}; give one of "
+                "them an id of its own in tokenizer.json"
+            )
 
 
 def _check_words(tokenizer: Tokenizer, place: Path) -> None:

@@ -22,8 +22,9 @@ from mslt_ds.data import tokenizer
 from mslt_ds.data.prepare import segment, vocabulary
 from mslt_ds.data.prepare.documents import TextCounts, count_characters
 from mslt_ds.data.prepare.finish import finish, refuse_fewer_than_two
+from mslt_ds.data.prepare.folder import DEFAULT_SPLIT
 from mslt_ds.data.prepare.pool import tokenize
-from mslt_ds.data.prepare.rows import DEFAULT_FIELD, DEFAULT_SPLIT
+from mslt_ds.data.prepare.rows import DEFAULT_FIELD
 from mslt_ds.data.prepare.sources import Input, find_inputs, weighted_documents
 from mslt_ds.data.prepare.unit import UNIT_CHARACTERS
 from mslt_ds.data.prepare.wikipedia import WikipediaDump
@@ -220,7 +221,7 @@ def _job(
     if tokenizer_place is None:
         made_by: dict[str, Any] = {"vocab_size": vocab_size, "lowercase": lowercase}
     else:
-        loaded = tokenizer.load(tokenizer_place)
+        loaded = tokenizer.load_for_text(tokenizer_place)
         made_by = {"sha256": hashlib.sha256(loaded.to_str().encode()).hexdigest()}
     versions = ["sentencex", "tokenizers"]
     if any(isinstance(given.source, WikipediaDump) for given in inputs):

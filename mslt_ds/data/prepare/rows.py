@@ -7,6 +7,7 @@ line or a few rows at a time; data sets are memory-mapped by `datasets`.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterator
@@ -34,13 +35,14 @@ from mslt_ds.data.prepare.files import (
     problems_of,
     unpacked,
 )
+from mslt_ds.data.prepare.folder import DEFAULT_SPLIT, check_saved, is_saved, parquet_splits
 from mslt_ds.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-DEFAULT_FIELD, DEFAULT_SPLIT = "text", "train"
+DEFAULT_FIELD = "text"
 _ROWS_AT_ONCE = 64
 _JSON = (".jsonl", ".json", ".ndjson")
 
@@ -156,12 +158,16 @@ class HuggingFaceDataset:
         folder = Path(self.location)
         try:
             if is_saved(folder):
+                check_saved(folder)
                 found = datasets.load_from_disk(self.location)
             elif folder.is_dir():
-                found = datasets.load_dataset(self.location)
+                files = parquet_splits(folder)
+                found = datasets.load_dataset("parquet", data_files=_as_patterns(files))
             else:
                 path, _, config = self.location.partition(":")
                 found = datasets.load_dataset(path, config or None)
+        except DataError:
+            raise
         except Exception as error:  # of the network, the hub or the format
             raise DataError(
                 f"--input: {self.location}: can't be loaded as a data set "
@@ -184,9 +190,9 @@ def is_json(path: Path) -> bool:
     return unpacked(path).suffix in _JSON
 
 
-def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of `datasets` wrote the folder."""
-    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+def _as_patterns(splits: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The same files as the patterns that `load_dataset` takes."""
+    return {split: [glob.escape(path) for path in paths] for split, paths in splits.items()}
 
 
 def _check_column(place: object, schema: pyarrow.Schema, field: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from mslt_ds.data.prepare.documents import Source, TextCounts, TextFile, is_text_file
 from mslt_ds.data.prepare.files import COMPRESSIONS, unpacked
 from mslt_ds.data.prepare.merge import copies_by_weight
-from mslt_ds.data.prepare.rows import HuggingFaceDataset, JsonLines, ParquetFile, is_json, is_saved
+from mslt_ds.data.prepare.rows import HuggingFaceDataset, JsonLines, ParquetFile, is_json
 from mslt_ds.data.prepare.unit import document_hashes
 from mslt_ds.data.prepare.wikipedia import WikipediaDump, is_dump
 from mslt_ds.errors import DataError
@@ -116,7 +116,7 @@ def _places(location: str) -> list[str]:
 def _source(location: str, options: dict[str, str]) -> Source:
     path = Path(location)
     if path.is_dir():
-        return _folder(path, options)
+        return HuggingFaceDataset(str(path), **options)
     if not path.exists():
         if _HUB_NAME.fullmatch(location) and _kind(path) is None:
             return HuggingFaceDataset(location, **options)
@@ -131,15 +131,6 @@ def _source(location: str, options: dict[str, str]) -> Source:
     if unknown:
         raise DataError(f"--input: {path}: this kind of file has no {' and no '.join(unknown)}")
     return kind(path, **options)
-
-
-def _folder(path: Path, options: dict[str, str]) -> HuggingFaceDataset:
-    if not is_saved(path) and next(path.rglob("*.parquet"), None) is None:
-        raise DataError(
-            f"--input: {path}: a folder, and no data set in it (Parquet files, or what "
-            f"save_to_disk wrote); name its files by a glob in quotes, such as '{path}/**/*.txt'"
-        )
-    return HuggingFaceDataset(str(path), **options)
 
 
 def _kind(path: Path) -> Any:

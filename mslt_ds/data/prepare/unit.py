@@ -57,7 +57,7 @@ class Worker:
     """Segments and tokenizes documents; each process has one."""
 
     def __init__(self, tokenizer_folder: Path, dtype: np.dtype) -> None:
-        self._tokenizer = tokenizer.load(tokenizer_folder)
+        self._tokenizer = tokenizer.load_for_text(tokenizer_folder)
         self._dtype = dtype
 
     def process(self, documents: Documents) -> Unit:

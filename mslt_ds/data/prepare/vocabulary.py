@@ -85,7 +85,7 @@ def save(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None:
     The folder appears whole. If another process has written it meanwhile, that one's folder stays.
 
     loaded_from: the folder or file that the tokenizer was loaded from; further files of a folder are
-        copied
+        copied, except for its vocab.txt: the ids come from `tokenizer` alone
     """
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -102,14 +102,16 @@ def save(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None:
 def _write(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None:
     if loaded_from is not None and loaded_from.is_dir():
         for name in TOKENIZER_FILES:
-            if (loaded_from / name).is_file():
+            if name != "vocab.txt" and (loaded_from / name).is_file():
                 shutil.copyfile(loaded_from / name, folder / name)
     tokenizer.save(str(folder / "tokenizer.json"))
     config_path = folder / "tokenizer_config.json"
     if not config_path.exists():
         config_path.write_text(json.dumps(_config(tokenizer), indent=1) + "\n", encoding="utf-8")
-    if not (folder / "vocab.txt").exists():
-        lines = "".join(f"{token}\n" for token, _ in tokens_by_id(tokenizer))
+    tokens = tokens_by_id(tokenizer)
+    lines = "".join(f"{token}\n" for token, _ in tokens)
+    # A line's number is the token's id, so a vocabulary with gaps has no such file.
+    if tokens[-1][1] + 1 == len(tokens) == lines.count("\n"):
         (folder / "vocab.txt").write_text(lines, encoding="utf-8")
 
 

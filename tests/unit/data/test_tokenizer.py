@@ -105,3 +105,86 @@ def test_a_vocabulary_that_isnt_used_is_an_error(tmp_path: Path):
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     with pytest.raises(DataError, match=r"10 of 10 words.*'A', become \[UNK\].*do_lower_case"):
         tokenizer.load(tmp_path)
+
+
+SPELT_OUT = "A cat [MASK] the [SEP]cat[CLS] [PAD] [UNK]."
+
+
+def spelling_tokenizer() -> Tokenizer:
+    words = ["a", "cat", "the", "[", "]", ".", "mask", "sep", "cls", "pad", "un", "##k"]
+    tokens = enumerate([*tokenizer.SPECIAL.values(), *words])
+    return tokenizer.pipeline({token: number for number, token in tokens}, lowercase=True)
+
+
+def test_special_tokens_that_a_text_spells_out_are_text(tmp_path: Path):
+    spelling_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    assert ids(SPELT_OUT, tokenizer.load_for_text(tmp_path)) == [
+        "a", "cat", "[", "mask", "]", "the", "[", "sep", "]", "cat", "[", "cls", "]",
+        "[", "pad", "]", "[", "un", "##k", "]", ".",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["added_tokens", "pre_tokenizer"])
+def test_a_tokenizer_that_takes_text_for_special_tokens_is_refused(tmp_path: Path, part: str):
+    content = json.loads(spelling_tokenizer().to_str())
+    if part == "added_tokens":
+        for token in content["added_tokens"]:
+            token["special"] = False
+    else:
+        content["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+        content["normalizer"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"\[PAD\] written in a text becomes the special .*BertPreTok"
+    ):
+        tokenizer.load_for_text(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["cat"], r"'cat' is on line 10 and again on line 18.*write \[unusedN\] on one"),
+        (["new", "  cat\t"], "'cat' is on line 10 and again on line 19"),
+        (["", "new"], r"line 18 is blank.*write \[unusedN\] there"),
+        ([" ", "new"], "line 18 is blank"),
+    ],
+)
+def test_a_vocabulary_file_whose_ids_are_ambiguous_is_refused(tmp_path: Path, extra, message: str):
+    tokens = [*tokenizer.SPECIAL.values(), *WORDS, *extra]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=f"--tokenizer: .*vocab.txt: {message}"):
+        tokenizer.load(tmp_path)
+
+
+def test_two_tokens_of_one_id_are_refused(tmp_path: Path):
+    content = json.loads(tokenizer.load(vocabulary_folder(tmp_path)).to_str())
+    content["model"]["vocab"]["dog"] = content["model"]["vocab"]["cat"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="'cat' and 'dog' both have the id 9; give one"):
+        tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["\ufeff{}", "{}\n\n", "{}\r\n", "{} \n"])
+def test_line_ends_and_marks_belong_to_no_token(tmp_path: Path, form: str):
+    plain = tokenizer.load(vocabulary_folder(tmp_path)).get_vocab()
+    text = "\n".join([*tokenizer.SPECIAL.values(), *WORDS])
+    if "\r" in form:
+        text = text.replace("\n", "\r\n")
+    (tmp_path / "vocab.txt").write_bytes(form.format(text).encode())
+    assert tokenizer.load(tmp_path).get_vocab() == plain
+
+
+def test_the_saved_ids_come_from_the_tokenizer_alone(tmp_path: Path):
+    """A vocab.txt that contradicts tokenizer.json isn't copied, and a file of lines has no gaps."""
+    content = json.loads(tokenizer.load(vocabulary_folder(tmp_path)).to_str())
+    (tmp_path / "vocab.txt").write_text("other\n")
+    for name, number in (("next", 17), ("far", 99)):
+        content["model"]["vocab"]["new"] = number
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        loaded = tokenizer.load(tmp_path)
+        vocabulary.save(loaded, tmp_path / name, tmp_path)
+        saved = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert saved.get_vocab() == loaded.get_vocab() == content["model"]["vocab"]
+    lines = (tmp_path / "next" / "vocab.txt").read_text(encoding="utf-8").split()
+    assert lines == [*tokenizer.SPECIAL.values(), *WORDS, "new"]
+    assert not (tmp_path / "far" / "vocab.txt").exists()

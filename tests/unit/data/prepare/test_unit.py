@@ -107,3 +107,11 @@ def test_equal_documents_have_equal_hashes_wherever_they_lie(store: TokenStore, 
     write_unit(tmp_path / "one.unit", first, "text")
     header = json.loads((tmp_path / "one.unit").read_bytes().split(b"\n")[0])
     assert header["arrays"][3][0] == "<u4"
+
+
+def test_no_special_token_comes_from_the_text(store: TokenStore):
+    text = ["A [MASK] and [CLS] a pair [SEP] of [PAD] [PAD].", "[SEP]"]
+    tokens = Worker(store.tokenizer_dir, np.dtype("<u2")).process([text]).tokens
+    special = store.corpus.special
+    assert not {special.pad, special.cls, special.sep, special.mask} & set(tokens.tolist())
+    assert len(tokens) > 20
