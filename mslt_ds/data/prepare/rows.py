@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,6 +76,11 @@ class JsonLines(FileOfTexts):
         place = f"--input: {self.path}: line {number}"
         try:
             row = json.loads(text_line)
+        except RecursionError:
+            raise DataError(
+                f"{place} nests lists or objects too deeply to be read (Python's limit is about "
+                f"{sys.getrecursionlimit():,} levels); leave out that key, or the line"
+            ) from None
         except ValueError as error:
             raise DataError(
                 f"{place} isn't JSON ({error}); one object a line is expected, shorter than "
@@ -161,8 +168,9 @@ class HuggingFaceDataset:
                 check_saved(folder)
                 found = datasets.load_from_disk(self.location)
             elif folder.is_dir():
-                files = parquet_splits(folder)
-                found = datasets.load_dataset("parquet", data_files=_as_patterns(files))
+                found = datasets.load_dataset(
+                    "parquet", data_files=self._patterns(folder), columns=[self.field]
+                )
             else:
                 path, _, config = self.location.partition(":")
                 found = datasets.load_dataset(path, config or None)
@@ -185,14 +193,16 @@ class HuggingFaceDataset:
             )
         return found[self.split]
 
+    def _patterns(self, folder: Path) -> dict[str, list[str]]:
+        """The checked Parquet files of a folder by split, as the patterns that `load_dataset` takes."""
+        splits = parquet_splits(folder)
+        for path in itertools.chain.from_iterable(splits.values()):
+            ParquetFile(Path(path), self.field).check()
+        return {split: [glob.escape(path) for path in paths] for split, paths in splits.items()}
+
 
 def is_json(path: Path) -> bool:
     return unpacked(path).suffix in _JSON
-
-
-def _as_patterns(splits: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The same files as the patterns that `load_dataset` takes."""
-    return {split: [glob.escape(path) for path in paths] for split, paths in splits.items()}
 
 
 def _check_column(place: object, schema: pyarrow.Schema, field: str) -> None:
@@ -200,6 +210,11 @@ def _check_column(place: object, schema: pyarrow.Schema, field: str) -> None:
 
     if field not in schema.names:
         raise DataError(f"--input: {place}: no column {field!r}; {_choices(schema.names)}")
+    if schema.names.count(field) > 1:
+        raise DataError(
+            f"--input: {place}: {schema.names.count(field)} columns are named {field!r}; rename all but "
+            "one of them"
+        )
     found = schema.field(field).type
     if pyarrow.types.is_dictionary(found):
         found = found.value_type

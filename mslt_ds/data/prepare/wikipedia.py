@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 from mslt_ds.data.prepare.documents import FileOfTexts, TextCounts
 from mslt_ds.data.prepare.files import import_for, open_input, unpacked
+from mslt_ds.data.prepare.wikipedia_links import PREFIXES_EVERYWHERE, hidden_prefixes, shows_text
 from mslt_ds.errors import DataError
 
 # enwiki-20261101-pages-articles.xml.bz2, or a piece of it: …-articles1.xml-p1p41242.bz2
@@ -28,10 +29,8 @@ _DROPPED = {
     "maplink", "math", "noinclude", "pre", "ref", "references", "score", "source",
     "syntaxhighlight", "table", "templatedata", "templatestyles", "timeline",
 }  # fmt: skip
-_DROPPED_LINKS = re.compile(
-    r"\s*:?(file|image|media|category|[a-z]{2,3}(-[a-z]+)*|simple)\s*:", re.IGNORECASE
-)
-_SWITCH = re.compile(r"__[A-Z]+__")
+# __NOTOC__, in any language
+_SWITCH = re.compile(r"__[^\W\d_a-z]+(?:_[^\W\d_a-z]+)*__")
 _EMPTY_BRACKETS = re.compile(r"\s*[(\[][\s,;:–-]*[)\]]")
 _BEFORE_PUNCTUATION = re.compile(r"[ \xa0]+([,.;:])")
 _AFTER_BRACKET = re.compile(r"\([\s,;:]+")
@@ -51,21 +50,26 @@ class WikipediaDump(FileOfTexts):
 
     def texts(self, counts: TextCounts) -> Iterator[bytes | None]:
         parse = _parser(self.path)
-        for wikitext in self._pages():
+        for wikitext, hidden in self._pages():
             if wikitext is None:
                 counts.skipped_pages += 1
             else:
-                yield plain_text(parse(wikitext)).encode("utf-8", "surrogatepass")
+                yield plain_text(parse(wikitext), hidden).encode("utf-8", "surrogatepass")
 
-    def _pages(self) -> Iterator[str | None]:
-        """Yields the wikitext of each article, and None for any other page."""
+    def _pages(self) -> Iterator[tuple[str | None, frozenset[str]]]:
+        """Yields the wikitext of each article, or None for any other page, and the prefixes of links
+        without text in this dump."""
+        hidden = PREFIXES_EVERYWHERE
         with open_input(self.path) as file:
             try:
                 events = ElementTree.iterparse(file, ("start", "end"))
                 _, root = next(events)
                 for event, element in events:
-                    if event == "end" and element.tag.rpartition("}")[2] == "page":
-                        yield _article(element)
+                    tag = element.tag.rpartition("}")[2] if event == "end" else None
+                    if tag == "siteinfo":
+                        hidden = hidden_prefixes(element)
+                    elif tag == "page":
+                        yield _article(element), hidden
                         root.clear()  # otherwise the whole dump would accumulate in memory
             except (ElementTree.ParseError, StopIteration) as error:
                 raise DataError(
@@ -77,9 +81,12 @@ def is_dump(path: Path) -> bool:
     return _DUMP.search(unpacked(path).name) is not None
 
 
-def plain_text(wikicode: Any) -> str:
-    """The running text of parsed wikitext, with a paragraph on each line."""
-    text = _SWITCH.sub("", _text_of(wikicode))
+def plain_text(wikicode: Any, hidden: frozenset[str] = PREFIXES_EVERYWHERE) -> str:
+    """The running text of parsed wikitext, with a paragraph on each line.
+
+    hidden: the prefixes of links without text
+    """
+    text = _SWITCH.sub("", _text_of(wikicode, hidden))
     text = _EMPTY_BRACKETS.sub("", text)
     text = _AFTER_BRACKET.sub("(", text)
     return _BEFORE_PUNCTUATION.sub(r"\1", text)
@@ -94,7 +101,7 @@ def _article(page: ElementTree.Element) -> str | None:
     return page.findtext("{*}revision/{*}text") or ""
 
 
-def _text_of(wikicode: Any) -> str:
+def _text_of(wikicode: Any, hidden: frozenset[str]) -> str:
     parts: list[str] = []
     in_list_item = False
     for node in wikicode.nodes:
@@ -117,13 +124,15 @@ def _text_of(wikicode: Any) -> str:
             elif tag == "br":
                 parts.append(" ")
             elif tag not in _DROPPED and node.contents is not None:
-                parts.append(_text_of(node.contents))
+                parts.append(_text_of(node.contents, hidden))
         elif kind == "Wikilink":
-            if not _DROPPED_LINKS.match(str(node.title)):
-                parts.append(_text_of(node.title if node.text is None else node.text))
+            if node.text is not None and shows_text(str(node.title), hidden):
+                parts.append(_text_of(node.text, hidden))
+            elif shows_text(str(node.title), hidden):
+                parts.append(_text_of(node.title, hidden).lstrip().removeprefix(":"))
         elif kind == "ExternalLink":
             if node.title is not None:
-                parts.append(_text_of(node.title))
+                parts.append(_text_of(node.title, hidden))
         elif kind == "HTMLEntity":
             parts.append(node.normalize())
     return "".join(parts)

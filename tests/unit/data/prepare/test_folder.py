@@ -103,3 +103,12 @@ def test_a_saved_data_set_with_other_files_is_refused(tmp_path: Path):
     assert read(make(folder, "README.md")) == ["One."]
     with pytest.raises(DataError, match="it holds more.parquet, which save_to_disk didn't write"):
         read(make(folder, "more.parquet"))
+
+
+def test_a_file_without_the_column_is_named_and_other_columns_may_differ(tmp_path: Path):
+    folder = make(tmp_path / "set", "a.parquet")
+    pq.write_table(pa.table({"text": ["b"], "more": [1]}), folder / "b.parquet")
+    assert read(folder) == ["a.parquet", "b"]
+    pq.write_table(pa.table({"body": ["c"]}), folder / "c.parquet")
+    with pytest.raises(DataError, match="c.parquet: no column 'text'; it has body"):
+        read(folder)

@@ -162,6 +162,12 @@ def test_another_encoding_is_refused(tmp_path: Path, encoding: str):
         (b"[1, 2]", "line 3 is a JSON list; one object a line.*under 'text'"),
         (b'{"other": ""}', "line 3 has no key 'text'; it has other; choose one by PATH,field=NAME"),
         (b"{}", "line 3 has no key 'text'; it has none"),
+        (
+            b'{"text": "a", "b": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+            "line 3 nests lists or objects too deeply.*leave out that key",
+        ),
+        (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "line 3 nests lists or objects too deeply"),
+        (b'{"n": ' + b"9" * 9999 + b"}", r"line 3 (isn't JSON|has no key)"),
         (b'{"text": ["a"]}', "line 3: 'text' is a list instead of text"),
     ],
 )
@@ -193,6 +199,27 @@ def test_dictionaries_of_strings(tmp_path: Path):
     source = ParquetFile(tmp_path / "rows.parquet")
     source.check()
     assert read(source)[0] == [["One."], ["Two."], ["One."]]
+
+
+@pytest.mark.parametrize("others", [[], ["train", "other"]])
+def test_two_columns_of_one_name(tmp_path: Path, others: list[str]):
+    (tmp_path / "set").mkdir()
+    names = ["text", *others, "text"]
+    table = pa.Table.from_arrays([pa.array(["One."])] * len(names), names=names)
+    pq.write_table(table, tmp_path / "set" / "rows.parquet")
+    for source in (
+        ParquetFile(tmp_path / "set" / "rows.parquet"),
+        HuggingFaceDataset(str(tmp_path / "set")),
+    ):
+        with pytest.raises(DataError, match="--input: .*set.*2 columns are named 'text'; rename"):
+            source.check()
+    if others:  # the text is elsewhere
+        for source in (
+            ParquetFile(tmp_path / "set" / "rows.parquet", "other"),
+            HuggingFaceDataset(str(tmp_path / "set"), "other"),
+        ):
+            source.check()
+            assert read(source)[0] == [["One."]]
 
 
 def test_parquet_that_isnt_or_is_damaged(tmp_path: Path):

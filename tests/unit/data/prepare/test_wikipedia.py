@@ -95,6 +95,39 @@ def test_dumps_are_known_by_their_names(name: str, is_one: bool):
     assert is_dump(Path(name)) is is_one
 
 
+SITE = """<siteinfo><sitename>Wiki</sitename><namespaces>
+<namespace key="-2" case="first-letter">Медиа</namespace>
+<namespace key="-1" case="first-letter">Служебная</namespace>
+<namespace key="0" case="first-letter" />
+<namespace key="1" case="first-letter">Обсуждение</namespace>
+<namespace key="6" case="first-letter">Файл</namespace>
+<namespace key="7" case="first-letter">Обсуждение файла</namespace>
+<namespace key="14" case="first-letter">Категория ru</namespace>
+</namespaces></siteinfo>
+"""
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("A[[Файл:A.jpg|мини|B [[c]].]][[ файл :B.bin]][[Медиа:C.bin|D]].", "A."),
+        ("A[[Категория_ru:B]][[категория  RU:C]][[\u200eКатегория ru:D]].", "A."),
+        ("A[[File:A.bin]][[image:B.bin|thumb]][[Category:C]][[media:D.bin|e]].", "A."),
+        ("A[[Изображение:Reiher.JPG|мини|b]][[Bild:B.svg]].", "A."),  # names of earlier times
+        ("A[[de:Katze]][[En:Cat]][[zh-min-nan:Niau]][[simple:Cat]].", "A."),
+        ("A [[CSI: Miami]], [[SOS: Der Sturm|b]] [[C.P.C.: d]], [[Ep 1: e]].",
+         "A CSI: Miami, b C.P.C.: d, Ep 1: e."),
+        ("A [[Обсуждение:B|c]] [[Datei: d]] [[NLA: x]].", "A c Datei: d NLA: x."),
+        ("A [[:Файл:B.jpg|c]] [[:de:D|e]] [[:Category:F]].", "A c e Category:F."),
+        ("__БЕЗ_ОГЛ____NOTOC__A __目次__snake__case__.", "A snake__case__."),
+    ],
+)  # fmt: skip
+def test_namespaces_come_from_the_dump(tmp_path: Path, wikitext: str, text: str):
+    path = tmp_path / "dump.xml"
+    path.write_text("<mediawiki>" + SITE + page(wikitext) + "</mediawiki>", encoding="utf-8")
+    assert read(WikipediaDump(path))[0] == [[text]]
+
+
 def test_streams_one_after_the_other(tmp_path: Path):
     """As in Wikipedia's multistream dumps."""
     path = tmp_path / "multistream.xml.bz2"
