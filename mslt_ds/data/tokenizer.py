@@ -163,9 +163,6 @@ def pipeline(vocabulary: dict[str, int], **options: Any) -> Tokenizer:
 
 def _from_vocabulary_file(file: Path) -> Tokenizer:
     vocabulary = _vocabulary_of_lines(file)
-    missing = [token for token in SPECIAL.values() if token not in vocabulary]
-    if missing:
-        raise ValueError(f"{file.name} lacks {', '.join(missing)}")
     config_path = file.with_name("tokenizer_config.json")
     config: dict[str, Any] = {}
     if config_path.is_file():
@@ -184,13 +181,16 @@ def _from_vocabulary_file(file: Path) -> Tokenizer:
 def _vocabulary_of_lines(file: Path) -> dict[str, int]:
     """The tokens of a vocabulary file with their ids, which are their line numbers from 0.
 
-    ValueError if a token is on two lines, or a line before the last token is blank: loaders disagree
+    ValueError if a special token is missing, a token is on two lines, or a line before the last token is blank: loaders disagree
     about the ids of such a file.
     """
     # As in the original BERT, blanks around a token aren't part of it.
     lines = [line.strip(" \t") for line in file.read_text(encoding="utf-8-sig").split("\n")]
     while lines and not lines[-1]:
         lines.pop()
+    missing = [token for token in SPECIAL.values() if token not in lines]
+    if missing:
+        raise ValueError(f"{file.name} lacks {', '.join(missing)}")
     vocabulary: dict[str, int] = {}
     for number, token in enumerate(lines):
         if not token:
