@@ -44,7 +44,7 @@ class Hooks:
     """For each step that was skipped."""
     checkpoint: Callable[[int], bool]
     """(steps done) -> whether all numbers are finite, else nothing was written; every
-    `checkpoint_every_steps` steps and before an early end."""
+    `checkpoint_every_steps` steps and before an early end, but not after the last step."""
     log_every_steps: int
     checkpoint_every_steps: int
 
@@ -71,7 +71,7 @@ def train_steps(
     batches: Iterable[GlobalBatch],
     objective: Objective,
     *,
-    first_step: int,
+    steps: range,
     hooks: Hooks,
     guard: StepGuard,
     stop: StopRequest,
@@ -80,15 +80,17 @@ def train_steps(
 ) -> StageTrace:
     """One optimizer step for each of `batches`. Ends early where `stop` or `guard` says so.
 
+    steps: numbers of the steps; the state after the last one is the caller's to save
+
     DivergenceError where fp16's loss scale can't shrink any further.
     """
     window = _Window(device, traffic)
     step_seconds: list[float] = []
-    next_step = first_step
+    next_step = steps.start
     parts: list[Tensor] = []  # of the step, (losses,) each
     pending: list[_Pending] = []
     unsaved: tuple[int, int] | None = None  # instances since the last checkpoint
-    for fed in feed.training(window.waiting_for(batches), first_step):
+    for fed in feed.training(window.waiting_for(batches), steps.start):
         if fed.begins_step:
             stop.ask()
         torch.manual_seed(fed.dropout_seed)
@@ -102,16 +104,20 @@ def train_steps(
         parts.clear()
         rate = hooks.learning_rate(step)
         skipped = engine.step(rate)
-        pending.append(_Pending(step, instances, skipped, loss_parts))
         window.add(fed.batch.num_instances)
         logged = next_step % hooks.log_every_steps == 0
-        if logged:
-            metrics = window.metrics(_mean_losses(loss_parts, objective))
+        losses = None
+        if logged or guard.needs_values:
+            losses = _mean_losses(loss_parts, objective)
+        pending.append(_Pending(step, instances, skipped, loss_parts, losses))
+        if logged and losses is not None:
+            metrics = window.metrics(losses)
             step_seconds.append(metrics["step_seconds"])
             hooks.log(step, metrics | engine.metrics() | {"learning_rate": rate})
         stopped = stop.answer()
-        saves = stopped or next_step % hooks.checkpoint_every_steps == 0
-        if logged or saves or guard.needs_values or skipped is True:
+        due = stopped or next_step % hooks.checkpoint_every_steps == 0
+        saves = due and next_step < steps.stop
+        if logged or due or guard.needs_values or skipped is True:
             go_back = _judge(pending, engine, objective, hooks, guard)
             if go_back is not None:
                 return StageTrace(next_step, step_seconds, go_back=go_back)
@@ -122,7 +128,7 @@ def train_steps(
             unsaved = None
             window.restart()
         if stopped:
-            return StageTrace(next_step, step_seconds, stopped=True)
+            return StageTrace(next_step, step_seconds, unsaved, stopped=True)
     go_back = _judge(pending, engine, objective, hooks, guard)
     return StageTrace(next_step, step_seconds, unsaved, go_back=go_back)
 
@@ -135,6 +141,7 @@ class _Pending:
     instances: tuple[int, int]
     skipped: bool | Tensor
     loss_parts: Tensor  # (losses,) of this rank
+    losses: dict[str, float] | None  # of the global batch, where they have been read
 
 
 def _judge(
@@ -145,22 +152,22 @@ def _judge(
     guard: StepGuard,
 ) -> GoBack | None:
     """Tell the guard about the `pending` steps, which are taken from the list. A collective where a
-    step was skipped or the guard needs values; every rank has the same flags."""
+    step was skipped; every rank has the same flags."""
     is_fp16 = engine.settings.precision == "fp16"
-    steps, verdict = list(pending), None
+    made_steps, verdict = list(pending), None
     pending.clear()
-    for made in steps:
+    for made in made_steps:
         skipped = bool(made.skipped)
-        loss = grad_norm = None
-        if skipped or guard.needs_values:
-            loss = _mean_losses(made.loss_parts, objective)["loss"]
-            grad_norm = engine.grad_norm() if guard.needs_values else None
+        losses = made.losses
+        if skipped and losses is None:
+            losses = _mean_losses(made.loss_parts, objective)
+        loss = None if losses is None else losses["loss"]
         result = StepResult(
             made.step,
             made.instances,
             skipped,
             loss=loss,
-            grad_norm=grad_norm,
+            grad_norm=engine.grad_norm() if guard.needs_values else None,
             scale_overflow=skipped and is_fp16 and loss is not None and math.isfinite(loss),
         )
         if skipped:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,6 @@ class Run:
     def _read_last_state(self) -> TrainingState:
         newest = self.folder.checkpoints.latest()
         if newest is not None:
-            checkpoint.check_resumable(newest, self.folder.fingerprint)
             return checkpoint.load(newest)
         return TrainingState(step=0, weights=self._first_weights())
 
@@ -266,7 +265,7 @@ class Run:
     def _fresh_parameter(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return fresh_parameter(name, shape, seed=self.config.seed, final=self._final_config)
 
-    @property
+    @cached_property
     def _final_config(self) -> PretrainedConfig:
         """Of the whole model, which initial values may depend on."""
         return self.folder.hf_config(self.recipe.plan.stages[-1].depth)
@@ -287,9 +286,6 @@ class Run:
         telemetry.event("stage_start", self._described(stage) | {"step": state.step})
 
         def save_checkpoint(step: int) -> bool:
-            # The last step's checkpoint is written at the stage's end, after all else there.
-            if step == stage.end_step:
-                return True
             reached = engine.state(step)
             finite = self._is_finite(reached)
             if finite:
@@ -309,7 +305,7 @@ class Run:
             self._feed(engine),
             self.batches.training(stage, state),
             self.config.data.objective,
-            first_step=state.step,
+            steps=range(state.step, stage.end_step),
             hooks=hooks,
             guard=StepGuard(self.config.train),
             stop=stop,

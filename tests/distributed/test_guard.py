@@ -69,6 +69,9 @@ def runs(module_launch, store, tmp_path_factory) -> tuple[Path, dict[str, int]]:
     add("gives-up", "gradient", [], train=patience, **sparse)
     add("late", "loss", list(range(7, 40)), train=patience, **sparse)
     add("rate", "none", [], train=patience, optimizer={"learning_rate": 1e38}, **sparse)
+    # The only step of a stage, at which a checkpoint is due too, makes the weights infinite.
+    add("at-the-end", "none", [], plan=FULL | {"total_steps": 1}, train=patience,
+        optimizer={"learning_rate": 1e39}, checkpoint={"every_steps": 1})  # fmt: skip
     path = folder / "cases.json"
     path.write_text(json.dumps(cases))
     output = module_launch(SCRIPTS / "plant_faults.py", 2, str(path), timeout=900).output
@@ -118,7 +121,7 @@ def test_the_run_goes_back_and_passes_over_the_batches(runs):
     assert_every_file_is_finite(run)
 
 
-@pytest.mark.parametrize("name", ["gives-up", "late", "rate"])
+@pytest.mark.parametrize("name", ["gives-up", "late", "rate", "at-the-end"])
 def test_a_run_that_can_not_be_mended_stops_and_keeps_sound_files(runs, name):
     folder, codes = runs
     assert codes[name] == 4
