@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,7 +57,8 @@ class Feed:
             last = len(batch.micro_batches) - 1
             for position, micro_batch in enumerate(batch.micro_batches):
                 key = f"{self._seed}/{step}/{micro_batch.index}"
-                torch.manual_seed(seed_of(f"{key}/prefix"))
+                if self._prefix is not None and self._prefix.dropout:
+                    torch.manual_seed(seed_of(f"{key}/prefix"))
                 yield Fed(
                     step,
                     batch,
@@ -70,12 +72,9 @@ class Feed:
         """The micro-batches of `batches`, the prefix without dropout."""
         for batch in batches:
             for micro_batch in batch.micro_batches:
-                if self._prefix is None:
-                    yield self._inputs(micro_batch)
-                else:
-                    with self._prefix.without_dropout():
-                        inputs = self._inputs(micro_batch)
-                    yield inputs
+                with self._prefix.without_dropout() if self._prefix else nullcontext():
+                    inputs = self._inputs(micro_batch)
+                yield inputs
 
     def _inputs(self, micro_batch: MicroBatch) -> SuffixInputs:
         fields = to_device(micro_batch, self._device)

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace, build: Build) -> results.Results | None:
     if arguments.workers < 1:
         raise RecipeError(f"--workers: {arguments.workers}; it has to be at least 1")
     shard = Shard.parse(arguments.shard) if arguments.shard else Shard()
-    here = world()
+    here = world_from_environment(os.environ)
     if arguments.workers > 1 and here.world_size > 1:
         raise RecipeError(
             f"--workers: {arguments.workers}, but a launcher has started {here.world_size} processes, "
@@ -121,11 +121,6 @@ def _worker(job: tuple[argparse.Namespace, Build], world: World) -> None:
     arguments, build = job
     runner = build(arguments, world)
     run_cells(runner, _cells(runner), CellFolder(arguments.output, runner.fingerprints()))
-
-
-def world() -> World:
-    """This process among those that a launcher or srun has started."""
-    return world_from_environment(os.environ)
 
 
 def _begin(output: Path, runner: Runner) -> None:

@@ -49,16 +49,11 @@ class Albert(Family):
         return rows * size + parts.layer_norm(size) + parts.dense(size, model.hidden_size)
 
     def block_parameters(self, model: ModelSection, block: int) -> int:
-        hidden, intermediate = model.hidden_size, model.intermediate_size
-        attention = 4 * parts.dense(hidden, hidden) + parts.layer_norm(hidden)
-        feed_forward = parts.dense(hidden, intermediate) + parts.dense(intermediate, hidden)
-        return attention + feed_forward + parts.layer_norm(hidden)
+        return parts.post_norm_layer(model.hidden_size, model.intermediate_size)
 
     def head_parameters(self, model: ModelSection, vocab_size: int, heads: Heads) -> int:
-        hidden, size = model.hidden_size, _embedding_size(model)
-        masked_lm = parts.dense(hidden, size) + parts.layer_norm(size) + vocab_size
-        pair = parts.dense(hidden, hidden) + parts.dense(hidden, 2)  # with the pooler
-        return masked_lm + (pair if "pair" in heads else 0)
+        size = _embedding_size(model)
+        return parts.bert_heads(model.hidden_size, size, vocab_size, pair="pair" in heads)
 
     norms = frozenset({"LayerNorm", "full_layer_layer_norm"})
     matrices = frozenset(

@@ -41,16 +41,11 @@ class Bert(Family):
         return rows * model.hidden_size + parts.layer_norm(model.hidden_size)
 
     def block_parameters(self, model: ModelSection, block: int) -> int:
-        hidden, intermediate = model.hidden_size, model.intermediate_size
-        attention = 4 * parts.dense(hidden, hidden) + parts.layer_norm(hidden)
-        feed_forward = parts.dense(hidden, intermediate) + parts.dense(intermediate, hidden)
-        return attention + feed_forward + parts.layer_norm(hidden)
+        return parts.post_norm_layer(model.hidden_size, model.intermediate_size)
 
     def head_parameters(self, model: ModelSection, vocab_size: int, heads: Heads) -> int:
         hidden = model.hidden_size
-        masked_lm = parts.dense(hidden, hidden) + parts.layer_norm(hidden) + vocab_size
-        pair = parts.dense(hidden, hidden) + parts.dense(hidden, 2)  # with the pooler
-        return masked_lm + (pair if "pair" in heads else 0)
+        return parts.bert_heads(hidden, hidden, vocab_size, pair="pair" in heads)
 
     norms = frozenset({"LayerNorm"})
     matrices = frozenset(

@@ -32,6 +32,23 @@ def layer_norm(size: int) -> int:
     return 2 * size
 
 
+def post_norm_layer(hidden: int, intermediate: int) -> int:
+    """Elements of a layer of attention and feed-forward, each with a LayerNorm after it."""
+    attention = 4 * dense(hidden, hidden) + layer_norm(hidden)
+    feed_forward = dense(hidden, intermediate) + dense(intermediate, hidden) + layer_norm(hidden)
+    return attention + feed_forward
+
+
+def bert_heads(hidden: int, embedding: int, vocab_size: int, *, pair: bool) -> int:
+    """Elements of the transform before the tied decoder and of its bias; with `pair`, also of the
+    pooler and of the head with two classes.
+
+    embedding: size of the word embeddings
+    """
+    masked_lm = dense(hidden, embedding) + layer_norm(embedding) + vocab_size
+    return masked_lm + (dense(hidden, hidden) + dense(hidden, 2) if pair else 0)
+
+
 def place(root: nn.Module, path: str, build: Callable[[], nn.Module]) -> None:
     """Build a module without initialising its weights and put it at its dotted path under `root`.
 

@@ -15,7 +15,7 @@ save its tensors.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -155,16 +155,6 @@ class StageModel:
             _load(prefix, weights)
             prefix = prefix.to(device=device, dtype=dtype)
         return cls(family_of(config), prefix, suffix.to(device))
-
-    @contextmanager
-    def without_dropout(self) -> Iterator[None]:
-        """Inside, both parts run as in evaluation; afterwards, as in training."""
-        with self.prefix.without_dropout() if self.prefix else nullcontext():
-            self.suffix.eval()
-            try:
-                yield
-            finally:
-                self.suffix.train()
 
 
 def _load(module: nn.Module, weights: Weights) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from mslt_ds import paths
-from mslt_ds.distributed.world import World
+from mslt_ds.distributed.world import World, world_from_environment
 from mslt_ds.evaluation import job
 from mslt_ds.evaluation.encoder import Encoder
 from mslt_ds.evaluation.execution import device_for
@@ -59,11 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     tests = submission.read_tests(Source(arguments.data), choose(arguments.tasks))
     missing = submission.what_is_missing(tests)
-    if missing and job.world().is_main:
+    if missing and world_from_environment(os.environ).is_main:
         print(missing)
     results = job.run(arguments, build)
     if results is not None:
-        runner = build(arguments, job.world())
+        runner = build(arguments, world_from_environment(os.environ))
         submission.predict_tests(runner, results, tests, arguments.output)
         print(f"written to {arguments.output / submission.ZIP}")
         if missing:
