@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 PROBE = """
 import os
 import torch
-from mslt_ds.distributed import choose_device, world_from_environment
+from mslt_ds.distributed.world import choose_device, world_from_environment
 visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
 torch.cuda.is_available = lambda: True
 torch.cuda.device_count = lambda: len(visible)
