@@ -24,6 +24,7 @@ _CODE_POINTS = 0x110000
 _CHARACTERS_PER_COUNT = 1 << 20
 # The largest share of invalid lines that is taken for damage, rather than another encoding.
 _MOST_INVALID = 0.01
+_MOST_NULS = 0.1  # of the bytes
 
 
 @dataclass
@@ -88,7 +89,7 @@ class TextFile(FileSource):
 
     def check(self) -> None:
         lines = first_lines(self.path)
-        refuse_other_encodings(self.path, *probe(lines))
+        check_encoding(self.path, lines)
         if lines[0].startswith(b'{"') and lines[0].rstrip().endswith(b"}"):
             raise DataError(
                 f"--input: {self.path}: JSON lines in a file that's named as plain text; rename it to "
@@ -205,9 +206,20 @@ def decode(line: bytes, counts: TextCounts) -> str:
         return line.decode("utf-8", "replace")
 
 
-def probe(lines: list[bytes]) -> tuple[int, int]:
-    """The number of lines that aren't text in UTF-8, and of all lines."""
-    return sum(not _is_text(line) for line in lines), len(lines)
+def check_encoding(place: object, lines: list[bytes]) -> None:
+    """DataError if the first lines of a file aren't text in UTF-8.
+
+    A few NUL characters are control characters like others, which the tokenizer removes. Many come from
+    UTF-16 or UTF-32, whose Latin text would pass for UTF-8.
+    """
+    size, nuls = sum(map(len, lines)), sum(line.count(0) for line in lines)
+    if nuls > _MOST_NULS * size:
+        raise DataError(
+            f"--input: {place}: not UTF-8 text, {nuls:,} of its first {size:,} bytes are NUL, as in UTF-16 "
+            "or in binary files; convert it first, for example with iconv -f UTF-16 -t UTF-8"
+        )
+    invalid = sum(not _is_utf8(line) for line in lines)
+    refuse_other_encodings(place, invalid, len(lines))
 
 
 def refuse_other_encodings(place: object, invalid: int, of: int) -> None:
@@ -240,8 +252,9 @@ def count_characters(documents: Iterator[list[str]]) -> np.ndarray:
     return characters
 
 
-def _is_text(line: bytes) -> bool:
+def _is_utf8(line: bytes) -> bool:
     try:
-        return "\0" not in line.decode("utf-8")
+        line.decode("utf-8")
     except UnicodeDecodeError:
         return False
+    return True

@@ -23,10 +23,9 @@ from mslt_ds.data.prepare.documents import (
     LONGEST_DOCUMENT,
     FileOfTexts,
     TextCounts,
+    check_encoding,
     decode,
     documents_of_texts,
-    probe,
-    refuse_other_encodings,
 )
 from mslt_ds.data.prepare.files import (
     PROBE_BYTES,
@@ -57,7 +56,7 @@ class JsonLines(FileOfTexts):
 
     def check(self) -> None:
         lines = first_lines(self.path)
-        refuse_other_encodings(self.path, *probe(lines))
+        check_encoding(self.path, lines)
         for number, line in enumerate(lines, 1):
             if line.strip() and len(line) < PROBE_BYTES:
                 self._text(line, number, TextCounts())

@@ -14,6 +14,7 @@ from mslt_ds.data.prepare.documents import (
     count_characters,
     documents_of_texts,
 )
+from mslt_ds.data.prepare.rows import JsonLines
 from mslt_ds.errors import DataError
 
 
@@ -78,6 +79,23 @@ def test_another_encoding_is_refused_before_work_and_while_reading(tmp_path: Pat
     TextFile(late).check()
     with pytest.raises(DataError, match="late.txt: not UTF-8 text"):
         read(late)
+
+
+def test_a_few_nul_characters_are_no_other_encoding(tmp_path: Path):
+    path = write(tmp_path / "text.txt", "Docu\0ment.\n\n" * 20)
+    TextFile(path).check()
+    found, counts = read(path)
+    assert found == [["Docu\0ment."]] * 20 and counts.invalid_utf8_paragraphs == 0
+    rows = write(tmp_path / "rows.jsonl", '{"text": "a"}\n{"text": "b"}\0\n')
+    with pytest.raises(DataError, match="line 2 isn't JSON"):
+        JsonLines(rows).check()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-16"])
+def test_nul_in_every_character_is_another_encoding(tmp_path: Path, encoding: str):
+    path = write(tmp_path / "text.txt", "Plain text.\n\n".encode(encoding) * 50)
+    with pytest.raises(DataError, match="not UTF-8 text, .* bytes are NUL, as in UTF-16.*iconv -f"):
+        TextFile(path).check()
 
 
 def test_a_character_cut_by_the_look_ahead_is_no_error(tmp_path: Path):
