@@ -71,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"train a WordPiece vocabulary of N tokens (default: {DEFAULT_VOCAB_SIZE})",
     )
     parser.add_argument(
+        "--alphabet",
+        type=int,
+        metavar="N",
+        help="let a trained vocabulary know the N most frequent characters (default: about 1,000, and as "
+        "many as the text needs where that misses more than 0.01 %% of it)",
+    )
+    parser.add_argument(
         "--cased", action="store_true", help="keep capitals and accents in a trained vocabulary"
     )
     parser.add_argument(
@@ -106,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
             output,
             tokenizer_place=Path(arguments.tokenizer) if arguments.tokenizer else None,
             vocab_size=arguments.vocab_size,
+            alphabet_size=arguments.alphabet,
             lowercase=not arguments.cased,
             keep_duplicates=arguments.keep_duplicates,
             workers=arguments.workers,
@@ -125,6 +133,7 @@ def prepare(
     *,
     tokenizer_place: Path | None = None,
     vocab_size: int | None = None,
+    alphabet_size: int | None = None,
     lowercase: bool = True,
     keep_duplicates: bool = False,
     workers: int | None = None,
@@ -134,12 +143,17 @@ def prepare(
     started = time.monotonic()
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    _check_options(vocab_size, lowercase, workers, shard, tokenizer_place)
+    _check_options(vocab_size, alphabet_size, lowercase, workers, shard, tokenizer_place)
     inputs = find_inputs(given)
     if tokenizer_place is not None:
         tokenizer_place = tokenizer.find(tokenizer_place)
     job = _job(
-        inputs, tokenizer_place, vocab_size or DEFAULT_VOCAB_SIZE, lowercase, keep_duplicates
+        inputs,
+        tokenizer_place,
+        vocab_size or DEFAULT_VOCAB_SIZE,
+        alphabet_size,
+        lowercase,
+        keep_duplicates,
     )
     work = WorkFolder(output)
     work.check_output()
@@ -186,6 +200,7 @@ def merge_shards(output: Path) -> None:
 
 def _check_options(
     vocab_size: int | None,
+    alphabet_size: int | None,
     lowercase: bool,
     workers: int,
     shard: Shard | None,
@@ -195,6 +210,17 @@ def _check_options(
         raise DataError(
             f"--vocab-size: {vocab_size} is too small for the special tokens and the letters; "
             f"choose {vocabulary.LEAST_VOCAB_SIZE} or more ({DEFAULT_VOCAB_SIZE} is usual)"
+        )
+    if tokenizer_place is not None and alphabet_size is not None:
+        raise DataError(
+            f"--alphabet: with --tokenizer {tokenizer_place}, which has an alphabet already; leave one "
+            "of them out"
+        )
+    most = (vocab_size or DEFAULT_VOCAB_SIZE) // 2
+    if alphabet_size is not None and not vocabulary.LEAST_ALPHABET <= alphabet_size <= most:
+        raise DataError(
+            f"--alphabet: {alphabet_size}; choose {vocabulary.LEAST_ALPHABET} to {most}, half of the "
+            "vocabulary, or a larger --vocab-size"
         )
     if tokenizer_place is not None and not lowercase:
         raise DataError(
@@ -214,12 +240,15 @@ def _job(
     inputs: Sequence[Input],
     tokenizer_place: Path | None,
     vocab_size: int,
+    alphabet_size: int | None,
     lowercase: bool,
     keep_duplicates: bool,
 ) -> dict[str, Any]:
     """Everything that the content of the store depends on."""
     if tokenizer_place is None:
         made_by: dict[str, Any] = {"vocab_size": vocab_size, "lowercase": lowercase}
+        if alphabet_size is not None:
+            made_by["alphabet"] = alphabet_size
     else:
         loaded = tokenizer.load_for_text(tokenizer_place)
         made_by = {"sha256": hashlib.sha256(loaded.to_str().encode()).hexdigest()}
@@ -263,7 +292,13 @@ def _make_tokenizer(
         if number % stride == 0
         for paragraph in document
     )
-    trained = vocabulary.train(texts, characters, vocab_size, lowercase=lowercase)
+    trained = vocabulary.train(
+        texts,
+        characters,
+        vocab_size,
+        lowercase=lowercase,
+        alphabet_size=job["tokenizer"].get("alphabet"),
+    )
     vocabulary.save(trained, work.tokenizer_folder, None)
 
 

@@ -35,25 +35,35 @@ from mslt_ds.data.tokenizer import (
 from mslt_ds.errors import DataError
 
 LEAST_VOCAB_SIZE = 200
-_MOST_CHARACTERS = 1000  # about as many as BERT's own vocabulary has
+LEAST_ALPHABET = 30
+_USUAL_CHARACTERS = 1000  # about as many as BERT's own vocabulary has
+# The usual alphabet may miss this share of the text. A larger one is chosen to miss almost nothing.
+_MOST_MISSED, _MISSED_BY_LARGER = 1e-4, 1e-6
 _MOST_TRAINING_BYTES = 1 << 30
 # A vocabulary of this size has room for the most frequent words of any text.
 _ROOM_FOR_WORDS = 5000
 _CHECKED_WORDS = 100
+_SPACED = normalizer(lowercase=False)
 _CHECKED_CHARACTERS = 4_000_000
 
 
 def train(
-    texts: Iterable[str], characters: np.ndarray, vocab_size: int, *, lowercase: bool
+    texts: Iterable[str],
+    characters: np.ndarray,
+    vocab_size: int,
+    *,
+    lowercase: bool,
+    alphabet_size: int | None = None,
 ) -> Tokenizer:
     """A WordPiece tokenizer of at most `vocab_size` tokens. It depends on the arguments alone.
 
     characters: how often each code point occurs in the texts, (0x110000,) int64
+    alphabet_size: the largest number of characters to keep; None chooses one by the text, see `_alphabet`
 
     DataError if a vocabulary with room for them lacks some of the most frequent words.
     """
     normalize = normalizer(lowercase=lowercase)
-    alphabet = _alphabet(characters, normalize, vocab_size)
+    alphabet = _alphabet(characters, normalize, vocab_size, alphabet_size)
     continuing = [f"{CONTINUES}{character}" for character in alphabet if _continues(character)]
     trainer = WordPieceTrainer(
         vocab_size=vocab_size,
@@ -162,17 +172,42 @@ def _config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _alphabet(
-    characters: np.ndarray, normalize: normalizers.BertNormalizer, vocab_size: int
+    characters: np.ndarray,
+    normalize: normalizers.BertNormalizer,
+    vocab_size: int,
+    size: int | None,
 ) -> list[str]:
-    """The most frequent characters after normalization, sorted by code point."""
+    """The most frequent characters after normalization, sorted by code point.
+
+    size: how many at most. None takes about as many as BERT has. If these miss more than _MOST_MISSED of
+        the text, as in Chinese or Korean, it takes as many as half of the vocabulary has room for,
+        until they miss _MISSED_BY_LARGER. A character that can continue a word takes two entries, an
+        ideograph one: it stands alone.
+    """
     counts: dict[str, int] = {}
     for code_point in np.flatnonzero(characters):
         for part in normalize.normalize_str(chr(code_point)):
             if not part.isspace():
                 counts[part] = counts.get(part, 0) + int(characters[code_point])
-    most = min(_MOST_CHARACTERS, max(60, vocab_size // 10))
-    kept = sorted(counts, key=lambda character: (-counts[character], character))[:most]
-    return sorted(kept)
+    by_count = sorted(counts, key=lambda character: (-counts[character], character))
+    if size is None:
+        size = min(_USUAL_CHARACTERS, max(60, vocab_size // 10))
+        total = sum(counts.values())
+        missed = sum(counts[character] for character in by_count[size:])
+        if missed > _MOST_MISSED * total:
+            entries = sum(map(_entries, by_count[:size]))
+            for character in by_count[size:]:
+                entries += _entries(character)
+                if missed <= _MISSED_BY_LARGER * total or 2 * entries > vocab_size:
+                    break
+                missed -= counts[character]
+                size += 1
+    return sorted(by_count[:size])
+
+
+def _entries(character: str) -> int:
+    """How many entries of a vocabulary a character takes."""
+    return 1 + _continues(character)
 
 
 def _count_words(
@@ -210,5 +245,6 @@ def _check_frequent_words(words: Counter[str], alphabet: list[str], trained: Tok
 
 
 def _continues(character: str) -> bool:
-    """Whether a word may continue with `character`; it ends before punctuation, for example."""
-    return len(pre_tokenizers.BertPreTokenizer().pre_tokenize_str(f"a{character}")) == 1
+    """Whether a word may continue with `character`; it ends before punctuation and ideographs."""
+    spaced = _SPACED.normalize_str(f"a{character}")
+    return len(pre_tokenizers.BertPreTokenizer().pre_tokenize_str(spaced)) == 1

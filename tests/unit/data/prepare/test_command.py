@@ -199,6 +199,9 @@ def text(tmp_path: Path) -> Path:
     ("arguments", "message"),
     [
         (["--vocab-size", "100"], "--vocab-size: 100 is too small.*choose 200 or more"),
+        (["--alphabet", "10"], "--alphabet: 10; choose 30 to 15000, half of the vocabulary"),
+        (["--alphabet", "200", "--vocab-size", "300"], "--alphabet: 200; choose 30 to 150"),
+        (["--alphabet", "99", "--tokenizer", "{tmp}"], "--alphabet: with --tokenizer .*leave one"),
         (["--workers", "0"], "--workers: 0; it has to be at least 1"),
         (["--shard", "1/2"], "--shard: 1/2 without --tokenizer"),
         (["--shard", "3/2"], "--shard: '3/2'; expected I/N"),

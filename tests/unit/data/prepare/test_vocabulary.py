@@ -133,3 +133,39 @@ def test_a_file_that_adds_tokens_is_named(tmp_path: Path):
     (given / "added_tokens.json").write_text(json.dumps(added))
     with pytest.raises(DataError, match="--tokenizer: added_tokens.json adds '<extra>'"):
         vocabulary.save(loaded, tmp_path / "saved", given)
+
+
+def alphabet_of(characters: str, vocab_size: int, size: int | None = None) -> set[str]:
+    """The single characters of a vocabulary that is trained on a text of these characters."""
+    counts = count_characters(iter([[characters]]))
+    texts = [f"{one} " for one in characters]
+    of_text = vocabulary.train(texts, counts, vocab_size, lowercase=True, alphabet_size=size)
+    return {token for token in of_text.get_vocab() if token not in tokenizer.SPECIAL.values()}
+
+
+IDEOGRAPHS = "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))
+SYLLABLES = "".join(map(chr, range(0x1401, 0x1401 + 600)))  # of Canadian Aboriginal languages
+
+
+def test_the_alphabet_grows_with_the_text_and_ideographs_stand_alone():
+    assert alphabet_of(IDEOGRAPHS * 2, 8000) == set(IDEOGRAPHS)
+    expected = set(SYLLABLES) | {f"##{one}" for one in SYLLABLES}
+    assert alphabet_of(SYLLABLES * 2, 3000) == expected
+
+
+def test_the_alphabet_leaves_half_of_the_vocabulary():
+    assert len(alphabet_of(IDEOGRAPHS * 2, 2000)) == 1000
+    assert len(alphabet_of(SYLLABLES * 2, 1000)) == 500  # each with and without ##
+
+
+def test_a_few_rare_characters_do_not_enlarge_the_alphabet():
+    alphabet = alphabet_of("abcdefghij" * 90_000 + SYLLABLES[:70], 300)
+    assert len({one for one in alphabet if len(one) == 1}) == 60
+
+
+def test_a_larger_alphabet_has_rare_characters_too():
+    assert alphabet_of(IDEOGRAPHS[:2999] * 20 + IDEOGRAPHS[2999], 8000) == set(IDEOGRAPHS)
+
+
+def test_the_alphabet_can_be_set():
+    assert len(alphabet_of(IDEOGRAPHS * 2, 8000, 1500)) == 1500
