@@ -47,7 +47,7 @@ NotNegative = Annotated[Whole, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(paths.expand)]
-Operator = Literal["copy_top", "copy_all", "interpolate", "random"]
+Operator = Literal["copy_top", "copy_all", "interpolate", "copy_middle", "random"]
 
 
 class Section(BaseModel):

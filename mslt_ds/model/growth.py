@@ -15,6 +15,9 @@ layer that it comes from.
     interpolate  0 0 1 1 2 2        the other order: each layer beside its copy, as in Chang et al.
                                     2018, "Multi-level Residual Networks from Dynamical Systems
                                     View"
+    copy_middle  0 1 2 0 1 2        Saunshi et al. 2024, "On the Inductive Bias of Stacking Towards
+                 (6 -> 8:           Improving Reasoning" (arXiv 2409.19449), MIDAS: the middle one
+                 0 1 2 3 2 3 4 5)   of the blocks of as many layers as are added, twice in its place
     random       0 1 2 - - -        new layers fresh
 
 Where layers share their parameters (ALBERT), what is said of layers holds of groups of them.
@@ -62,6 +65,12 @@ def sources(depth_from: int, depth_to: int, operator: str, *, period: int = 1) -
             found = [i % depth_from for i in range(depth_to)]
         case "interpolate":
             found = [i * depth_from // depth_to for i in range(depth_to)]
+        case "copy_middle":
+            size = max(1, min(added, depth_from))
+            start = (depth_from - size) // 2 // size * size
+            block, end = kept[start : start + size], start + size
+            copies = [block[i % size] for i in range(added)]
+            found = [*kept[:end], *copies, *kept[end:]]
         case "random":
             found = [*kept, *[None] * added]
         case _:
@@ -91,7 +100,7 @@ def grow(
     """`weights` of `depth_from` layers as weights of `depth_to` layers.
 
     weights: Hugging Face names, without tied aliases; layer i's begin with `{layer_prefix}{i}.`
-    operator: copy_top, copy_all, interpolate or random
+    operator: copy_top, copy_all, interpolate, copy_middle or random
     shapes: of all parameters of the grown model
     fresh: (name, shape) -> a fresh parameter, asked for the new layers of `random`, and for what a
         copy has and its source lacks

@@ -24,7 +24,7 @@ STACKING_SHARES = (0.125, 0.175, 0.7)
 
 # These operators place new layers among or below copies of the old ones, so that the old layers get
 # inputs for which they were not trained: every layer has to go on training.
-WHOLE_MODEL_OPERATORS = ("copy_all", "interpolate")
+WHOLE_MODEL_OPERATORS = ("copy_all", "interpolate", "copy_middle")
 
 
 def build_plan(config: RunConfig) -> Plan:

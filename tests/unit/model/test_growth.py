@@ -12,7 +12,7 @@ from mslt_ds.model.growth import grow, grow_optimizer_state, sources
 
 PREFIX = "bert.encoder.layer."
 TIED_ALIASES = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
-OPERATORS = ("copy_top", "copy_all", "interpolate", "random")
+OPERATORS = ("copy_top", "copy_all", "interpolate", "copy_middle", "random")
 
 
 def weights_of(depth: int) -> dict[str, torch.Tensor]:
@@ -47,6 +47,10 @@ def refuse(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         ("copy_all", 4, 6, [0, 1, 2, 3, 0, 1]),
         ("interpolate", 3, 6, [0, 0, 1, 1, 2, 2]),
         ("interpolate", 2, 3, [0, 0, 1]),
+        ("copy_middle", 2, 4, [0, 1, 0, 1]),
+        ("copy_middle", 4, 6, [0, 1, 0, 1, 2, 3]),
+        ("copy_middle", 6, 8, [0, 1, 2, 3, 2, 3, 4, 5]),
+        ("copy_middle", 3, 4, [0, 1, 1, 2]),
         ("random", 2, 4, [0, 1, None, None]),
         *((operator, 2, 2, [0, 1]) for operator in OPERATORS),
     ],
@@ -185,7 +189,7 @@ def test_refused():
         grow(weights, 4, 5, "copy_top", shapes=shapes_of(5), fresh=refuse, layer_prefix=PREFIX)
 
 
-@pytest.mark.parametrize("operator", ["copy_top", "copy_all", "interpolate"])
+@pytest.mark.parametrize("operator", OPERATORS[:-1])
 def test_hugging_face_loads_it_and_the_decoder_stays_tied(operator):
     def model_of(depth: int) -> BertForPreTraining:
         return BertForPreTraining(
@@ -216,7 +220,7 @@ def test_hugging_face_loads_it_and_the_decoder_stays_tied(operator):
 
 
 @pytest.mark.parametrize("copy", [False, True])
-@pytest.mark.parametrize("operator", ["copy_top", "copy_all", "interpolate", "random"])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_optimizer_state_goes_where_its_layer_goes(operator, copy):
     """Each entry says which layer it's of, so a layer with another's moments can't go unseen."""
     state = {f"bert.encoder.layer.{i}.w": {"step": i} for i in range(4)} | {"cls.w": {"step": 9}}
