@@ -64,11 +64,14 @@ _PLAIN_WORD = re.compile(r"^[\"'(]*[A-Za-z]?[a-z]*(?:['’-][A-Za-z][a-z]*)*[\"'
 _CODE = re.compile(r"[=<>{}\\|@$^~]|::|__|->|\$|\(\)\s*\(|[\[\]]")
 
 
-def source_files(roots: Iterable[Path]) -> list[Path]:
-    """Python files below `roots`, without tests, sorted by their paths inside the root."""
+def source_files(roots: Iterable[Path], folders: Iterable[str] = ("",)) -> list[Path]:
+    """Python files below `roots`, without tests, sorted by their paths inside the root.
+
+    folders: of each root, that are read
+    """
     files: dict[str, Path] = {}
-    for root in roots:
-        for path in root.rglob("*.py"):
+    for root, folder in itertools.product(roots, folders):
+        for path in (root / folder).rglob("*.py"):
             relative = path.relative_to(root)
             if not SKIPPED_FOLDERS.intersection(relative.parts[:-1]):
                 files.setdefault(relative.as_posix(), path)
@@ -235,14 +238,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--hold-out-every", type=int, default=20, help="hold out one document in this many"
     )
+    parser.add_argument(
+        "--packages", nargs="+", metavar="NAME",
+        help="read these installed packages alone, for a corpus that other packages don't change",
+    )  # fmt: skip
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
 
     started = time.perf_counter()
     paths = sysconfig.get_paths()
-    roots = dict.fromkeys(Path(paths[key]) for key in ("stdlib", "purelib", "platlib"))
+    installed = dict.fromkeys(Path(paths[key]) for key in ("purelib", "platlib"))
+    if options.packages:
+        files = source_files(installed, options.packages)
+    else:
+        files = source_files({Path(paths["stdlib"]): None} | installed)
     counts = write_corpus(
-        source_files(roots),
+        files,
         options.output,
         max_words=options.max_words,
         hold_out_every=options.hold_out_every,

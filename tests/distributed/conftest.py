@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+GRACE_SECONDS = 20.0  # for what the ranks that didn't fail have to say
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -64,6 +66,22 @@ def _commands(
     raise ValueError(f"launcher {launcher!r}: deepspeed, torchrun or environment")
 
 
+def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> bool:
+    """Until all have ended, or for a few seconds after one failed; False after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    failed_at = None
+    while any(process.poll() is None for process in processes):
+        now = time.monotonic()
+        if failed_at is None and any(process.poll() for process in processes):
+            failed_at = now
+        if now > end:
+            return False
+        if failed_at is not None and now > failed_at + GRACE_SECONDS:
+            break
+        time.sleep(0.05)
+    return True
+
+
 def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
     """End the processes and everything that they started."""
     for process in processes:
@@ -90,8 +108,9 @@ def launcher(folder: Path, extensions: Path) -> Launch:
     """`launch(script, num_procs, *arguments, timeout=..., env=..., launcher=..., check=True)`.
 
     Runs `script` (a path) in num_procs gloo processes of one thread each, on a free port.
-    launcher: "deepspeed" (default), "torchrun", or "environment" (RANK, WORLD_SIZE and the like
-    set by hand, as srun does). With `check` (default) a failure fails the test and shows the
+    launcher: "environment" (default: RANK, WORLD_SIZE and the like set by hand, as srun does),
+    "deepspeed" or "torchrun", which take as much processor time as both ranks of a small test. As
+    these do, a failed rank ends the others. With `check` (default) a failure fails the test and shows the
     output. Nothing that was started outlives the call.
 
     extensions: where operators are compiled
@@ -103,7 +122,7 @@ def launcher(folder: Path, extensions: Path) -> Launch:
         *arguments: str,
         timeout: float = 600.0,
         env: Mapping[str, str] | None = None,
-        launcher: str = "deepspeed",
+        launcher: str = "environment",
         check: bool = True,
         cwd: Path | None = None,
     ) -> Launched:
@@ -124,7 +143,7 @@ def launcher(folder: Path, extensions: Path) -> Launch:
         log = folder / f"launched-{len(list(folder.glob('launched-*')))}.log"
         port = free_port()
         processes: list[subprocess.Popen[bytes]] = []
-        timed_out = False
+        timed_out = True
         with log.open("wb") as sink:
             try:
                 for command, extra in _commands(launcher, str(script), arguments, num_procs, port):
@@ -138,10 +157,7 @@ def launcher(folder: Path, extensions: Path) -> Launch:
                             start_new_session=True,
                         )
                     )
-                for process in processes:
-                    process.wait(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                timed_out = True
+                timed_out = not _wait(processes, timeout)
             finally:
                 _kill(processes)
                 _free_shared_memory(port)

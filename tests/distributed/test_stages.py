@@ -32,7 +32,10 @@ def runs(module_launch, store, tmp_path_factory) -> Path:
                 recipe(store, folder, f"{precision}-{zero}", train={"precision": precision},
                        deepspeed=zero_config(folder, zero))
             )  # fmt: skip
-    module_launch(SCRIPTS / "run_recipes.py", 2, write_recipes(folder / "recipes.json", recipes))
+    module_launch(
+        SCRIPTS / "run_recipes.py", 2, write_recipes(folder / "recipes.json", recipes),
+        launcher="deepspeed",
+    )  # fmt: skip
     return folder
 
 
