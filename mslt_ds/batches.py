@@ -73,6 +73,7 @@ class Batches:
             num_steps=stage.steps - done_steps,
             first_step=stage.start_step + done_steps,
             gaps=gaps,
+            unpadded_sizes=config.train.unpadded_sizes if config.train.unpadded == "on" else None,
             num_workers=data.num_workers,
             device=self.device,
             say=partial(print, flush=True),

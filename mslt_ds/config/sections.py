@@ -208,6 +208,10 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_clipping: Annotated[float, Field(ge=0)] = 1.0  # of the global norm; 0: none
     frozen_dropout: Literal["off", "on"] = "off"
+    # Whether padding is left out of all that is done for each token, and how many different counts
+    # of tokens a micro-batch may have: multiples of 1/unpadded_sizes of its places.
+    unpadded: Literal["off", "on"] = "on"
+    unpadded_sizes: Positive = 64
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Skipped steps in a row (loss or gradient not finite) before the run goes back to its last
     # checkpoint and passes over their batches, and how often it may.

@@ -29,6 +29,7 @@ from mslt_ds.data.epoch_index import Say, epoch_index
 from mslt_ds.data.instances import InstanceArrays, InstanceOptions, build, epoch_key, num_masked
 from mslt_ds.data.order import permute
 from mslt_ds.data.store import TokenStore
+from mslt_ds.data.unpadding import places_to_run
 from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError
 from mslt_ds.model.objective import Objective
@@ -43,7 +44,7 @@ class MicroBatch:
     """What one forward pass takes; tensors in main memory."""
 
     index: int  # in the global batch
-    fields: dict[str, Tensor]  # the objective's, shaped and typed as in InstanceArrays
+    fields: dict[str, Tensor]  # the objective's, as in InstanceArrays, and those of `places_to_run`
 
 
 @dataclass
@@ -70,6 +71,7 @@ def global_batches(
     num_steps: int,
     first_step: int = 0,
     gaps: tuple[tuple[int, int], ...] = (),
+    unpadded_sizes: int | None = None,
     num_workers: int = 0,
     device: torch.device = _CPU,
     say: Say | None = None,
@@ -83,6 +85,7 @@ def global_batches(
     first_step: the number of the first of the steps, for messages
     gaps: ranges of instances (first, one after the last) to leave out; each begins with a global
         batch, and later batches move up
+    unpadded_sizes: see `places_to_run`; None: padding runs like tokens
     num_workers: threads that work ahead; 0: each batch is built when it's asked for
     device: that the batches are for; their tensors are pinned if it's a CUDA device
     say: told on rank 0, once for each epoch, that its index takes long to make
@@ -97,6 +100,13 @@ def global_batches(
     # Made here, because the wait for a batch has a time limit.
     sequence.index(sequence.epoch_of(start_of(first_step)))
 
+    def micro_batch(tensors: dict[str, Tensor], i: int) -> MicroBatch:
+        own = slice(i * micro_batch_size, (i + 1) * micro_batch_size)
+        fields = {name: tensors[name][own] for name in objective.fields}
+        if unpadded_sizes is not None:
+            fields |= places_to_run(fields, unpadded_sizes)
+        return MicroBatch(i * world_size + rank, fields)
+
     def make(step: int) -> GlobalBatch:
         sequence.check_files()
         start = start_of(step)
@@ -104,16 +114,7 @@ def global_batches(
         own = np.arange(global_batch_size).reshape(-1, micro_batch_size)[rank::world_size].ravel()
         tensors = sequence.build(entries[own], keys[own], pinned=device.type == "cuda")
         return GlobalBatch(
-            [
-                MicroBatch(
-                    index=i * world_size + rank,
-                    fields={
-                        name: tensors[name][i * micro_batch_size : (i + 1) * micro_batch_size]
-                        for name in objective.fields
-                    },
-                )
-                for i in range(num_micro_batches)
-            ],
+            [micro_batch(tensors, i) for i in range(num_micro_batches)],
             # Not 0, as it may be where no word is short enough: the loss is divided by it.
             instances=(start, start + global_batch_size),
             denominators=objective.denominators(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import AlbertConfig
     from transformers.models.albert.modeling_albert import AlbertLayer
 
+    from mslt_ds.model.rows import Positions, Rows
+
 
 _MAPPING = "albert.encoder.embedding_hidden_mapping_in"
 
@@ -114,33 +116,27 @@ class Albert(Family):
         each = _layers_per_group(config)
         return [layer for group in groups for layer in [group.albert_layers[0]] * each]
 
-    def context(self, root: nn.Module, config: AlbertConfig, inputs: dict[str, Tensor]) -> Tensor:
-        """-> the mask of `parts.key_mask`, the same for all layers."""
-        return parts.key_mask(inputs["attention_mask"])
-
-    def embed(self, root: nn.Module, inputs: dict[str, Tensor], context: Tensor) -> Tensor:
-        embedded = root.get_submodule("albert.embeddings")(
-            input_ids=inputs["input_ids"], token_type_ids=inputs["token_type_ids"]
-        )
+    def embed(self, root: nn.Module, tokens: dict[str, Tensor], context: Rows) -> Tensor:
+        embedded = root.get_submodule("albert.embeddings")(**tokens)
         return root.get_submodule(_MAPPING)(embedded)
 
     def run_layer(
-        self, layer: AlbertLayer, hidden_states: Tensor, context: Tensor, index: int
+        self, layer: AlbertLayer, hidden_states: Tensor, context: Rows, index: int
     ) -> Tensor:
-        return layer(hidden_states, context)
+        return layer(hidden_states, context)  # type: ignore[arg-type]
 
     def run_layer_at(
         self,
         layer: AlbertLayer,
         hidden_states: Tensor,
-        context: Tensor,
+        context: Rows,
         index: int,
-        positions: Tensor,
+        positions: Positions,
     ) -> Tensor:
         attention = layer.attention
-        chosen = parts.gather_positions(hidden_states, positions)
+        chosen = positions.gather(hidden_states)
         dropout = attention.attention_dropout.p if layer.training else 0.0
-        attended = parts.attend_at(attention, hidden_states, chosen, context, dropout)
+        attended = parts.attend_at(attention, hidden_states, chosen, context, positions, dropout)
         projected = attention.output_dropout(attention.dense(attended))
         normed = attention.LayerNorm(chosen + projected)
         return layer.full_layer_layer_norm(layer.ff_chunk(normed) + normed)

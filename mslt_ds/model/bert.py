@@ -4,7 +4,7 @@ Nothing of BERT is written anew: the modules are those of `transformers.models.b
 savings are taken here:
 
 * the MLM head runs at the masked positions only (Devlin et al. 2018, section 3.1, predicts only
-  those), given as fixed-shape positions, so no shape depends on the data;
+  those);
 * the top layer runs its queries, attention output and feed-forward only where its output is used
   (the masked positions and [CLS]), with keys and values everywhere (`run_layer_at`).
 """
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import BertConfig
     from transformers.models.bert.modeling_bert import BertLayer
+
+    from mslt_ds.model.rows import Positions, Rows
 
 
 class Bert(Family):
@@ -95,31 +97,26 @@ class Bert(Family):
     def layers_of(self, root: nn.Module, config: BertConfig) -> list[nn.Module]:
         return list(root.get_submodule("bert.encoder.layer").values())  # type: ignore[operator]
 
-    def context(self, root: nn.Module, config: BertConfig, inputs: dict[str, Tensor]) -> Tensor:
-        """-> the mask of `parts.key_mask`, the same for all layers."""
-        return parts.key_mask(inputs["attention_mask"])
-
-    def embed(self, root: nn.Module, inputs: dict[str, Tensor], context: Tensor) -> Tensor:
-        embeddings = root.get_submodule("bert.embeddings")
-        return embeddings(input_ids=inputs["input_ids"], token_type_ids=inputs["token_type_ids"])
+    def embed(self, root: nn.Module, tokens: dict[str, Tensor], context: Rows) -> Tensor:
+        return root.get_submodule("bert.embeddings")(**tokens)
 
     def run_layer(
-        self, layer: BertLayer, hidden_states: Tensor, context: Tensor, index: int
+        self, layer: BertLayer, hidden_states: Tensor, context: Rows, index: int
     ) -> Tensor:
-        return layer(hidden_states, context)
+        return layer(hidden_states, context)  # type: ignore[arg-type]
 
     def run_layer_at(
         self,
         layer: BertLayer,
         hidden_states: Tensor,
-        context: Tensor,
+        context: Rows,
         index: int,
-        positions: Tensor,
+        positions: Positions,
     ) -> Tensor:
         attention = layer.attention.self
-        chosen = parts.gather_positions(hidden_states, positions)
+        chosen = positions.gather(hidden_states)
         dropout = attention.dropout.p if layer.training else 0.0
-        attended = parts.attend_at(attention, hidden_states, chosen, context, dropout)
+        attended = parts.attend_at(attention, hidden_states, chosen, context, positions, dropout)
         return layer.feed_forward_chunk(layer.attention.output(attended, chosen))
 
     def token_logits(

@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from mslt_ds.model import parts
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from mslt_ds.model.rows import Positions, Rows
 
 Heads = frozenset[str]
 """Heads that an objective reads: `masked_lm`, `pair` (two classes for a pair of segments)."""
@@ -226,32 +226,40 @@ class Family(ABC):
 
     # ---- the forward pass --------------------------------------------------------------------
 
-    @abstractmethod
-    def context(self, root: nn.Module, config: Any, inputs: dict[str, Tensor]) -> Any:
-        """What the layers of one micro-batch share, such as masks and rotary tables.
+    # Padding may be left out: hidden states are (1, tokens, hidden), the tokens of all instances one
+    # after the other, or (batch, seq_length, hidden). `Rows` knows which, and does what mixes tokens.
+
+    def context(self, root: nn.Module, config: Any, rows: Rows) -> Any:
+        """What the layers of one micro-batch share: `rows`, and such as rotary tables beside it.
 
         It is computed once below the cut and once above it, and handed to `embed` and each layer.
-        inputs: `input_ids`, `token_type_ids` (batch, seq_length) int64; `attention_mask` (batch,
-            seq_length) bool, False at padding
         """
+        return rows
 
     @abstractmethod
-    def embed(self, root: nn.Module, inputs: dict[str, Tensor], context: Any) -> Tensor:
-        """-> hidden_states: (batch, seq_length, hidden), or whatever else the layers work on."""
+    def embed(self, root: nn.Module, tokens: dict[str, Tensor], context: Any) -> Tensor:
+        """-> hidden_states.
+
+        tokens: `input_ids`, `token_type_ids`, int64 as hidden states have them: (1, tokens) or (batch,
+            seq_length); `position_ids`, (1, tokens) or (1, seq_length), which count from 0 in each row
+        """
 
     @abstractmethod
     def run_layer(self, layer: Any, hidden_states: Tensor, context: Any, index: int) -> Tensor:
-        """hidden_states of `embed`'s shape through layer number `index` -> the same shape."""
+        """hidden_states through layer number `index` -> the same shape.
+
+        Hugging Face's layers take the `Rows` as their argument `attention_mask`: the attention that
+        they are configured with here is `rows.hugging_face_attention`.
+        """
 
     def run_layer_at(
-        self, layer: Any, hidden_states: Tensor, context: Any, index: int, positions: Tensor
+        self, layer: Any, hidden_states: Tensor, context: Any, index: int, positions: Positions
     ) -> Tensor:
-        """The layer's output at `positions` alone: (batch, n) int64 -> (batch, n, hidden).
+        """The layer's output at `positions` alone -> as `positions.gather` has it.
 
         A family may override this with a pass that computes nothing else.
         """
-        whole = self.run_layer(layer, hidden_states, context, index)
-        return parts.gather_positions(whole, positions)
+        return positions.gather(self.run_layer(layer, hidden_states, context, index))
 
     def final_norm(self, root: nn.Module, hidden_states: Tensor) -> Tensor:
         """The norm above the top layer, where there is one. Any shape that ends in hidden."""
@@ -261,7 +269,7 @@ class Family(ABC):
     def token_logits(
         self, root: nn.Module, hidden_states: Tensor, decoder_weight: Tensor
     ) -> Tensor:
-        """The head over the vocabulary. (batch, n, hidden) -> (batch, n, vocab).
+        """The head over the vocabulary. (..., hidden) -> (..., vocab).
 
         decoder_weight: the word embeddings
         """

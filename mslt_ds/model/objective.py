@@ -15,9 +15,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mslt_ds.model.family import Heads
+from mslt_ds.model.rows import PREDICTION_PLACES, Places
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mslt_ds.model.rows import Positions, Rows
 
 
 class Objective(ABC):
@@ -39,8 +42,8 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def positions(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        """Where the top layer's output is used: (batch, n) int64; None: everywhere."""
+    def positions(self, inputs: dict[str, Tensor], rows: Rows) -> Positions | None:
+        """Where the top layer's output is used; None: everywhere."""
 
     @abstractmethod
     def sums(
@@ -52,7 +55,8 @@ class Objective(ABC):
     ) -> tuple[Tensor, ...]:
         """Each loss, summed over the micro-batch, () fp32.
 
-        hidden_states: (batch, n, hidden), the top layer's output at `positions(inputs)`
+        hidden_states: the top layer's output at `positions`, as `Positions.gather` has it; where
+            these are None, as all layers have it
         token_logits, pair_logits: the model's heads, see `Family`
         """
 
@@ -70,13 +74,21 @@ class MaskedLM(Objective):
     def denominators(self, num_predictions: int, num_instances: int) -> tuple[int, ...]:
         return (num_predictions,)
 
-    def positions(self, inputs: dict[str, Tensor]) -> Tensor:
+    def positions(self, inputs: dict[str, Tensor], rows: Rows) -> Positions:
         """[CLS], which is position 0, then the masked positions, so that all heads read one
-        gathered tensor. [CLS] is there even if no head reads it: dropout in the top layer then
-        draws the same numbers whatever the objective is."""
+        gathered tensor: (batch, 1 + max_predictions, hidden), or (1, batch + predictions, hidden).
+        [CLS] is there even if no head reads it: dropout in the top layer then draws the same
+        numbers whatever the objective is."""
+        import torch
         import torch.nn.functional as F
 
-        return F.pad(inputs["masked_positions"], (1, 0))
+        in_rows = F.pad(inputs["masked_positions"], (1, 0))
+        used = inputs.get(PREDICTION_PLACES)
+        if used is not None:
+            batch, length = in_rows.shape
+            cls = torch.arange(0, batch * length, length, device=used.device)
+            used = torch.cat([cls, used + used // (length - 1) + 1])
+        return rows.at(in_rows, used)
 
     def sums(
         self,
@@ -87,11 +99,13 @@ class MaskedLM(Objective):
     ) -> tuple[Tensor, ...]:
         import torch.nn.functional as F
 
-        logits = token_logits(hidden_states[:, 1:])  # (batch, max_predictions, vocab)
+        logits = token_logits(hidden_states[:, _num_cls(hidden_states, inputs) :])
+        labels, weights = inputs["masked_labels"], inputs["masked_weights"]
+        used = Places(len(labels), labels.shape[1], inputs.get(PREDICTION_PLACES))
         per_position = F.cross_entropy(
-            logits.flatten(0, 1).float(), inputs["masked_labels"].flatten(), reduction="none"
+            logits.flatten(0, 1).float(), used.take(labels).flatten(), reduction="none"
         )
-        return ((per_position * inputs["masked_weights"].flatten()).sum(),)
+        return ((per_position * used.take(weights).flatten()).sum(),)
 
 
 class MaskedLMAndPairs(MaskedLM):
@@ -120,9 +134,15 @@ class MaskedLMAndPairs(MaskedLM):
         import torch.nn.functional as F
 
         masked_lm = super().sums(hidden_states, inputs, token_logits, pair_logits)
-        logits = pair_logits(hidden_states[:, :1])  # (batch, 2)
+        cls_states = hidden_states[:, : _num_cls(hidden_states, inputs)]
+        logits = pair_logits(cls_states.reshape(-1, 1, cls_states.shape[-1]))  # (batch, 2)
         pairs = F.cross_entropy(logits.float(), inputs["pair_labels"], reduction="sum")
         return (*masked_lm, pairs)
+
+
+def _num_cls(hidden_states: Tensor, inputs: dict[str, Tensor]) -> int:
+    """How many [CLS] each row of the gathered states begins with: one, or those of all instances."""
+    return len(inputs["attention_mask"]) // len(hidden_states)
 
 
 OBJECTIVES: dict[str, Objective] = {

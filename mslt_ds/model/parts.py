@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mslt_ds.model.rows import Positions, Rows
+
 
 class SelfAttention(Protocol):
     """The parts of Hugging Face's self-attention that BERT and ALBERT have under the same names."""
@@ -79,46 +81,29 @@ def place(root: nn.Module, path: str, build: Callable[[], nn.Module]) -> None:
     root.add_module(leaf, module)
 
 
-def key_mask(attention_mask: Tensor) -> Tensor:
-    """attention_mask: (batch, seq_length) bool -> (batch, 1, 1, seq_length), True where attended.
-
-    Hugging Face's own mask utilities ask the device whether any token is padded at all, which
-    would synchronise with it in each step.
-    """
-    return attention_mask[:, None, None, :]
-
-
 def attend_at(
     attention: SelfAttention,
     hidden_states: Tensor,
     chosen: Tensor,
-    mask: Tensor,
+    rows: Rows,
+    positions: Positions,
     dropout: float,
 ) -> Tensor:
     """Attention of the `chosen` states alone to all.
 
-    hidden_states: (batch, seq_length, hidden); chosen: (batch, n, hidden), rows of it; mask: of
-    `key_mask` -> (batch, n, hidden), before the output's projection
+    hidden_states: of the tokens of `rows`; chosen: those at `positions` -> `chosen`'s shape, before the
+    output's projection
     """
-    import torch.nn.functional as F
 
-    def split_heads(
-        states: Tensor,
-    ) -> Tensor:  # (batch, length, hidden) -> (batch, heads, length, d)
-        return states.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+    def split_heads(states: Tensor) -> Tensor:  # (..., hidden) -> (..., heads, head size)
+        return states.unflatten(-1, (-1, attention.attention_head_size))
 
-    context = F.scaled_dot_product_attention(
+    context = rows.attend(
         split_heads(attention.query(chosen)),
         split_heads(attention.key(hidden_states)),
         split_heads(attention.value(hidden_states)),
-        attn_mask=mask,
-        dropout_p=dropout,
+        dropout=dropout,
         scale=attention.scaling,
+        positions=positions,
     )
-    return context.transpose(1, 2).flatten(-2)
-
-
-def gather_positions(hidden_states: Tensor, positions: Tensor) -> Tensor:
-    """hidden_states: (batch, seq_length, hidden), positions: (batch, n) -> (batch, n, hidden)."""
-    index = positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1])
-    return hidden_states.gather(1, index)
+    return context.flatten(-2)

@@ -14,18 +14,23 @@ save its tensors.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import AttentionInterface, PretrainedConfig
 
 from mslt_ds.model.families import family_of
 from mslt_ds.model.family import Family
 from mslt_ds.model.objective import Objective
+from mslt_ds.model.rows import Rows, hugging_face_attention
 from mslt_ds.state import Weights
+
+_ATTENTION = "mslt_ds"
+AttentionInterface.register(_ATTENTION, hugging_face_attention)
 
 
 class FrozenPrefix(nn.Module):
@@ -36,8 +41,8 @@ class FrozenPrefix(nn.Module):
 
     def __init__(self, config: PretrainedConfig, num_layers: int, *, dropout: bool) -> None:
         super().__init__()
-        self._config, self._family = config, family_of(config)
-        self._family.add_encoder(self, config, range(num_layers), embeddings=True)
+        self._config, self._family = _with_rows(config), family_of(config)
+        self._family.add_encoder(self, self._config, range(num_layers), embeddings=True)
         self.requires_grad_(False)
         self.dropout = dropout
         super().train(dropout)
@@ -57,10 +62,11 @@ class FrozenPrefix(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """inputs: those of `Family.context` -> hidden_states: (batch, seq_length, hidden)."""
-        family = self._family
-        context = family.context(self, self._config, inputs)
-        hidden_states = family.embed(self, inputs, context)
+        """inputs: as of the suffix -> hidden_states: (1, tokens, hidden) or, where the whole grid runs,
+        (batch, seq_length, hidden)."""
+        family, rows = self._family, Rows.of(inputs)
+        context = family.context(self, self._config, rows)
+        hidden_states = family.embed(self, _tokens(inputs, rows), context)
         for index, layer in enumerate(family.layers_of(self, self._config)):
             hidden_states = family.run_layer(layer, hidden_states, context, index)
         return hidden_states
@@ -76,11 +82,11 @@ class TrainableSuffix(nn.Module):
 
     def __init__(self, config: PretrainedConfig, objective: Objective, frozen_layers: int) -> None:
         super().__init__()
-        self._config, self._family = config, family_of(config)
+        self._config, self._family = _with_rows(config), family_of(config)
         self._objective, self._frozen_layers = objective, frozen_layers
         layers = range(frozen_layers, config.num_hidden_layers)
-        self._family.add_encoder(self, config, layers, embeddings=frozen_layers == 0)
-        self._family.add_heads(self, config)
+        self._family.add_encoder(self, self._config, layers, embeddings=frozen_layers == 0)
+        self._family.add_heads(self, self._config)
 
     def forward(
         self,
@@ -90,8 +96,8 @@ class TrainableSuffix(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The micro-batch's summed losses, each () fp32, in the order of `objective.losses`.
 
-        inputs: the objective's `fields`
-        hidden_states: (batch, seq_length, hidden) out of the prefix, None where there is none
+        inputs: the objective's `fields`; TOKEN_PLACES and PREDICTION_PLACES where padding is left out
+        hidden_states: out of the prefix, None where there is none
         decoder_weight: (vocab, embedding size), None where the suffix holds the embeddings
         """
         family = self._family
@@ -105,15 +111,17 @@ class TrainableSuffix(nn.Module):
         )
 
     def _top_states(self, inputs: dict[str, Tensor], hidden_states: Tensor | None) -> Tensor:
-        """The model's output at the positions that the objective reads: (batch, n, hidden)."""
-        family = self._family
-        context = family.context(self, self._config, inputs)
-        states = family.embed(self, inputs, context) if hidden_states is None else hidden_states
+        """The model's output at the positions that the objective reads."""
+        family, rows = self._family, Rows.of(inputs)
+        context = family.context(self, self._config, rows)
+        states = hidden_states
+        if states is None:
+            states = family.embed(self, _tokens(inputs, rows), context)
         *lower, top = family.layers_of(self, self._config)
         for index, layer in enumerate(lower, start=self._frozen_layers):
             states = family.run_layer(layer, states, context, index)
         index = self._frozen_layers + len(lower)
-        positions = self._objective.positions(inputs)
+        positions = self._objective.positions(inputs, rows)
         if positions is None:
             states = family.run_layer(top, states, context, index)
         else:
@@ -155,6 +163,19 @@ class StageModel:
             _load(prefix, weights)
             prefix = prefix.to(device=device, dtype=dtype)
         return cls(family_of(config), prefix, suffix.to(device))
+
+
+def _with_rows(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration, for layers that take `Rows` where Hugging Face's take a mask."""
+    config = copy.deepcopy(config)
+    config._attn_implementation = _ATTENTION
+    return config
+
+
+def _tokens(inputs: dict[str, Tensor], rows: Rows) -> dict[str, Tensor]:
+    """What the embeddings take, see `Family.embed`."""
+    taken = {name: rows.tokens.take(inputs[name]) for name in ("input_ids", "token_type_ids")}
+    return taken | {"position_ids": rows.position_ids}
 
 
 def _load(module: nn.Module, weights: Weights) -> None:

@@ -437,3 +437,14 @@ def test_stages_of_other_batches_and_masks_go_on_in_one_sequence_on_any_ranks(
 def test_a_global_batch_that_cant_be_cut(store: TokenStore):
     with pytest.raises(RecipeError, match="train.global_batch_size: 32 is not a multiple of"):
         batches(store, world_size=3)
+
+
+def test_places_to_run_are_part_of_a_micro_batch_that_leaves_padding_out(store: TokenStore):
+    for batch in batches(store, unpadded_sizes=64, num_steps=2):
+        for micro in batch.micro_batches:
+            real = micro.fields["attention_mask"]
+            places = micro.fields.get("token_places", torch.arange(real.numel()))
+            assert int(real.flatten()[places].sum()) == int(real.sum()) > len(places) - 4
+            weights = micro.fields["masked_weights"]
+            places = micro.fields.get("prediction_places", torch.arange(weights.numel()))
+            assert float(weights.flatten()[places].sum()) == float(weights.sum())

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 from transformers.models.modernbert import modeling_modernbert as modules
 
+from mslt_ds.data.unpadding import places_to_run
 from mslt_ds.errors import RecipeError
 from mslt_ds.model import parts
 from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.family import Family, Heads, ModelSection, Normal
 from mslt_ds.model.growth import grow, grow_optimizer_state
 from mslt_ds.model.initial import fresh_parameter, fresh_weights
+from mslt_ds.model.rows import Rows
 from mslt_ds.model.staged import StageModel
 from mslt_ds.plan import cost
 from mslt_ds.recipe.loading import Recipe, parse_recipe
@@ -98,27 +100,23 @@ class ModernBert(Family):
     def layers_of(self, root: nn.Module, config: Any) -> list[nn.Module]:
         return list(root.get_submodule("model.layers").values())  # type: ignore[operator]
 
-    def context(self, root: nn.Module, config: Any, inputs: dict[str, Tensor]) -> Any:
-        """Kind of layer -> (mask, (cos, sin))."""
-        input_ids = inputs["input_ids"]
-        place = torch.arange(input_ids.shape[1], device=input_ids.device)
-        everywhere = parts.key_mask(inputs["attention_mask"])
-        near = (place[:, None] - place).abs() <= config.sliding_window
-        rotary = modules.ModernBertRotaryEmbedding(config, device=input_ids.device)
+    def context(self, root: nn.Module, config: Any, rows: Rows) -> Any:
+        """Kind of layer -> (rows, (cos, sin))."""
+        rotary = modules.ModernBertRotaryEmbedding(config, device=rows.position_ids.device)
         states = next(root.parameters())  # for its type
         return {
-            kind: (mask, rotary(states, place[None], kind))
-            for kind, mask in (
-                ("full_attention", everywhere), ("sliding_attention", everywhere & near)
+            kind: (seen, rotary(states, rows.position_ids, kind))
+            for kind, seen in (
+                ("full_attention", rows), ("sliding_attention", rows.within(config.sliding_window))
             )
         }  # fmt: skip
 
-    def embed(self, root: nn.Module, inputs: dict[str, Tensor], context: Any) -> Tensor:
-        return root.get_submodule("model.embeddings")(inputs["input_ids"])
+    def embed(self, root: nn.Module, tokens: dict[str, Tensor], context: Any) -> Tensor:
+        return root.get_submodule("model.embeddings")(tokens["input_ids"])
 
     def run_layer(self, layer: Any, hidden_states: Tensor, context: Any, index: int) -> Tensor:
-        mask, tables = context["sliding_attention" if index % PERIOD else "full_attention"]
-        return layer(hidden_states, attention_mask=mask, position_embeddings=tables)
+        rows, tables = context["sliding_attention" if index % PERIOD else "full_attention"]
+        return layer(hidden_states, attention_mask=rows, position_embeddings=tables)
 
     def final_norm(self, root: nn.Module, hidden_states: Tensor) -> Tensor:
         return root.get_submodule("model.final_norm")(hidden_states)
@@ -214,6 +212,16 @@ def test_losses_and_gradients_are_hugging_faces_at_every_cut(frozen_layers: int)
     loss.backward()
     for name, parameter in model.suffix.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen_layers", [0, 2])
+def test_without_padding_the_loss_is_the_same(frozen_layers: int):
+    recipe, inputs = recipe_of(), batch()
+    weights = fresh_weights(config_of(recipe, 4), seed=1)
+    model = build(recipe, 4, frozen_layers, weights)
+    unpadded = inputs | places_to_run(inputs, 64)
+    assert "token_places" in unpadded
+    torch.testing.assert_close(loss_of(model, unpadded), loss_of(model, inputs))
 
 
 def test_costs_are_those_of_the_modules():

@@ -1,0 +1,159 @@
+"""Which tokens of a micro-batch run, where they lie in its instances, and attention among them.
+
+A micro-batch comes as a grid, (batch, seq_length). All but attention works on each token alone, so
+it needs no grid: where the loader says which places of the grid hold tokens, embeddings, projections,
+feed-forward, norms and dropout run on (1, tokens). For attention, queries, keys and values are spread
+over the grid and what comes out is taken back, or a kernel for sequences of different lengths runs on
+them as they are, where the device has one. (The unpadded BERT of Zeng et al. 2022, arXiv 2208.08124,
+section 4.1, and of Portes et al. 2023, MosaicBERT, section 3.1.3.)
+
+The loader's choice of tokens may keep some padding, so that there are few different counts of them.
+Importing this module imports no torch; see family.py for why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOKEN_PLACES, PREDICTION_PLACES = "token_places", "prediction_places"
+"""Fields of a batch, (count,) int64 each: the places of the grids (batch, seq_length) and (batch,
+max_predictions) that run, numbered row by row. All tokens come first, row by row, then what is kept
+of the padding. A field is missing where all places run."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Some places of a (batch, length) grid, each at most once, in some order; or the whole grid."""
+
+    batch: int
+    length: int
+    chosen: Tensor | None  # (count,) int64; None: the whole grid
+
+    def take(self, grid: Tensor) -> Tensor:
+        """(batch, length, ...) -> (1, count, ...); the grid itself where it's whole."""
+        if self.chosen is None:
+            return grid
+        return grid.flatten(0, 1).index_select(0, self.chosen).unsqueeze(0)
+
+    def spread(self, taken: Tensor) -> Tensor:
+        """What `take` gave, back in its places, with 0 in the others: (batch, length, ...)."""
+        if self.chosen is None:
+            return taken
+        grid = taken.new_zeros((self.batch * self.length, *taken.shape[2:]))
+        return grid.index_copy_(0, self.chosen, taken[0]).unflatten(0, (self.batch, self.length))
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Tokens whose output is used, some of each row: what `Family.run_layer_at` computes."""
+
+    in_rows: Tensor  # (batch, n) int64: positions in the row
+    used: Places  # of that grid
+    tokens: Tensor  # (1, count) or (batch, n) int64: the numbers of the tokens
+
+    def gather(self, hidden_states: Tensor) -> Tensor:
+        """hidden_states of the tokens -> those at the positions: (1, count, ...) or (batch, n, ...)."""
+        chosen = hidden_states.flatten(0, 1).index_select(0, self.tokens.flatten())
+        return chosen.unflatten(0, self.tokens.shape)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a micro-batch: its instances. The hidden states of its tokens are (1, tokens, hidden)
+    or, where the whole grid runs, (batch, seq_length, hidden)."""
+
+    tokens: Places
+    mask: Tensor  # (batch, 1, 1 or seq_length, seq_length) bool: which keys a query attends to
+    position_ids: Tensor  # (1, tokens), or (1, seq_length): each token's position in its row
+    window: int | None = None  # a token attends to those at most so far from it; None: to its row
+
+    @classmethod
+    def of(cls, inputs: dict[str, Tensor]) -> Rows:
+        """inputs: `attention_mask` (batch, seq_length) bool, False at padding; TOKEN_PLACES, if any."""
+        import torch
+
+        attention_mask, chosen = inputs["attention_mask"], inputs.get(TOKEN_PLACES)
+        batch, length = attention_mask.shape
+        places = torch.arange(length, device=attention_mask.device) if chosen is None else chosen
+        return cls(
+            Places(batch, length, chosen), attention_mask[:, None, None, :], (places % length)[None]
+        )
+
+    def within(self, window: int) -> Rows:
+        """The same rows, where a token attends to those at most `window` positions from it."""
+        import torch
+
+        place = torch.arange(self.tokens.length, device=self.mask.device)
+        near = (place[:, None] - place).abs() <= window
+        return replace(self, mask=self.mask & near, window=window)
+
+    def at(self, in_rows: Tensor, used: Tensor | None) -> Positions:
+        """in_rows: (batch, n) int64, positions in each row; used: (count,) int64, the places of this
+        grid that are meant; None: all."""
+        import torch
+
+        batch, length, chosen = self.tokens.batch, self.tokens.length, self.tokens.chosen
+        places = Places(batch, in_rows.shape[1], used)
+        begins = torch.arange(0, batch * length, length, device=in_rows.device)
+        tokens = places.take(in_rows + begins[:, None])  # as places of the grid
+        if chosen is not None:
+            number = torch.arange(len(chosen), device=chosen.device)
+            of_place = torch.zeros(batch * length, dtype=torch.int64, device=chosen.device)
+            tokens = of_place.index_copy_(0, chosen, number)[tokens]
+        return Positions(in_rows, places, tokens)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        dropout: float,
+        scale: float | None,
+        positions: Positions | None = None,
+    ) -> Tensor:
+        """Attention of each query to the tokens of its row. All are (..., heads, head size), the rest as
+        hidden states have it -> as `query`.
+
+        positions: where the queries are those of some tokens alone
+        """
+        import torch.nn.functional as F
+
+        places, mask = self.tokens, self.mask
+        if positions is not None:
+            places = positions.used
+            if self.window is not None:
+                index = positions.in_rows[:, None, :, None].expand(-1, -1, -1, mask.shape[-1])
+                mask = mask.gather(2, index)
+        context = F.scaled_dot_product_attention(
+            places.spread(query).transpose(1, 2),
+            self.tokens.spread(key).transpose(1, 2),
+            self.tokens.spread(value).transpose(1, 2),
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scale,
+        )
+        return places.take(context.transpose(1, 2))
+
+
+def hugging_face_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Rows,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """`Rows.attend` for Hugging Face's attention interface, which hands the argument
+    `attention_mask` of a layer on as it is.
+
+    query, key, value: (1 or batch, heads, tokens or seq_length, head size)
+    """
+    heads_last = (states.transpose(1, 2) for states in (query, key, value))
+    return attention_mask.attend(*heads_last, dropout=dropout, scale=scaling), None
