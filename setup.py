@@ -48,9 +48,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["mslt_ds", "mslt_ds.*"]),
-    package_data={"mslt_ds": ["py.typed"]},
+    package_data={"mslt_ds": ["py.typed"], "mslt_ds.analysis": ["templates/*"]},
     install_requires=[
         "deepspeed~=0.19.8",
+        "Jinja2>=3.1",  # the pages of mslt-ds report and attention
+        "matplotlib>=3.10",  # their figures
         "numba>=0.61",
         "numpy>=2.0",
         "pydantic>=2.9",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains a model from text on this machine's CPU: collects a corpus, prepares it, pretrains by
-# multi-stage layerwise training with two processes, and prints the results.
+# multi-stage layerwise training with two processes, prints the results and writes a report.
 #
 #   MSLT_DEMO_PROCESSES   processes to train with  (default 2)
 #   further arguments go to the training, e.g. demo/run.sh --set plan.method=full
@@ -30,5 +30,9 @@ fi
 
 echo "== 3/3 pretraining with $processes processes"
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-exec deepspeed --num_gpus "$processes" --master_port "$port" --log_level warning \
+deepspeed --num_gpus "$processes" --master_port "$port" --log_level warning \
     mslt_ds/train.py --config configs/demo.yaml --set train.device=cpu "$@"
+
+# Of all runs that lie there, such as a twin that was made with --set name=full --set plan.method=full.
+started=("$work"/runs/*/metrics.jsonl)
+mslt-ds report "${started[@]%/metrics.jsonl}" --output $work/report

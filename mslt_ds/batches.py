@@ -27,6 +27,12 @@ class Batches:
     store: TokenStore
     eval_store: TokenStore | None
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """The recipe's key of each token store -> the store's digest."""
+        stores = {"data.path": self.store, "data.eval_path": self.eval_store}
+        return {key: store.digest for key, store in stores.items() if store is not None}
+
     def training(self, stage: Stage, state: TrainingState) -> Iterator[GlobalBatch]:
         """The batches of the stage's steps from that of `state` on, without those passed over."""
         return self._batches(

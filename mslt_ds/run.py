@@ -50,6 +50,7 @@ from mslt_ds.recipe.loading import Recipe
 from mslt_ds.report.summary import print_summary
 from mslt_ds.state import TrainingState, Weights
 from mslt_ds.telemetry import Telemetry
+from mslt_ds.telemetry.starts import add_start
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DESCRIBED = ("stage", "depth", "trainable_layers", "trainable_share", "steps", "seq_length")
@@ -122,6 +123,8 @@ class Run:
         """
         stop, meter = StopRequest(flag), TrafficMeter()
         self.folder.describe(self.config, self.description)
+        if self.world.is_main:
+            add_start(self.folder.path, self.world, self.device, self.batches.digests)
         rollbacks: list[GoBack] = []
         while isinstance(result := self._attempt(rollbacks, stop, meter), GoBack):
             rollbacks.append(result)

@@ -2,7 +2,7 @@
 
     <output_dir>/<name>/
         recipe.yaml, plan.json       the recipe with all defaults, the plan with its costs
-        metrics.jsonl                see telemetry/
+        metrics.jsonl, starts.jsonl  see telemetry/
         checkpoints/step_<N>/        the newest `checkpoint.keep`
         stages/<k>/{start,end}/      the whole model at a stage boundary, in Hugging Face's format
         model/                       the final model

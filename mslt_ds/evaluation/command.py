@@ -43,11 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from mslt_ds.evaluation import job, results
+    from mslt_ds.evaluation import results
+    from mslt_ds.evaluation.results_file import read_results
 
     if len(arguments.outputs) < 2:
         raise RecipeError(f"compare: {arguments.outputs[0]} alone; name two output folders or more")
-    found = [job.read_results(output) for output in arguments.outputs]
+    found = [read_results(output) for output in arguments.outputs]
     if not results.shared_tasks(found):
         lines = [
             f"{output}: {', '.join(one['tasks'])}"

@@ -18,15 +18,15 @@ from mslt_ds import paths
 from mslt_ds.atomic import replace_text
 from mslt_ds.distributed.world import World, device_name, world_from_environment
 from mslt_ds.errors import EnvironmentProblem, RecipeError
-from mslt_ds.evaluation import results, text_files
+from mslt_ds.evaluation import results
 from mslt_ds.evaluation.cells import CellFolder
 from mslt_ds.evaluation.execution import device_for, plan, run_cells, run_in_workers
 from mslt_ds.evaluation.grid import Cell, make_cells, share
+from mslt_ds.evaluation.results_file import RESULTS
 from mslt_ds.evaluation.runner import Runner
 from mslt_ds.shard import Shard
 from mslt_ds.telemetry.pace import duration
 
-RESULTS = "results.json"
 TABLE = "table.md"
 RECIPE = "recipe.yaml"
 
@@ -97,19 +97,6 @@ def run(arguments: argparse.Namespace, build: Build) -> results.Results | None:
         mine = share(share(cells, shard), Shard(here.rank + 1, here.world_size))
         run_cells(runner, mine, folder)
     return _finish(arguments.output, runner, cells, folder)
-
-
-def read_results(output: Path) -> results.Results:
-    """The content of results.json; `output` is the folder or the file itself."""
-    path = output / RESULTS if output.is_dir() else output
-    if not path.is_file():
-        raise RecipeError(
-            f"{output}: no {RESULTS} here; it's written when all runs of a grid are finished"
-        )
-    found = text_files.read_json(path)
-    if not isinstance(found, dict) or "tasks" not in found:
-        raise RecipeError(f"{path}: not the results of an evaluation; name its output folder")
-    return found
 
 
 def _cells(runner: Runner) -> list[Cell]:

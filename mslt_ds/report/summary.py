@@ -1,7 +1,6 @@
 """Prints the summary of a run: its stages, their cost and losses, and how to load the model.
 
-Everything is read from the run folder (`plan.json`, `metrics.jsonl`, the model's `config.json`), so the
-table can be printed at any time, also of a run that was interrupted. What isn't there yet is shown
+Everything is read from the run folder (`record.py`, the model's `config.json`), so the table can be printed at any time, also of a run that was interrupted. What isn't there yet is shown
 as a dash. The losses are those that the run wrote, by its own names for them.
 
 A stage's speed-up compares the time of an instance in its median step with that in a step of the whole
@@ -12,20 +11,15 @@ the joint stage's median.
 from __future__ import annotations
 
 import json
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mslt_ds.errors import CheckpointError
-from mslt_ds.telemetry import METRICS_FILE
-from mslt_ds.telemetry.metrics import eval_losses, read_lines
-
-PLAN_FILE = "plan.json"
+from mslt_ds.report.record import RunRecord
+from mslt_ds.telemetry.metrics import eval_losses
 
 
 @dataclass(frozen=True)
@@ -53,20 +47,11 @@ class RunSummary:
 
 def summarize(run_dir: Path) -> RunSummary:
     """Read the run folder. CheckpointError if it isn't one."""
-    plan = json.loads(_existing(run_dir / PLAN_FILE).read_text(encoding="utf-8"))
-    lines = list(read_lines(_existing(run_dir / METRICS_FILE)))
-    run_end = next((line for line in reversed(lines) if line.get("event") == "run_end"), {})
-    stage_ends = {line["stage"]: line for line in lines if line.get("event") == "stage_end"}
-    step_seconds = {
-        index: _step_seconds(index, stage_ends.get(index, {}), lines)
-        for index in range(1, len(plan["stages"]) + 1)
-    }
-    reference = _full_step_seconds(plan["stages"], step_seconds)
+    run = RunRecord.read(run_dir)
+    reference = full_instance_seconds(run)
     stages = []
-    for index, stage in enumerate(plan["stages"], start=1):
-        end = stage_ends.get(index, {})
-        own, full = step_seconds[index], reference.get(stage["seq_length"])
-        batch = stage["global_batch_size"]
+    for index, stage in enumerate(run.stages, start=1):
+        own, full = run.step_seconds(index), reference.get(stage["seq_length"])
         stages.append(
             StageSummary(
                 index=index,
@@ -75,12 +60,12 @@ def summarize(run_dir: Path) -> RunSummary:
                 steps=stage["steps"],
                 seq_length=stage["seq_length"],
                 step_seconds=own,
-                speed_up=full * batch / own if full and own else None,
-                eval_losses=eval_losses(end),
+                speed_up=full * stage["global_batch_size"] / own if full and own else None,
+                eval_losses=eval_losses(run.stage_ends.get(index, {})),
             )
         )
-    model = Path(run_end["model"]) if "model" in run_end else None
-    return RunSummary(tuple(stages), run_end.get("unigram_entropy"), model)
+    model = Path(run.run_end["model"]) if "model" in run.run_end else None
+    return RunSummary(tuple(stages), run.unigram_entropy, model)
 
 
 def print_summary(run_dir: Path, console: Console | None = None) -> None:
@@ -161,39 +146,15 @@ def _auto_class(model: Path) -> str:
     return "AutoModelForMaskedLM" if masked_lm else "AutoModelForPreTraining"
 
 
-def _step_seconds(
-    index: int, stage_end: dict[str, Any], lines: list[dict[str, Any]]
-) -> float | None:
-    """Median seconds of a step, from the stage's end event, else from the steps logged so far."""
-    if (median := stage_end.get("median_step_seconds")) is not None:
-        return median
-    logged = [
-        line["step_seconds"]
-        for line in lines
-        if line.get("stage") == index and line.get("step_seconds") is not None
-    ]
-    return statistics.median(logged) if logged else None
-
-
-def _full_step_seconds(
-    stages: list[dict[str, Any]], step_seconds: dict[int, float | None]
-) -> dict[int, float | None]:
+def full_instance_seconds(run: RunRecord) -> dict[int, float]:
     """Sequence length -> seconds of an instance in a step of the whole model with nothing frozen."""
-    full_depth = max(stage["depth"] for stage in stages)
-    found: dict[int, float | None] = {}
-    for index, stage in enumerate(stages, start=1):
-        if stage["depth"] == full_depth and stage["frozen_layers"] == 0:
-            seconds = step_seconds[index]
-            found[stage["seq_length"]] = seconds and seconds / stage["global_batch_size"]
+    full_depth = max(stage["depth"] for stage in run.stages)
+    found: dict[int, float] = {}
+    for index, stage in enumerate(run.stages, start=1):
+        seconds = run.step_seconds(index)
+        if stage["depth"] == full_depth and stage["frozen_layers"] == 0 and seconds:
+            found[stage["seq_length"]] = seconds / stage["global_batch_size"]
     return found
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such file; a run folder is <output_dir>/<name> of a run that has started"
-        )
-    return path
 
 
 def _cell(template: str, value: float | None) -> str:

@@ -19,8 +19,13 @@ _WEIGHT_OF_LATEST = 0.2  # of an exponential mean over log lines
 
 def relative_step_cost(stage: Stage) -> float:
     """Cost of one of the stage's steps, in forward passes of one layer over one token position."""
-    layers = stage.depth + 2 * stage.trainable_layers
+    layers = layer_passes(stage.depth, stage.trainable_layers)
     return layers * stage.seq_length * stage.global_batch_size
+
+
+def layer_passes(depth: int, trainable_layers: int) -> int:
+    """Cost of a step over one token position, in forward passes of one layer."""
+    return depth + 2 * trainable_layers
 
 
 class Pace:
