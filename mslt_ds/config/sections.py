@@ -170,7 +170,9 @@ class PlanConfig(Section):
     total_steps: Positive | None = None
     joint_steps: NotNegative | None = None  # neither of the two: no joint stage
     joint_share: Probability | None = None  # of all steps
-    stage_shares: list[Share] | None = None  # stacking only; None: 12.5, 17.5 and 70 %
+    # Of the steps, for each stage of stacking (None: 12.5, 17.5 and 70 %), or of the steps before
+    # the joint stage, for each of mslt (None: equal). A full twin doesn't read it.
+    stage_shares: list[Share] | None = None
     init: Operator | None = None  # None: copy_top; with stacking copy_all
     # A Hugging Face folder that stage 1 begins with; None: fresh weights.
     init_from: PathText | None = None

@@ -9,6 +9,7 @@ BERT by Progressively Stacking", section 3: depth N/4, N/2, N, everything trains
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -140,10 +141,16 @@ def _mslt(config: RunConfig, problems: list[str]) -> list[Draft]:
             f"{num_stages} stages before the joint stage's {joint}; each needs one at least"
         )
         return []
+    shares = plan.stage_shares or [1 / num_stages] * num_stages
+    if len(shares) != num_stages:
+        problems.append(
+            f"plan.stage_shares: {len(shares)} shares for plan.num_stages {num_stages}; give one for "
+            "each stage before the joint one"
+        )
     added = layers // num_stages
-    ends = [round(staged * s / num_stages) for s in range(num_stages + 1)]
     drafts = [
-        _draft(config, added * s, added, ends[s] - ends[s - 1]) for s in range(1, num_stages + 1)
+        _draft(config, added * s, added, steps)
+        for s, steps in enumerate(_split(staged, shares, problems), start=1)
     ]
     if joint:
         drafts.append(_draft(config, layers, layers, joint))
@@ -159,10 +166,6 @@ def _stacking(config: RunConfig, problems: list[str]) -> list[Draft]:
     """
     plan, layers = config.plan, config.model.num_hidden_layers
     shares = plan.stage_shares or STACKING_SHARES
-    if abs(sum(shares) - 1) > 1e-6:
-        problems.append(
-            f"plan.stage_shares: {list(shares)} sum to {sum(shares):g}; they have to sum to 1"
-        )
     if plan.total_steps is not None and plan.num_stages not in (None, len(shares)):
         problems.append(
             f"plan.num_stages: {plan.num_stages}, but plan.method stacking has {len(shares)} "
@@ -179,18 +182,11 @@ def _stacking(config: RunConfig, problems: list[str]) -> list[Draft]:
     budget = _budget(plan, problems)
     if budget is None or problems:
         return []
-    total = sum(budget)
-    ends = [round(total * sum(shares[:s])) for s in range(len(shares))] + [total]
     depths = [layers // unit * 2**s for s in range(len(shares))]
-    drafts = [
-        _draft(config, depth, depth, end - start)
-        for depth, start, end in zip(depths, ends, ends[1:], strict=False)
+    return [
+        _draft(config, depth, depth, steps)
+        for depth, steps in zip(depths, _split(sum(budget), shares, problems), strict=True)
     ]
-    if any(draft.steps < 1 for draft in drafts):
-        problems.append(
-            f"plan.stage_shares: {list(shares)} of {total} steps leave a stage without a step"
-        )
-    return drafts
 
 
 def _full(config: RunConfig, problems: list[str]) -> list[Draft]:
@@ -328,6 +324,21 @@ def _budget(plan: PlanConfig, problems: list[str]) -> tuple[int, int] | None:
     staged = (plan.num_stages or 1) * (plan.steps_per_stage or 0)
     joint = round(staged * share / (1 - share)) if plan.joint_steps is None else plan.joint_steps
     return staged, joint
+
+
+def _split(steps: int, shares: Sequence[float], problems: list[str]) -> list[int]:
+    """`steps` by stage, with a problem added where the shares don't sum to 1 or one buys no step."""
+    if abs(sum(shares) - 1) > 1e-6:
+        problems.append(
+            f"plan.stage_shares: {list(shares)} sum to {sum(shares):g}; they have to sum to 1"
+        )
+    ends = [round(steps * sum(shares[:s])) for s in range(len(shares))] + [steps]
+    by_stage = [end - start for start, end in itertools.pairwise(ends)]
+    if min(by_stage) < 1:
+        problems.append(
+            f"plan.stage_shares: {list(shares)} of {steps} steps leave a stage without a step"
+        )
+    return by_stage
 
 
 def _divisors(number: int) -> list[int]:

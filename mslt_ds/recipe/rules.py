@@ -36,9 +36,10 @@ def recipe_problems(config: RunConfig) -> list[str]:
             f"plan.stages: given, but plan.method {plan.method} makes its own stages; "
             "leave it out or choose plan.method custom"
         )
-    if plan.stage_shares is not None and plan.method != "stacking":
+    if plan.stage_shares is not None and plan.method == "custom":
         problems.append(
-            "plan.stage_shares: given, but only plan.method stacking reads it; leave it out"
+            "plan.stage_shares: given, but plan.method custom reads the steps from plan.stages; "
+            "leave it out"
         )
     long = plan.long_sequence
     if long is not None and long.seq_length <= data.seq_length:

@@ -260,7 +260,7 @@ def recipes(draw) -> Recipe:
             ramp = st.fixed_dictionaries({"first": values, "last": values})
             plan[key] = draw(st.none() | (exact if num_stages == 1 else exact | ramp))
     if method in ("stacking", "full") or plan.get("joint_steps"):
-        share = 0.05 if method == "mslt" else draw(st.floats(0.06, 1.0))
+        share = 0.05 if method == "mslt" else draw(st.floats(0.2, 1.0))  # of 5 steps or more
         plan["long_sequence"] = draw(st.none() | st.just({"share": share}))
     return recipe_of(plan)
 

@@ -102,6 +102,22 @@ def test_stacking_is_gongs():
     assert column(plan, "init") == ["fresh", "copy_all", "copy_all"]
 
 
+def test_mslt_with_shares_of_its_own():
+    shares = [0.7, 0.2, 0.1]
+    plan = plan_of(
+        12, method="mslt", num_stages=3, total_steps=1000, joint_share=0.2, stage_shares=shares
+    )
+    assert column(plan, "steps") == [560, 160, 80, 200]
+    assert column(plan, "frozen_layers") == [0, 4, 8, 0]
+    twin = plan_of(
+        12, method="full", num_stages=3, total_steps=1000, joint_share=0.2, stage_shares=shares
+    )
+    assert column(twin, "steps") == [1000]
+    for wrong, named in (([0.7, 0.3], "2 shares for plan.num_stages 3"), ([0.7, 0.2, 0.2], "1.1")):
+        with pytest.raises(RecipeError, match=named):
+            plan_of(12, method="mslt", num_stages=3, total_steps=1000, stage_shares=wrong)
+
+
 def test_stacking_with_more_stages_needs_their_shares():
     shares = [0.1, 0.1, 0.2, 0.6]
     plan = plan_of(16, method="stacking", total_steps=1000, stage_shares=shares)

@@ -153,7 +153,16 @@ def test_frozen():
         ),
         ({"data__max_predictions_per_seq": 200}, ["data.max_predictions_per_seq: 200", "128"]),
         ({"plan__stages": []}, ["plan.stages:", "mslt"]),
-        ({"plan__stage_shares": [1.0]}, ["plan.stage_shares:", "stacking"]),
+        (
+            {
+                "plan": {
+                    "method": "custom",
+                    "stages": [{"depth": 12, "steps": 9}],
+                    "stage_shares": [1.0],
+                }
+            },
+            ["plan.stage_shares:", "plan.stages"],
+        ),
         ({"plan__long_sequence": {"share": 0.1, "seq_length": 64}}, ["seq_length: 64", "128"]),
         ({"optimizer__lamb": {"decay": "l2"}}, ["optimizer.lamb.decay:", "update or gradient"]),
         ({"optimizer__lamb": {"max_trust_ratio": math.nan}}, ["max_trust_ratio: NaN"]),
