@@ -28,6 +28,7 @@ _COMMANDS = {
         "Fine-tune a model on GLUE or SQuAD and score it; compare models.",
     ),
     "doctor": ("mslt_ds.doctor.command", "Check whether this machine or allocation can train."),
+    "status": ("mslt_ds.report.status_command", "Print how far a run is, from another shell."),
     "report": ("mslt_ds.analysis.report_command", "Write a page about one or several runs."),
     "train": ("mslt_ds.train", "Run a recipe in a single process."),
 }

@@ -21,6 +21,7 @@ import yaml
 
 from mslt_ds.data.store import TokenStore
 from mslt_ds.errors import CheckpointError, DataError
+from mslt_ds.plan.stages import Plan, Stage
 from mslt_ds.telemetry import METRICS_FILE
 from mslt_ds.telemetry.metrics import read_lines
 from mslt_ds.telemetry.starts import STARTS_FILE
@@ -87,6 +88,29 @@ class RunRecord:
     @property
     def total_steps(self) -> int:
         return sum(stage["steps"] for stage in self.stages)
+
+    @cached_property
+    def stage_plan(self) -> Plan:
+        """The plan as the value that it was made from, as far as its file tells."""
+        stages = [
+            Stage(
+                index=index,
+                depth=stage["depth"],
+                trainable_layers=stage["trainable_layers"],
+                steps=stage["steps"],
+                start_step=start,
+                first_instance=stage.get("first_instance", 0),
+                seq_length=stage["seq_length"],
+                micro_batch_size=stage.get("micro_batch_size", stage["global_batch_size"]),
+                global_batch_size=stage["global_batch_size"],
+                masked_lm_prob=stage.get("masked_lm_prob", 0.0),
+                init=stage.get("init", "keep"),
+            )
+            for index, (stage, start) in enumerate(
+                zip(self.stages, self.stage_starts, strict=True), start=1
+            )
+        ]
+        return Plan(tuple(stages))
 
     # ---- what happened -------------------------------------------------------------------------
 

@@ -7,14 +7,18 @@ seconds of a step. The cost of a step is estimated as proportional to
 
 since a layer's backward pass takes twice the arithmetic of its forward pass and frozen layers have no
 backward pass (embeddings and heads are neglected). The estimate is used for later stages only; the
-current stage is measured.
+current stage is measured, by the median of its last log lines. A few slow steps, such as the first ones,
+which compile, or those beside another job, don't change it.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
+
 from mslt_ds.plan.stages import Plan, Stage
 
-_WEIGHT_OF_LATEST = 0.2  # of an exponential mean over log lines
+_LINES = 25  # whose median is the pace
 
 
 def relative_step_cost(stage: Stage) -> float:
@@ -29,24 +33,26 @@ def layer_passes(depth: int, trainable_layers: int) -> int:
 
 
 class Pace:
-    """A running mean of the seconds per step, which starts again with each stage."""
+    """The median of the seconds per step over the last log lines of a stage."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._stage: Stage | None = None
-        self._step_seconds = 0.0
+        self._step_seconds: deque[float] = deque(maxlen=_LINES)
 
     def update(self, step: int, step_seconds: float) -> tuple[float, float]:
         """Seconds left for the stage and for the run after `step` (from 0) took `step_seconds`."""
         stage = self._plan.stage_at(step)
         if stage is not self._stage:
-            self._stage, self._step_seconds = stage, step_seconds
-        self._step_seconds += _WEIGHT_OF_LATEST * (step_seconds - self._step_seconds)
-        stage_left = (stage.end_step - step - 1) * self._step_seconds
+            self._stage = stage
+            self._step_seconds.clear()
+        self._step_seconds.append(step_seconds)
+        pace = statistics.median(self._step_seconds)
+        stage_left = (stage.end_step - step - 1) * pace
         later = sum(
             other.steps * relative_step_cost(other) for other in self._plan.stages[stage.index :]
         )
-        return stage_left, stage_left + later * self._step_seconds / relative_step_cost(stage)
+        return stage_left, stage_left + later * pace / relative_step_cost(stage)
 
 
 def duration(seconds: float) -> str:

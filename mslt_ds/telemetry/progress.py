@@ -1,7 +1,7 @@
 """The progress of a run on standard output: a live display on a terminal, else plain lines.
 
-Both show the stage, the step, the loss, the learning rate, sequences/s and the time left for the
-stage and for the run. Plain lines are at least some seconds apart, so that the log of a long run stays
+Both show the stage, the step, the loss, the learning rate, sequences and tokens a second, memory and the
+time left for the stage and for the run, and MFU where it's known. `mslt-ds status` prints the same. Plain lines are at least some seconds apart, so that the log of a long run stays
 readable. The start and end of a stage are always printed.
 """
 
@@ -10,10 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
-from mslt_ds.plan.stages import Plan
+from mslt_ds.plan.stages import Plan, Stage
 from mslt_ds.telemetry.metrics import Line, eval_losses
 from mslt_ds.telemetry.pace import Pace, duration
 
@@ -28,12 +30,22 @@ def open_progress(plan: Plan, resume_step: int) -> LiveProgress | PlainProgress:
     return PlainProgress(plan, console)
 
 
-def step_text(line: Line) -> str:
-    """Loss, learning rate and throughput of a step's line."""
-    return (
-        f"loss {line['loss']:.3f}  lr {line['learning_rate']:.2e}  "
-        f"{line['sequences_per_second']:,.0f} sequences/s"
-    )
+def step_text(line: Line, stage: Stage) -> str:
+    """A step's loss, learning rate, throughput and memory, as far as its line has them."""
+    sequences = line["sequences_per_second"]
+    tokens = line.get("tokens_per_second") or sequences * stage.seq_length
+    parts = [
+        f"loss {line['loss']:.3f}" if line["loss"] is not None else "loss not finite",
+        f"lr {line['learning_rate']:.2e}",
+        f"{sequences:,.0f} sequences/s",
+        f"{tokens:,.0f} tokens/s",
+    ]
+    if line.get("mfu") is not None:
+        parts.append(f"MFU {line['mfu']:.1%}")
+    memory = line.get("cuda_memory_peak") or line.get("memory")
+    if memory is not None:
+        parts.append(f"{memory / 1e9:.2f} GB")
+    return "  ".join(parts)
 
 
 def event_text(line: Line, plan: Plan) -> str | None:
@@ -81,9 +93,10 @@ class PlainProgress:
         if self._clock() < self._due:
             return
         self._due = self._clock() + PLAIN_INTERVAL_SECONDS
+        stage = self._plan.stage_at(line["step"])
         self._print(
-            f"stage {line['stage']}/{len(self._plan.stages)}  "
-            f"step {line['step'] + 1:,}/{self._plan.total_steps:,}  {step_text(line)}  "
+            f"stage {stage.index}/{len(self._plan.stages)}  "
+            f"step {line['step'] + 1:,}/{self._plan.total_steps:,}  {step_text(line, stage)}  "
             f"left: stage {duration(stage_left)}, run {duration(run_left)}"
         )
 
@@ -96,47 +109,47 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """Two bars at the bottom of the terminal, for the stage and for the run."""
+    """At the bottom of the terminal: a bar for the stage, one for the run, and the last step's numbers."""
 
     def __init__(self, plan: Plan, resume_step: int, console: Console) -> None:
         self._plan, self._pace = plan, Pace(plan)
-        self._progress = Progress(
+        self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-            TextColumn("{task.fields[text]}"),
-            console=console,
-            transient=True,
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("step {task.completed:,.0f} of {task.total:,.0f}"),
+            TextColumn("{task.fields[left]}"),
         )
+        self._numbers = Text(style="dim")
+        self._live = Live(Group(self._bars, self._numbers), console=console, transient=True)
         first = plan.stage_at(min(resume_step, plan.total_steps - 1))
-        self._stage_bar = self._progress.add_task("", text="")
-        self._run_bar = self._progress.add_task(
-            "run", total=plan.total_steps, completed=resume_step, text=""
+        self._stage_bar = self._bars.add_task("", left="")
+        self._run_bar = self._bars.add_task(
+            "run", total=plan.total_steps, completed=resume_step, left=""
         )
         self._show_stage(first.index, resume_step)
-        self._progress.start()
+        self._live.start()
 
     def write(self, line: Line) -> None:
         if "event" in line:
             if text := event_text(line, self._plan):
-                self._progress.console.print(text, markup=False)
+                self._live.console.print(text, markup=False)
             if line["event"] == "stage_start":
                 self._show_stage(line["stage"], line["step"])
             return
         done = line["step"] + 1
         stage_left, run_left = self._pace.update(line["step"], line["step_seconds"])
         self._show_stage(line["stage"], done)
-        self._progress.update(
-            self._stage_bar, text=f"{step_text(line)}  {duration(stage_left)} left"
-        )
-        self._progress.update(self._run_bar, completed=done, text=f"{duration(run_left)} left")
+        self._bars.update(self._stage_bar, left=f"{duration(stage_left)} left")
+        self._bars.update(self._run_bar, completed=done, left=f"{duration(run_left)} left")
+        self._numbers.plain = step_text(line, self._plan.stage_at(line["step"]))
 
     def close(self) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def _show_stage(self, index: int, steps_done: int) -> None:
         stage = self._plan.stages[index - 1]
-        self._progress.update(
+        self._bars.update(
             self._stage_bar,
             description=f"stage {index}/{len(self._plan.stages)}",
             total=stage.steps,

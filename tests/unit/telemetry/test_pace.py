@@ -58,11 +58,20 @@ def test_a_new_stage_forgets_the_pace_of_the_one_before():
     assert pace.update(10, 3.0) == (pytest.approx(27.0), pytest.approx(27.0))
 
 
-def test_one_slow_step_moves_the_estimate_little():
-    pace = Pace(Plan((stage(1, 2, 2, 0, 101),)))
-    pace.update(49, 1.0)
-    stage_left, _ = pace.update(50, 6.0)
-    assert stage_left == pytest.approx(50 * 2.0)
+def test_a_few_slow_steps_change_nothing():
+    pace = Pace(Plan((stage(1, 2, 2, 0, 1001),)))
+    for step in range(20):
+        pace.update(step, 1.0)
+    for step in range(20, 25):
+        pace.update(step, 60.0)
+    assert pace.update(25, 60.0)[0] == pytest.approx(975 * 1.0)
+
+
+def test_a_lasting_change_is_followed():
+    pace = Pace(Plan((stage(1, 2, 2, 0, 1001),)))
+    for step in range(100):
+        pace.update(step, 1.0 if step < 50 else 2.0)
+    assert pace.update(100, 2.0)[0] == pytest.approx(900 * 2.0)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mslt_ds.plan.stages import Plan, Stage
-from mslt_ds.telemetry.progress import LiveProgress, PlainProgress, open_progress
+from mslt_ds.telemetry.progress import LiveProgress, PlainProgress, open_progress, step_text
 
 PLAN = Plan(
     (
@@ -71,7 +71,7 @@ def test_plain_line_holds_all(plain, out):
     plain.write(step_line(499))
     # 500 steps of 0.1 s; then 1,000 of (4 + 2 * 2) / (2 + 2 * 2) times that.
     assert out.getvalue() == (
-        "stage 1/2  step 500/2,000  loss 6.123  lr 1.20e-03  1,512 sequences/s  "
+        "stage 1/2  step 500/2,000  loss 6.123  lr 1.20e-03  1,512 sequences/s  193,574 tokens/s  "
         "left: stage 50 s, run 3 min 03 s\n"
     )
 
@@ -112,13 +112,21 @@ def test_live_display_shows_stage_run_and_events(capsys):
     live = LiveProgress(PLAN, 1000, console)
     live.write({"event": "stage_start", "step": 1000, "stage": 2})
     live.write(step_line(1499))
-    live._progress.refresh()
+    live._live.refresh()
     live.close()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "stage 2/2: depth 4, 2 layers train" in text
-    assert re.search(r"stage 2/2 .* 500/1,000 .*loss 6.123 .*1,512 sequences/s .*50 s left", text)
-    assert re.search(r"run .* 1,500/2,000 .*50 s left", text)
+    assert re.search(r"stage 2/2 .* 50 %\s+step 500 of 1,000\s+50 s left", text)
+    assert re.search(r"run .* 75 %\s+step 1,500 of 2,000\s+50 s left", text)
+    assert re.search(r"loss 6.123  lr 1.20e-03  1,512 sequences/s  193,574 tokens/s", text)
     assert terminal.getvalue().rstrip().endswith("\x1b[2K"), "the bars stay after the end"
+
+
+def test_numbers_of_a_gpu_and_of_a_skipped_step():
+    line = step_line(499, loss=None, tokens_per_second=1e5, mfu=0.4321, memory=1, cuda_memory_peak=2.5e9)  # fmt: skip
+    assert step_text(line, PLAN.stages[0]) == (
+        "loss not finite  lr 1.20e-03  1,512 sequences/s  100,000 tokens/s  MFU 43.2%  2.50 GB"
+    )
 
 
 def test_live_display_opens_on_a_finished_run():
