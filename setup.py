@@ -51,6 +51,7 @@ setup(
     package_data={"mslt_ds": ["py.typed"], "mslt_ds.analysis": ["templates/*"]},
     install_requires=[
         "deepspeed~=0.19.8",
+        "huggingface_hub>=1.0",  # mslt-ds push
         "Jinja2>=3.1",  # the pages of mslt-ds report and attention
         "matplotlib>=3.10",  # their figures
         "numba>=0.61",

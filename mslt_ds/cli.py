@@ -30,6 +30,7 @@ _COMMANDS = {
     "doctor": ("mslt_ds.doctor.command", "Check whether this machine or allocation can train."),
     "status": ("mslt_ds.report.status_command", "Print how far a run is, from another shell."),
     "report": ("mslt_ds.analysis.report_command", "Write a page about one or several runs."),
+    "push": ("mslt_ds.push", "Upload a run's models and their cards to the Hugging Face Hub."),
     "train": ("mslt_ds.train", "Run a recipe in a single process."),
 }
 

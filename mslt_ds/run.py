@@ -47,6 +47,7 @@ from mslt_ds.plan import cost
 from mslt_ds.plan.schedule import learning_rate
 from mslt_ds.plan.stages import Stage
 from mslt_ds.recipe.loading import Recipe
+from mslt_ds.report.model_card import write_model_card
 from mslt_ds.report.summary import print_summary
 from mslt_ds.state import TrainingState, Weights
 from mslt_ds.telemetry import Telemetry
@@ -208,7 +209,7 @@ class Run:
         """The stage's engine, made from rank 0's `state`. A collective."""
         if self.world.is_main and state.step == stage.start_step:
             state = self._grow(stage, state)
-            self.folder.save_model(f"stages/{stage.index}/start", stage.depth, state.weights)
+            self._save_model(f"stages/{stage.index}/start", stage.depth, state.weights)
         train = self.config.train
         state = replace(state, weights=broadcast_tensors(state.weights, self.device))
         model = StageModel.build(
@@ -338,7 +339,7 @@ class Run:
                 engine, self._feed(engine), held_out, self.config.data.objective
             )
         telemetry.event("stage_end", fields)
-        self.folder.save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
+        self._save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
         self.folder.save_checkpoint(state)
 
     def _described(self, stage: Stage) -> dict[str, Any]:
@@ -346,7 +347,7 @@ class Run:
         return {name: described[name] for name in _DESCRIBED}
 
     def _export(self, state: TrainingState, telemetry: Telemetry) -> None:
-        self.folder.save_model("model", self.recipe.plan.stages[-1].depth, state.weights)
+        self._save_model("model", self.recipe.plan.stages[-1].depth, state.weights)
         telemetry.event(
             "run_end",
             {
@@ -355,6 +356,12 @@ class Run:
                 "unigram_entropy": self.batches.store.unigram_entropy(),
             },
         )
+
+    def _save_model(self, name: str, depth: int, weights: Weights) -> None:
+        """A model of the run folder with its card. On rank 0; elsewhere nothing happens."""
+        self.folder.save_model(name, depth, weights)
+        if self.world.is_main:
+            write_model_card(self.folder.path, name)
 
 
 def _tell_skipped(telemetry: Telemetry, result: StepResult) -> None:

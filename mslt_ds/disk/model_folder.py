@@ -21,6 +21,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
 from mslt_ds.data.tokenizer import TOKENIZER_FILES
+from mslt_ds.disk.card import CARD_FILE
 from mslt_ds.errors import CheckpointError, DataError, first_line
 from mslt_ds.hugging_face import LOAD, quiet, weight_files
 from mslt_ds.model.families import family_of
@@ -37,6 +38,8 @@ def save_weights(
     weights: every parameter of the model that `hf_config` describes, without tied aliases
     hf_config: of the depth that `weights` have; `architectures` names the class to load
     tokenizer_dir: a folder that `AutoTokenizer` loads; None leaves the tokenizer out
+
+    Of a folder that is replaced the README.md is kept (`card.py`).
     """
     config = copy.deepcopy(hf_config)
     config.dtype = torch.float32
@@ -49,6 +52,8 @@ def save_weights(
         shutil.copymode(partial / "config.json", partial / WEIGHTS_FILE)
         if tokenizer_dir is not None:
             _copy_tokenizer(tokenizer_dir, partial, config.max_position_embeddings)
+        if (folder / CARD_FILE).is_file():
+            shutil.copyfile(folder / CARD_FILE, partial / CARD_FILE)
 
 
 def read_config(folder: Path) -> PretrainedConfig:

@@ -42,8 +42,8 @@ def status_lines(run: RunRecord, now: float) -> list[str]:
         lines.append(step_text(last, plan.stage_at(last["step"])))
     if timed and state != "finished":
         pace = Pace(plan)
-        for line in timed:
-            stage_left, run_left = pace.update(line["step"], line["step_seconds"])
+        left = [pace.update(line["step"], line["step_seconds"]) for line in timed]
+        stage_left, run_left = left[-1]
         lines.append(f"left: stage {duration(stage_left)}, run {duration(run_left)}")
     for index, end in sorted(run.stage_ends.items()):
         losses = [

@@ -11,6 +11,7 @@ the joint stage's median.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,25 +126,30 @@ def _conclusions(summary: RunSummary, run_dir: Path) -> list[str]:
                 f"held-out {name.upper()} loss: {loss:.3f}, {abs(entropy - loss):.3f} {side} it"
             )
     if summary.model is not None:
-        auto_class = _auto_class(run_dir / summary.model.name)
-        texts.append(f"model: {summary.model}")
-        texts.append(
-            f"  from transformers import {auto_class}, AutoTokenizer\n"
-            f'  model = {auto_class}.from_pretrained("{summary.model}")\n'
-            f'  tokenizer = AutoTokenizer.from_pretrained("{summary.model}")'
-        )
+        config = run_dir / summary.model.name / "config.json"
+        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        snippet = load_snippet(auto_class(settings.get("architectures") or ()), str(summary.model))
+        texts += [f"model: {summary.model}", *(f"  {line}" for line in snippet.splitlines())]
     else:
         texts.append("model: not written yet; the run hasn't ended")
     return texts
 
 
-def _auto_class(model: Path) -> str:
-    """The class of transformers that loads all weights of `model`: one trained on packed sentences
+def auto_class(architectures: Sequence[str]) -> str:
+    """The class of transformers that loads all weights of a model: one trained on packed sentences
     has no sentence head."""
-    config = model / "config.json"
-    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    masked_lm = any(name.endswith("ForMaskedLM") for name in settings.get("architectures") or ())
+    masked_lm = any(name.endswith("ForMaskedLM") for name in architectures)
     return "AutoModelForMaskedLM" if masked_lm else "AutoModelForPreTraining"
+
+
+def load_snippet(model_class: str, where: str, revision: str = "main") -> str:
+    """Python that loads a model and its tokenizer. where: a folder, or a name at the hub."""
+    given = f'"{where}"' if revision == "main" else f'"{where}", revision="{revision}"'
+    return (
+        f"from transformers import {model_class}, AutoTokenizer\n"
+        f"model = {model_class}.from_pretrained({given})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({given})"
+    )
 
 
 def full_instance_seconds(run: RunRecord) -> dict[int, float]:
