@@ -26,7 +26,7 @@ import gc
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -40,9 +40,7 @@ from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.backends import build_lamb
 from mslt_ds.optim.partition import EngineState
 from mslt_ds.recipe import deepspeed_json
-from mslt_ds.state import TrainingState, step_counts
-
-_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+from mslt_ds.state import LossScaleField, TrainingState, step_counts
 
 
 @dataclass(frozen=True)
@@ -289,12 +287,16 @@ class StageEngine:
             self._frozen.passed_over,
         )
 
-    def _loss_scale_state(self) -> dict[str, Any]:
+    def _loss_scale_state(self) -> dict[LossScaleField, int | float]:
         """Everything that the dynamic loss scale goes on from; empty outside fp16."""
         if self.settings.precision != "fp16":
             return {}
         scaler = self._scaler
-        return {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)}
+        return {
+            name: getattr(scaler, name)
+            for name in get_args(LossScaleField)
+            if hasattr(scaler, name)
+        }
 
     def close(self) -> None:
         """Release engine, optimizer, masters and moments. The object is unusable afterwards."""

@@ -87,11 +87,9 @@ class Run:
             partial(_hf_config, config, vocab_size),
             store.tokenizer_dir,
         )
-        resume_from = checkpoints.latest()
-        if resume_from is not None:
-            checkpoint.check_resumable(resume_from, folder.fingerprint)
-        elif config.plan.init_from is not None and world.is_main:
-            # The other ranks may see a checkpoint late, and then have nothing to ask of the folder.
+        # Rank 0 alone reads checkpoints, which the other ranks may see late.
+        resumes = world.is_main and checkpoints.read_newest(folder.check_resumable)
+        if config.plan.init_from is not None and world.is_main and not resumes:
             first = folder.hf_config(recipe.plan.stages[0].depth)
             pretrained.check_folder(Path(config.plan.init_from), first, store.tokenizer_dir)
         description = cost.describe_plan(
@@ -145,6 +143,11 @@ class Run:
         with Telemetry.open(
             self.config, self.folder.path, plan, self.world.rank, state.step
         ) as telemetry:
+            damaged = self.folder.checkpoints.damaged
+            while damaged:
+                telemetry.event(
+                    "checkpoint_damaged", {k: str(v) for k, v in vars(damaged.pop()).items()}
+                )
             if rollbacks:
                 telemetry.event("rolled_back", vars(rollbacks[-1]) | {"to_step": state.step})
             while state.step < plan.total_steps:
@@ -186,10 +189,21 @@ class Run:
         return replace(state, step=step, passed_over=passed_over)
 
     def _read_last_state(self) -> TrainingState:
-        newest = self.folder.checkpoints.latest()
-        if newest is not None:
-            return checkpoint.load(newest)
-        return TrainingState(step=0, weights=self._first_weights())
+        def read(path: Path) -> TrainingState:
+            self.folder.check_resumable(path)
+            return checkpoint.load(path, self._shapes_after)
+
+        found = self.folder.checkpoints.read_newest(read)
+        return found or TrainingState(step=0, weights=self._first_weights())
+
+    def _shapes_after(self, step: int) -> dict[str, tuple[int, ...]] | None:
+        """Each parameter's name and shape after `step` steps; None where the plan ends before."""
+        if step > self.recipe.plan.total_steps:
+            return None
+        # At a stage's end the model hasn't grown yet.
+        stage = self.recipe.plan.stage_at(max(0, step - 1))
+        family = FAMILIES[self.config.model.family]
+        return family.parameter_shapes(self.folder.hf_config(stage.depth))
 
     def _first_weights(self) -> Weights:
         """Fresh ones, or those of `plan.init_from` with its missing heads fresh."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Weights = dict[str, Tensor]
@@ -22,7 +23,10 @@ Weights = dict[str, Tensor]
 OptimizerState = dict[str, dict[str, Any]]
 """Parameter name -> {"exp_avg": Tensor, "exp_avg_sq": Tensor, "step": int}."""
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+LossScaleField = Literal["cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"]
+"""What the dynamic loss scale goes on from, in DeepSpeed's names."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class TrainingState:
     optimizer_state: OptimizerState = field(default_factory=dict)
     """Of every parameter that has trained, also of those that are frozen now: they train again
     in the joint stage."""
-    loss_scale: dict[str, Any] = field(default_factory=dict)
+    loss_scale: dict[LossScaleField, int | float] = field(default_factory=dict)
     """The dynamic loss scale; empty outside fp16."""
     passed_over: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     """Sequence length -> ranges of its instances (first, one after the last) that the run leaves
@@ -57,12 +61,16 @@ class TrainingState:
 
     def is_finite(self) -> bool:
         """Whether no weight and no moment is infinite or NaN."""
-        return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
+        # One pass without a copy: minimum and maximum are NaN where any number is.
+        return all(
+            bool(torch.stack(tensor.aminmax()).isfinite().all())
+            for tensor in self.tensors().values()
+        )
 
 
 def moments(state: OptimizerState) -> dict[str, Tensor]:
     """The moments by `exp_avg/<name>` and `exp_avg_sq/<name>`."""
-    return {f"{kind}/{name}": entry[kind] for name, entry in state.items() for kind in _MOMENTS}
+    return {f"{kind}/{name}": entry[kind] for name, entry in state.items() for kind in MOMENTS}
 
 
 def step_counts(state: OptimizerState) -> dict[str, int]:
@@ -73,6 +81,6 @@ def step_counts(state: OptimizerState) -> dict[str, int]:
 def optimizer_state(tensors: Mapping[str, Tensor], steps: Mapping[str, int]) -> OptimizerState:
     """The state whose `moments` and `step_counts` are `tensors` and `steps`."""
     return {
-        name: {kind: tensors[f"{kind}/{name}"] for kind in _MOMENTS} | {"step": count}
+        name: {kind: tensors[f"{kind}/{name}"] for kind in MOMENTS} | {"step": count}
         for name, count in steps.items()
     }

@@ -4,29 +4,57 @@ A checkpoint holds full fp32 tensors by Hugging Face name (weights of record, op
 a small JSON, never a rank's shard. It can therefore be resumed at another ZeRO stage or on another
 number of ranks, and a stage boundary is no special case. What must not change between a run and its
 continuation (model, plan, data, seed, ...) is compared when it is read, key by key.
+
+Nothing that is read is believed: sizes and checksums are those of the manifest, and names, shapes and
+steps those of the model and the plan. A checkpoint where this fails is damaged. It is named, moved to
+`checkpoints/damaged/` and passed over.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import re
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel
+import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mslt_ds.atomic import replace_folder
 from mslt_ds.config.sections import RunConfig
-from mslt_ds.errors import CheckpointError
-from mslt_ds.state import TrainingState, moments, optimizer_state, step_counts
+from mslt_ds.disk import manifest
+from mslt_ds.disk.manifest import DamageError
+from mslt_ds.errors import CheckpointError, EnvironmentProblem, first_line
+from mslt_ds.state import (
+    MOMENTS,
+    LossScaleField,
+    TrainingState,
+    moments,
+    optimizer_state,
+    step_counts,
+)
 
-FORMAT = 1
+FORMAT = 2
+_FORMAT_WITHOUT_MANIFEST = 1
+logger = logging.getLogger(__name__)
+Shapes = Mapping[str, tuple[int, ...]]
+Result = TypeVar("Result")
 _NAME = re.compile(r"step_([0-9]+)")
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+_DAMAGED = "damaged"
+
+# A file that gives one of these is lost. With any other error the disk is, and may come back.
+_LOST = (
+    errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENODATA, errno.EBADMSG, errno.EUCLEAN
+)  # fmt: skip
 
 # What a resumed run may have otherwise: it changes where and how fast, not what is computed
 # (beyond rounding, where ranks or the ZeRO stage differ).
@@ -67,20 +95,56 @@ def _flatten(value: dict[str, Any] | list[Any], prefix: str = "") -> dict[str, A
     return flat
 
 
+@dataclass(frozen=True)
+class Damage:
+    """A checkpoint that can't be used, and where it lies now."""
+
+    path: Path
+    reason: str
+    moved_to: Path
+
+
 class CheckpointFolder:
     """`<run folder>/checkpoints/step_<N>/`, the last `keep` of them.
 
     Entries with any other name, such as a copy `step_<N>_keep`, are left alone.
+
+    damaged: what this process found damaged
     """
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
         self.keep = keep
+        self.damaged: list[Damage] = []
 
-    def latest(self) -> Path | None:
-        """The checkpoint with the most steps, or None."""
-        found = self._all()
-        return found[-1] if found else None
+    def read_newest(self, read: Callable[[Path], Result]) -> Result | None:
+        """read(path) of the newest whole checkpoint; None where there is none. For one rank only.
+
+        A checkpoint at which `read` raises DamageError is moved aside, with a warning, and passed over.
+        """
+        for path in reversed(self._all()):
+            try:
+                return read(path)
+            except DamageError as error:
+                self._set_aside(path, str(error))
+        return None
+
+    def _set_aside(self, path: Path, reason: str) -> None:
+        target, number = self.path / _DAMAGED / path.name, 1
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{path.name}.{number}")
+        try:
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+        except OSError as error:
+            logger.warning("%s: can't be moved to %s (%s)", path, target, error.strerror)
+            target = path
+        self.damaged.append(Damage(path, reason, target))
+        logger.warning(
+            "%s: damaged (%s). It lies in %s now; the run goes on from the state before it",
+            path, reason, target,
+        )  # fmt: skip
 
     def _all(self) -> list[Path]:
         """The checkpoints by rising step."""
@@ -106,19 +170,44 @@ class CheckpointFolder:
             # safetensors makes its files readable by the owner alone; a run folder is often shared.
             for name in (_WEIGHTS, _OPTIMIZER):
                 shutil.copymode(partial / _STATE, partial / name)
+            manifest.write(partial, (_WEIGHTS, _OPTIMIZER, _STATE))
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old)
         return path
+
+
+class _Format(BaseModel):
+    """What of state.json every version writes."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _State(BaseModel):
+    """state.json."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    step: _Count
+    loss_scale: dict[LossScaleField, int | float]
+    passed_over: dict[_Count, tuple[tuple[_Count, _Count], ...]] = {}
+    optimizer_steps: dict[str, Annotated[_Count, Field(ge=1)]]
+    fingerprint: dict[str, Any]
 
 
 def check_resumable(path: Path, expected: dict[str, Any]) -> None:
     """CheckpointError unless the checkpoint at `path` is of the run `expected` describes.
 
     Reads the small JSON only, so that a wrong recipe is refused before anything is loaded.
+    DamageError where it is damaged.
     """
     # A key that the version which wrote it didn't have stood for what is now the default: in
     # plan.stages, whose keys _defaults doesn't have, for None.
-    written = _flatten(_describe(path)["fingerprint"])
+    written = _flatten(_describe(path).fingerprint)
     found = {key: value for key, value in _defaults().items() if key in expected} | written
     lines = [
         f"{key}: {expected.get(key)!r} now, {found.get(key)!r} in the checkpoint"
@@ -132,40 +221,91 @@ def check_resumable(path: Path, expected: dict[str, Any]) -> None:
         )
 
 
-def load(path: Path) -> TrainingState:
-    """The state that `CheckpointFolder.save` wrote; tensors on the CPU."""
+def load(path: Path, shapes_after: Callable[[int], Shapes | None]) -> TrainingState:
+    """The state that `CheckpointFolder.save` wrote; tensors on the CPU.
+
+    shapes_after: (step) -> each parameter's name and shape after so many steps; None where the plan
+        ends before
+
+    DamageError unless every file holds what was written, and what this run needs.
+    """
     description = _describe(path)
-    try:
-        weights, tensors = load_file(path / _WEIGHTS), load_file(path / _OPTIMIZER)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from None
-    return TrainingState(
-        step=description["step"],
-        weights=weights,
-        optimizer_state=optimizer_state(tensors, description["optimizer_steps"]),
-        loss_scale=description["loss_scale"],
-        passed_over={
-            int(seq_length): tuple((first, end) for first, end in ranges)
-            for seq_length, ranges in description.get("passed_over", {}).items()
-        },
+    shapes = shapes_after(description.step)
+    if shapes is None:
+        raise DamageError(f"{_STATE}: the plan ends before step {description.step}")
+    counts = description.optimizer_steps
+    if unknown := sorted(counts.keys() - shapes.keys()):
+        raise DamageError(f"{_STATE}: the model has no parameter {unknown[0]}")
+    weights = _read_tensors(path, _WEIGHTS, shapes)
+    expected = {f"{kind}/{name}": shapes[name] for name in counts for kind in MOMENTS}
+    tensors = _read_tensors(path, _OPTIMIZER, expected)
+    state = TrainingState(
+        description.step,
+        weights,
+        optimizer_state(tensors, counts),
+        description.loss_scale,
+        description.passed_over,
     )
+    if not state.is_finite():
+        raise DamageError("it holds numbers that aren't finite")
+    if not manifest.exists(path):
+        logger.warning(
+            "%s: an earlier version wrote it, without checksums; its names, shapes and numbers are "
+            "in order, but a flipped bit would not be noticed",
+            path,
+        )
+    return state
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _read_tensors(path: Path, file: str, shapes: Shapes) -> dict[str, Tensor]:
+    """The tensors of a file; DamageError unless they are fp32 and have exactly `shapes`."""
     try:
-        description = json.loads((path / _STATE).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(description, dict):
-        raise _damaged(path, f"{_STATE} holds no JSON object")
-    if description.get("format") != FORMAT:
+        manifest.verify(path, [file])
+        tensors = load_file(path / file)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    if missing := sorted(shapes.keys() - tensors.keys()):
+        raise DamageError(f"{file}: {missing[0]} is missing")
+    if unknown := sorted(tensors.keys() - shapes.keys()):
+        raise DamageError(f"{file}: the model has no {unknown[0]}")
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes[name] or tensor.dtype != torch.float32:
+            raise DamageError(
+                f"{file}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, and the model's is "
+                f"torch.float32 of shape {shapes[name]}"
+            )
+    return tensors
+
+
+def _describe(path: Path) -> _State:
+    """state.json. DamageError; CheckpointError for the format of another version."""
+    try:
+        manifest.verify(path, [_STATE])
+        text = (path / _STATE).read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    version = manifest.parse(text, _Format, _STATE).format
+    if version not in (_FORMAT_WITHOUT_MANIFEST, FORMAT):
         raise CheckpointError(
-            f"{path}: format {description.get('format')!r}, this version reads {FORMAT}; "
+            f"{path}: format {version!r}, this version reads {FORMAT}; "
             "go on with the version that wrote it, or choose another name or output_dir"
         )
-    if description.get("step") != _step(path):
-        raise _damaged(path, f"{_STATE} says step {description.get('step')!r}")
+    if version == FORMAT and not manifest.exists(path):
+        raise DamageError(f"{manifest.MANIFEST} is missing")
+    description = manifest.parse(text, _State, _STATE)
+    if description.step != _step(path):
+        raise DamageError(f"{_STATE} says step {description.step}")
     return description
+
+
+def _unreadable(path: Path, error: OSError | SafetensorError) -> Exception:
+    """What to raise for it: damage, or a disk that can't be reached and may come back."""
+    if isinstance(error, OSError) and error.errno not in _LOST:
+        return EnvironmentProblem(
+            f"{path}: can't be read ({error.strerror or error}); check the disk and start the same "
+            "command again"
+        )
+    return DamageError(first_line(error))
 
 
 def _step(path: Path) -> int:
@@ -175,9 +315,3 @@ def _step(path: Path) -> int:
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _damaged(path: Path, why: Exception | str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: damaged ({why}); remove this folder to go on from the checkpoint before"
-    )

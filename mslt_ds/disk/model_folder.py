@@ -5,6 +5,7 @@
   when it loads the folder and reports no key as missing.
 * The folder is written whole or not at all (`atomic.py`), so a stage boundary that exists can be
   trusted after a kill.
+* Its manifest has the checksums of its files, which are compared when the weights are loaded.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from transformers import AutoConfig, PretrainedConfig
 from mslt_ds.atomic import replace_folder
 from mslt_ds.data.tokenizer import TOKENIZER_FILES
 from mslt_ds.disk.card import CARD_FILE
+from mslt_ds.disk import manifest
+from mslt_ds.disk.manifest import DamageError
 from mslt_ds.errors import CheckpointError, DataError, first_line
 from mslt_ds.hugging_face import LOAD, quiet, weight_files
 from mslt_ds.model.families import family_of
@@ -54,6 +57,7 @@ def save_weights(
             _copy_tokenizer(tokenizer_dir, partial, config.max_position_embeddings)
         if (folder / CARD_FILE).is_file():
             shutil.copyfile(folder / CARD_FILE, partial / CARD_FILE)
+        manifest.write(partial, [path.name for path in sorted(partial.iterdir())])
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -76,8 +80,9 @@ def load_weights(folder: Path, hf_config: PretrainedConfig | None = None) -> Wei
 
     Parameters of the model that the folder doesn't hold aren't in the result, and neither are heads
     that the model hasn't. CheckpointError if the folder holds no model, another encoder, tensors of
-    other shapes or a decoder that isn't tied.
+    other shapes, a decoder that isn't tied, or other weights than its manifest says.
     """
+    _check_damage(folder)
     config = hf_config or read_config(folder)
     family = family_of(config)
     model_class: Any = family.model_class(config)
@@ -108,6 +113,18 @@ def load_weights(folder: Path, hf_config: PretrainedConfig | None = None) -> Wei
                 f"{folder}: {alias} differs from {owner}; only models with a tied decoder can be used"
             )
     return {name: tensor for name, tensor in weights.items() if name not in info["missing_keys"]}
+
+
+def _check_damage(folder: Path) -> None:
+    """CheckpointError if the weights aren't those that this program wrote. Others have no manifest."""
+    try:
+        if (folder / WEIGHTS_FILE).is_file():
+            manifest.verify(folder, [WEIGHTS_FILE])
+    except (DamageError, OSError) as error:
+        raise CheckpointError(
+            f"{folder}: damaged ({first_line(error)}); if the file was changed on purpose, remove "
+            f"{manifest.MANIFEST} there"
+        ) from error
 
 
 def check_tokenizer(folder: Path) -> None:

@@ -22,7 +22,7 @@ from transformers import PretrainedConfig
 
 from mslt_ds.atomic import replace_text
 from mslt_ds.config.sections import RunConfig
-from mslt_ds.disk.checkpoint import CheckpointFolder
+from mslt_ds.disk.checkpoint import CheckpointFolder, check_resumable
 from mslt_ds.disk.model_folder import save_weights
 from mslt_ds.state import TrainingState, Weights
 
@@ -48,6 +48,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             replace_text(self.path / "recipe.yaml", config.to_yaml())
             replace_text(self.path / "plan.json", json.dumps(plan, indent=1) + "\n")
+
+    def check_resumable(self, checkpoint: Path) -> bool:
+        """True; CheckpointError unless it is this run's, DamageError where it is damaged."""
+        check_resumable(checkpoint, self.fingerprint)
+        return True
 
     def save_checkpoint(self, state: TrainingState) -> None:
         if self.is_writer:

@@ -287,3 +287,19 @@ def test_missing_and_damaged_files_are_named(tmp_path, config, weights):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model: can't be loaded"):
         load_weights(tmp_path / "model")
+
+
+def test_a_changed_bit_of_the_weights_is_refused_and_one_of_other_files_is_not(
+    tmp_path, config, weights
+):
+    folder = tmp_path / "model"
+    save_weights(folder, weights, config, tokenizer_dir=None)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    load_weights(folder)
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model: damaged \(model.safetensors: its sha256"):
+        load_weights(folder)
+    (folder / "manifest.json").unlink()
+    load_weights(folder)
