@@ -285,6 +285,9 @@ def test_missing_and_damaged_files_are_named(tmp_path, config, weights):
     save_weights(tmp_path / "model", weights, config, None)
     path = tmp_path / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model: damaged \(model.safetensors: 38012 bytes"):
+        load_weights(tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"model: can't be loaded"):
         load_weights(tmp_path / "model")
 

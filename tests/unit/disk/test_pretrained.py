@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from mslt_ds.disk import pretrained
+from mslt_ds.disk.manifest import MANIFEST
 from mslt_ds.disk.model_folder import save_weights
 from mslt_ds.errors import CheckpointError
 from mslt_ds.model.initial import fresh_parameter, fresh_weights
@@ -56,6 +57,7 @@ def weights():
 @pytest.fixture
 def folder(tmp_path, weights, store_tokenizer):
     save_weights(tmp_path / "model", weights, bert(), store_tokenizer)
+    (tmp_path / "model" / MANIFEST).unlink()  # as in a folder of another program
     return tmp_path / "model"
 
 
