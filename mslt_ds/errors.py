@@ -44,6 +44,12 @@ class EnvironmentProblem(MsltError):
     exit_code = 3
 
 
+class RunIsAliveError(MsltError):
+    """Another start of the same run is alive."""
+
+    exit_code = 6
+
+
 def first_line(error: Exception) -> str:
     """The first line of another package's message, to quote in one of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -24,6 +24,7 @@ from mslt_ds.config.sections import RunConfig
 from mslt_ds.data.store import TokenStore
 from mslt_ds.disk import checkpoint, pretrained
 from mslt_ds.disk.checkpoint import CheckpointFolder
+from mslt_ds.disk.lock import RunLock
 from mslt_ds.disk.run_folder import RunFolder
 from mslt_ds.distributed.sharing import (
     broadcast_tensors,
@@ -70,8 +71,13 @@ class Run:
     """The plan with its costs, as `mslt-ds plan` prints it."""
 
     @classmethod
-    def prepare(cls, recipe: Recipe, world: World, device: torch.device) -> Run:
-        """Open the data and find the checkpoint to go on from. Needs no process group yet."""
+    def prepare(
+        cls, recipe: Recipe, world: World, device: torch.device, lock: RunLock | None = None
+    ) -> Run:
+        """Open the data and find the checkpoint to go on from. Needs no process group yet.
+
+        lock: on the run's folder; None on all ranks but 0
+        """
         config = recipe.config
         store = TokenStore.open(Path(config.data.path))
         held_out = config.data.eval_path
@@ -86,6 +92,7 @@ class Run:
             checkpoint.fingerprint(config, store.digest),
             partial(_hf_config, config, vocab_size),
             store.tokenizer_dir,
+            lock,
         )
         # Rank 0 alone reads checkpoints, which the other ranks may see late.
         resumes = world.is_main and checkpoints.read_newest(folder.check_resumable)

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import argparse
 import os
 import time
+from contextlib import nullcontext
 
 from mslt_ds.distributed.signals import StopFlag
 from mslt_ds.distributed.world import (
@@ -69,11 +70,14 @@ def _train(recipe: Recipe, world: World, flag: StopFlag) -> int:
     device = choose_device(train.device, world, train.precision)
     recipe.check_environment(device.type)
 
+    from mslt_ds.disk.lock import RunLock
     from mslt_ds.run import Run
 
-    job = Run.prepare(recipe, world, device)
-    join(world, device, os.environ)
-    exit_code = job.train(flag)
-    # Not after an error: leaving may wait for the other ranks, and this one has a message to print.
-    leave()
+    run_dir = recipe.config.run_dir
+    with RunLock.held(run_dir, os.environ) if world.is_main else nullcontext() as lock:
+        job = Run.prepare(recipe, world, device, lock)
+        join(world, device, os.environ)
+        exit_code = job.train(flag)
+        # Not after an error: leaving may wait for the other ranks, and this one has a message to print.
+        leave()
     return exit_code

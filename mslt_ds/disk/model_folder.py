@@ -22,8 +22,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
 from mslt_ds.data.tokenizer import TOKENIZER_FILES
-from mslt_ds.disk.card import CARD_FILE
 from mslt_ds.disk import manifest
+from mslt_ds.disk.card import CARD_FILE
 from mslt_ds.disk.manifest import DamageError
 from mslt_ds.errors import CheckpointError, DataError, first_line
 from mslt_ds.hugging_face import LOAD, quiet, weight_files
@@ -55,9 +55,9 @@ def save_weights(
         shutil.copymode(partial / "config.json", partial / WEIGHTS_FILE)
         if tokenizer_dir is not None:
             _copy_tokenizer(tokenizer_dir, partial, config.max_position_embeddings)
-        if (folder / CARD_FILE).is_file():
-            shutil.copyfile(folder / CARD_FILE, partial / CARD_FILE)
         manifest.write(partial, [path.name for path in sorted(partial.iterdir())])
+        if (folder / CARD_FILE).is_file():  # a user's, whom no checksum hinders
+            shutil.copyfile(folder / CARD_FILE, partial / CARD_FILE)
 
 
 def read_config(folder: Path) -> PretrainedConfig:

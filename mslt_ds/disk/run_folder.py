@@ -1,6 +1,7 @@
 """The folder of a run: its recipe and plan, models at stage boundaries, checkpoints, the final model.
 
     <output_dir>/<name>/
+        run.lock                     who runs it now (lock.py)
         recipe.yaml, plan.json       the recipe with all defaults, the plan with its costs
         metrics.jsonl, starts.jsonl  see telemetry/
         checkpoints/step_<N>/        the newest `checkpoint.keep`
@@ -23,6 +24,7 @@ from transformers import PretrainedConfig
 from mslt_ds.atomic import replace_text
 from mslt_ds.config.sections import RunConfig
 from mslt_ds.disk.checkpoint import CheckpointFolder, check_resumable
+from mslt_ds.disk.lock import RunLock
 from mslt_ds.disk.model_folder import save_weights
 from mslt_ds.state import TrainingState, Weights
 
@@ -41,6 +43,7 @@ class RunFolder:
     fingerprint: dict[str, Any]
     hf_config: Callable[[int], PretrainedConfig]
     tokenizer_dir: Path
+    lock: RunLock | None = None
 
     def describe(self, config: RunConfig, plan: dict[str, Any]) -> None:
         """Write the resolved recipe and the described plan."""
@@ -55,7 +58,10 @@ class RunFolder:
         return True
 
     def save_checkpoint(self, state: TrainingState) -> None:
+        """RunIsAliveError where another start has taken the run over."""
         if self.is_writer:
+            if self.lock is not None:
+                self.lock.check()
             self.checkpoints.save(state, self.fingerprint)
 
     def save_model(self, name: str, depth: int, weights: Weights) -> None:

@@ -195,7 +195,7 @@ def test_a_resumed_run_is_at_the_same_learning_rate(launch, store, tmp_path):
         for late in folder.glob("step_*"):
             if int(late.name.removeprefix("step_")) > 7:
                 shutil.rmtree(late)
-        assert [path.name for path in folder.iterdir()] == ["step_0000000007"]
+        assert max(path.name for path in folder.iterdir()) == "step_0000000007"
     launch(SCRIPTS / "run_recipes.py", 1, path)
     rates = {}
     for name, before in whole.items():

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from mslt_ds.disk.lock import RunLock
 from tests.distributed.conftest import REPOSITORY
 from tests.distributed.recipes import recipe
 
@@ -34,6 +35,17 @@ def test_a_mistake_in_the_recipe(launch, store, tmp_path, changes, options, name
     assert "error" in ended.output and named in ended.output
     assert "Traceback" not in ended.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_start_of_a_run_that_is_alive(launch, store, tmp_path):
+    content = recipe(store, tmp_path / "runs", "one")
+    with RunLock.held(tmp_path / "runs" / "one", {}):
+        ended = attempt(launch, tmp_path, content)
+    assert ended.returncode == 6, ended.output
+    (line,) = [line for line in ended.output.splitlines() if "error" in line]
+    assert "runs/one: this run is alive (process" in line
+    assert "Traceback" not in ended.output
+    assert not (tmp_path / "runs" / "one").exists()
 
 
 def test_another_recipe_for_the_same_run_folder(launch, store, tmp_path):
