@@ -241,6 +241,7 @@ class Run:
             frozen_dropout=train.frozen_dropout == "on",
             dtype=_DTYPES[train.precision],
             device=self.device,
+            prefix_dtype=_DTYPES[train.prefix_precision or train.precision],
         )
         trained = frozenset(name for name, _ in model.suffix.named_parameters())
         settings = EngineSettings(
@@ -295,8 +296,17 @@ class Run:
         """Of the whole model, which initial values may depend on."""
         return self.folder.hf_config(self.recipe.plan.stages[-1].depth)
 
-    def _feed(self, engine: StageEngine) -> Feed:
-        return Feed(engine.model.prefix, self.device, self.config.seed)
+    def _feed(self, engine: StageEngine, stage: Stage) -> Feed:
+        train, prefix = self.config.train, engine.model.prefix
+        at_once = (
+            train.prefix_micro_batch_size or stage.micro_batch_size
+        ) // stage.micro_batch_size
+        ahead = train.prefix_ahead == "on"
+        if train.prefix_ahead == "auto" and prefix is not None:
+            # On a CPU of its own, a rank has nothing to wait for; and all threads share a generator.
+            on_cpu = self.world.world_size > 1 and not prefix.dropout
+            ahead = self.device.type == "cuda" or on_cpu
+        return Feed(prefix, self.device, self.config.seed, at_once=at_once, ahead=ahead)
 
     def _train_stage(
         self,
@@ -327,7 +337,7 @@ class Run:
         )
         return train_steps(
             engine,
-            self._feed(engine),
+            self._feed(engine, stage),
             self.batches.training(stage, state),
             self.config.data.objective,
             steps=range(state.step, stage.end_step),
@@ -357,7 +367,7 @@ class Run:
         held_out = self.batches.evaluation(stage)
         if held_out is not None:
             fields |= evaluate_losses(
-                engine, self._feed(engine), held_out, self.config.data.objective
+                engine, self._feed(engine, stage), held_out, self.config.data.objective
             )
         telemetry.event("stage_end", fields)
         self._save_model(f"stages/{stage.index}/end", stage.depth, state.weights)

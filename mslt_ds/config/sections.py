@@ -214,6 +214,11 @@ class TrainConfig(Section):
     # of tokens a micro-batch may have: multiples of 1/unpadded_sizes of its places.
     unpadded: Literal["off", "on"] = "on"
     unpadded_sizes: Positive = 64
+    # The frozen layers: instances of one pass (None: micro_batch_size), whether they run one pass
+    # ahead (auto: on a GPU, and with several ranks), and their precision (None: precision).
+    prefix_micro_batch_size: Positive | None = None
+    prefix_ahead: Literal["off", "on", "auto"] = "auto"
+    prefix_precision: Literal["fp32", "bf16", "fp16"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Skipped steps in a row (loss or gradient not finite) before the run goes back to its last
     # checkpoint and passes over their batches, and how often it may.

@@ -13,6 +13,7 @@ Importing this module imports no torch; see family.py for why.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 TOKEN_PLACES, PREDICTION_PLACES = "token_places", "prediction_places"
 """Fields of a batch, (count,) int64 each: the places of the grids (batch, seq_length) and (batch,
-max_predictions) that run, numbered row by row. All tokens come first, row by row, then what is kept
-of the padding. A field is missing where all places run."""
+max_predictions) that run, numbered row by row: those in use first, in order, then what is kept of the
+padding. A field is missing where all places run."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,34 @@ class Rows:
             scale=scale,
         )
         return places.take(context.transpose(1, 2))
+
+
+def join(
+    micro_batches: Sequence[dict[str, Tensor]],
+) -> tuple[dict[str, Tensor], Callable[[Tensor], list[Tensor]]]:
+    """Micro-batches of one shape as a single one, for the layers below the cut: its fields, and what
+    splits its hidden states into theirs."""
+    import torch
+
+    if len(micro_batches) == 1:
+        return micro_batches[0], lambda hidden_states: [hidden_states]
+    names = ("input_ids", "token_type_ids", "attention_mask")
+    joined = {name: torch.cat([fields[name] for fields in micro_batches]) for name in names}
+    shape = micro_batches[0]["attention_mask"].shape
+    if not any(TOKEN_PLACES in fields for fields in micro_batches):
+        return joined, lambda hidden_states: list(hidden_states.split(shape[0]))
+    whole = torch.arange(shape.numel(), device=joined["attention_mask"].device)
+    places = [fields.get(TOKEN_PLACES, whole) for fields in micro_batches]
+    joined[TOKEN_PLACES] = torch.cat([own + i * len(whole) for i, own in enumerate(places)])
+
+    def split(hidden_states: Tensor) -> list[Tensor]:
+        parts = hidden_states.split([len(own) for own in places], dim=1)
+        return [
+            part if TOKEN_PLACES in fields else part.unflatten(1, shape)[0]
+            for part, fields in zip(parts, micro_batches, strict=True)
+        ]
+
+    return joined, split
 
 
 def hugging_face_attention(

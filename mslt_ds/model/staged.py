@@ -36,11 +36,18 @@ AttentionInterface.register(_ATTENTION, hugging_face_attention)
 class FrozenPrefix(nn.Module):
     """Embeddings and the layers below the cut. Parameters never require a gradient.
 
-    dropout: whether the prefix is run in training mode (`train.frozen_dropout`).
+    dropout: whether the prefix is run in training mode (`train.frozen_dropout`)
+    dtype: of what comes out, whatever the layers compute in
     """
 
-    def __init__(self, config: PretrainedConfig, num_layers: int, *, dropout: bool) -> None:
+    decoder_weight: Tensor
+    """(vocab, embedding size): the frozen embeddings, as the suffix's decoder takes them."""
+
+    def __init__(
+        self, config: PretrainedConfig, num_layers: int, *, dropout: bool, dtype: torch.dtype
+    ) -> None:
         super().__init__()
+        self._dtype = dtype
         self._config, self._family = _with_rows(config), family_of(config)
         self._family.add_encoder(self, self._config, range(num_layers), embeddings=True)
         self.requires_grad_(False)
@@ -69,12 +76,19 @@ class FrozenPrefix(nn.Module):
         hidden_states = family.embed(self, _tokens(inputs, rows), context)
         for index, layer in enumerate(family.layers_of(self, self._config)):
             hidden_states = family.run_layer(layer, hidden_states, context, index)
-        return hidden_states
+        return hidden_states.to(self._dtype)
 
-    @property
-    def decoder_weight(self) -> Tensor:
-        """(vocab, embedding size): the frozen embeddings, as the suffix's decoder takes them."""
-        return self.get_parameter(self._family.word_embeddings).detach()
+    def place(self, weights: Weights, device: torch.device, layers_dtype: torch.dtype) -> None:
+        """Fill the prefix with a copy of its part of `weights`, on the device.
+
+        layers_dtype: what embeddings and layers are stored and computed in
+        """
+        _load(self, weights)
+        self.to(device=device, dtype=layers_dtype)
+        name = self._family.word_embeddings
+        self.decoder_weight = self.get_parameter(name).detach()
+        if layers_dtype != self._dtype:
+            self.decoder_weight = weights[name].to(device=device, dtype=self._dtype)
 
 
 class TrainableSuffix(nn.Module):
@@ -148,20 +162,21 @@ class StageModel:
         frozen_dropout: bool,
         dtype: torch.dtype,
         device: torch.device,
+        prefix_dtype: torch.dtype | None = None,
     ) -> StageModel:
         """Both parts with `weights` in them, fresh modules each time.
 
         config: of the stage's depth, with the objective's heads
-        The suffix stays in fp32: the engine casts it. The prefix is a copy in the compute `dtype`;
-        its numbers of record are in `weights` and never change.
+        dtype: that is computed in. The suffix stays in fp32: the engine casts it
+        prefix_dtype: of the layers below the cut; None: `dtype`. The prefix is a copy in it; its
+            numbers of record are in `weights` and never change
         """
         suffix = TrainableSuffix(config, objective, frozen_layers)
         _load(suffix, weights)
         prefix = None
         if frozen_layers:
-            prefix = FrozenPrefix(config, frozen_layers, dropout=frozen_dropout)
-            _load(prefix, weights)
-            prefix = prefix.to(device=device, dtype=dtype)
+            prefix = FrozenPrefix(config, frozen_layers, dropout=frozen_dropout, dtype=dtype)
+            prefix.place(weights, device, prefix_dtype or dtype)
         return cls(family_of(config), prefix, suffix.to(device))
 
 

@@ -142,6 +142,7 @@ def plan_problems(config: RunConfig, plan: Plan) -> list[str]:
     return [
         *_schedule_problems(config, plan),
         *_growth_problems(config, plan),
+        *_prefix_problems(config, plan),
         *_batch_problems(config, plan, world_size=1),
     ]
 
@@ -178,6 +179,26 @@ def _segment_steps(plan: Plan, stage: Stage) -> int:
     return end - start
 
 
+def _prefix_problems(config: RunConfig, plan: Plan) -> list[str]:
+    """Sizes of a pass of the frozen layers that aren't whole micro-batches."""
+    size = config.train.prefix_micro_batch_size
+    problems: dict[tuple[str, int], str] = {}
+    for stage in plan.stages:
+        if size is None or not stage.frozen_layers or size == stage.micro_batch_size:
+            continue
+        key, micro = stage.micro_batch_size_key, stage.micro_batch_size
+        if size % micro:
+            problems[key, micro] = (
+                f"train.prefix_micro_batch_size: {size} is not a multiple of {key} {micro}"
+            )
+        elif config.train.frozen_dropout == "on":
+            problems[key, micro] = (
+                f"train.prefix_micro_batch_size: {size}, but train.frozen_dropout on draws for each "
+                f"micro-batch of {micro} instances; leave it out"
+            )
+    return list(problems.values())
+
+
 def _batch_problems(config: RunConfig, plan: Plan, world_size: int) -> list[str]:
     """Global batches, of training and of held-out evaluation, that the ranks can't share evenly."""
     stages = list(plan.stages)
@@ -204,9 +225,20 @@ def world_problems(
 
 def device_problems(config: RunConfig, device_type: str) -> list[str]:
     """Settings that a kind of device doesn't support."""
-    if config.train.precision == "fp16" and device_type == "cpu":
-        return ["train.precision: fp16 is not supported on a CPU; choose bf16 or fp32"]
-    return []
+    if device_type != "cpu":
+        return []
+    train = config.train
+    problems = [
+        f"train.{key}: fp16 is not supported on a CPU; choose bf16 or fp32"
+        for key in ("precision", "prefix_precision")
+        if getattr(train, key) == "fp16"
+    ]
+    if train.prefix_ahead == "on" and train.frozen_dropout == "on":
+        problems.append(
+            "train.prefix_ahead: on, but on a CPU all threads draw from one generator, and "
+            "train.frozen_dropout on draws in the frozen layers; choose auto or off"
+        )
+    return problems
 
 
 def file_problems(config: RunConfig) -> list[str]:

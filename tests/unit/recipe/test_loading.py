@@ -103,6 +103,22 @@ def test_frozen():
         ({"plan__total_steps": 9}, ["plan.total_steps: 9 beside plan.steps_per_stage 200"]),
         ({"train__precision": "fp8"}, ["train.precision:", '"fp8"', "fp32, bf16 or fp16"]),
         ({"train__frozen_dropout": False}, ["train.frozen_dropout: false", "off or on"]),
+        (
+            {"train__prefix_micro_batch_size": 40},
+            ["train.prefix_micro_batch_size: 40 is not a multiple of train.micro_batch_size 16"],
+        ),
+        (
+            {"train__prefix_micro_batch_size": 32, "train__frozen_dropout": "on"},
+            ["train.prefix_micro_batch_size: 32, but train.frozen_dropout on"],
+        ),
+        (
+            {"train__prefix_ahead": "on", "train__frozen_dropout": "on", "train__device": "cpu"},
+            ["train.prefix_ahead: on, but on a CPU"],
+        ),
+        (
+            {"train__prefix_precision": "fp16", "train__device": "cpu"},
+            ["train.prefix_precision: fp16 is not supported on a CPU"],
+        ),
         ({"train__micro_batch_size": 24}, ["train.global_batch_size: 64", "micro_batch_size 24"]),
         ({"train__device": "cpu", "train__precision": "fp16"}, ["train.precision: fp16", "CPU"]),
         ({"optimizer__learning_rate": "1e-3"}, ["optimizer.learning_rate:", "a number"]),
