@@ -22,7 +22,7 @@ _COMMANDS = {
         "mslt_ds.data.inspect",
         "Print what a token store holds, or one training instance as text.",
     ),
-    "plan": ("mslt_ds.report.plan_command", "Print a recipe's stages and what they cost."),
+    "plan": ("mslt_ds.planning.command", "Print a recipe's stages and what they cost."),
     "evaluate": (
         "mslt_ds.evaluation.command",
         "Fine-tune a model on GLUE or SQuAD and score it; compare models.",

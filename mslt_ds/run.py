@@ -94,6 +94,8 @@ class Run:
             store.tokenizer_dir,
             lock,
         )
+        # Importing the model's classes takes seconds. All ranks do it here, where none waits for another.
+        FAMILIES[config.model.family].model_class(folder.hf_config(recipe.plan.stages[-1].depth))
         # Rank 0 alone reads checkpoints, which the other ranks may see late.
         resumes = world.is_main and checkpoints.read_newest(folder.check_resumable)
         if config.plan.init_from is not None and world.is_main and not resumes:

@@ -19,9 +19,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mslt_ds.plan.flops import layer_passes
 from mslt_ds.report.record import RunRecord
 from mslt_ds.report.summary import full_instance_seconds
-from mslt_ds.telemetry.pace import layer_passes
 
 LEFT_NATS = 1.0
 _REACHED_NATS = 0.1  # above the entropy at most

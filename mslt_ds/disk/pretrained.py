@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from mslt_ds.data.tokenizer import PROBE
 from mslt_ds.disk.model_folder import check_tokenizer, load_weights, read_config
@@ -95,6 +95,8 @@ def _check_tokenizer(folder: Path, expected_dir: Path) -> None:
 
 
 def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer  # takes a second
+
     # Without files, AutoTokenizer would make a tokenizer that knows no words.
     check_tokenizer(folder)
     try:

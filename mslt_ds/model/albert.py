@@ -57,6 +57,7 @@ class Albert(Family):
         size = _embedding_size(model)
         return parts.bert_heads(model.hidden_size, size, vocab_size, pair="pair" in heads)
 
+    top_layer_at_positions = True
     norms = frozenset({"LayerNorm", "full_layer_layer_norm"})
     matrices = frozenset(
         {

@@ -49,6 +49,7 @@ class Bert(Family):
         hidden = model.hidden_size
         return parts.bert_heads(hidden, hidden, vocab_size, pair="pair" in heads)
 
+    top_layer_at_positions = True
     norms = frozenset({"LayerNorm"})
     matrices = frozenset(
         {

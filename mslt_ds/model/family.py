@@ -116,6 +116,15 @@ class Family(ABC):
     def head_parameters(self, model: ModelSection, vocab_size: int, heads: Heads) -> int:
         """Elements of what lies above the layers, which trains in every stage: final norm, heads."""
 
+    # ---- arithmetic, see plan/flops.py ----------------------------------------------------------
+
+    top_layer_at_positions = False
+    """Whether `run_layer_at` computes only keys and values everywhere."""
+
+    def attended(self, model: ModelSection, block: int, seq_length: int) -> int:
+        """Tokens that each token of a block's layers attends to."""
+        return seq_length
+
     # ---- initial values and names ------------------------------------------------------------
 
     matrices: frozenset[str]

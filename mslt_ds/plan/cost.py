@@ -1,4 +1,4 @@
-"""What a plan costs: parameters, gradient elements handed to the reduction, tokens.
+"""What a plan costs: parameters, gradient elements handed to the reduction, tokens, operations.
 
 This is exact arithmetic on the recipe, with the counts of the model's family; no model is built. The
 run's own plan.json and `mslt-ds plan` both come from here, and a test compares them with the real
@@ -11,6 +11,7 @@ from typing import Any
 
 from mslt_ds.config.sections import RunConfig
 from mslt_ds.model.families import FAMILIES
+from mslt_ds.plan.flops import instance_flops
 from mslt_ds.plan.schedule import learning_rate
 from mslt_ds.plan.stages import Plan, Stage
 
@@ -79,7 +80,8 @@ def describe_stage(
     world_size: int,
     zero_stage: int,
 ) -> dict[str, Any]:
-    """One stage's entry: parameters and gradients in elements, lengths in tokens."""
+    """One stage's entry: parameters and gradients in elements, lengths in tokens, floating-point
+    operations of all ranks, as if there were no padding."""
     trainable = trainable_parameters(config, stage, vocab_size)
     total = total_parameters(config, stage, vocab_size)
     return {
@@ -105,6 +107,7 @@ def describe_stage(
         "first_instance": stage.first_instance,
         "masked_lm_prob": stage.masked_lm_prob,
         "tokens": stage.steps * stage.global_batch_size * stage.seq_length,
+        "flops_per_step": instance_flops(config, stage, vocab_size).total * stage.global_batch_size,
         "learning_rate_from": learning_rate(config, plan, stage.start_step),
         "learning_rate_to": learning_rate(config, plan, stage.end_step - 1),
         "learning_rate_factor": stage.learning_rate_factor,

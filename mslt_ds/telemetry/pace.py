@@ -16,6 +16,7 @@ from __future__ import annotations
 import statistics
 from collections import deque
 
+from mslt_ds.plan.flops import layer_passes
 from mslt_ds.plan.stages import Plan, Stage
 
 _LINES = 25  # whose median is the pace
@@ -25,11 +26,6 @@ def relative_step_cost(stage: Stage) -> float:
     """Cost of one of the stage's steps, in forward passes of one layer over one token position."""
     layers = layer_passes(stage.depth, stage.trainable_layers)
     return layers * stage.seq_length * stage.global_batch_size
-
-
-def layer_passes(depth: int, trainable_layers: int) -> int:
-    """Cost of a step over one token position, in forward passes of one layer."""
-    return depth + 2 * trainable_layers
 
 
 class Pace:

@@ -1,0 +1,84 @@
+"""Floating-point operations of a stage's step: two for each parameter and token, and attention.
+
+A matrix product of m x k and k x n counts 2 m k n. What is left out is below one percent: norms,
+activations, softmax, dropout, the optimizer. What is exact is what this package saves: logits at masked
+positions alone, the top layer where its output is used, a frozen prefix that only runs forward, no
+gradient of the frozen decoder matrix nor of the prefix's output. A test compares the counts with those
+that torch makes of the real modules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mslt_ds.config.sections import RunConfig
+from mslt_ds.model.families import FAMILIES
+from mslt_ds.plan.stages import Stage
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of a number of instances."""
+
+    prefix: float  # forward only
+    forward: float  # of what trains
+    backward: float
+
+    @property
+    def total(self) -> float:
+        return self.prefix + self.forward + self.backward
+
+    def __mul__(self, instances: float) -> Flops:
+        return Flops(self.prefix * instances, self.forward * instances, self.backward * instances)
+
+
+def instance_flops(config: RunConfig, stage: Stage, vocab_size: int, filled: float = 1.0) -> Flops:
+    """Of one instance of the stage.
+
+    filled: share of its positions that hold tokens. Where padding is left out (`train.unpadded`), the
+        rest costs attention only
+    """
+    family, model = FAMILIES[config.model.family], config.model
+    hidden, each = model.hidden_size, model.layers_per_block
+    length = stage.seq_length
+    runs = filled if config.train.unpadded == "on" else 1.0
+    tokens = length * runs
+    predictions = config.max_predictions(length, stage.masked_lm_prob) * runs
+
+    def layer(index: int, outputs: float) -> float:
+        block = index // each
+        parameters = family.block_parameters(model, block)
+        keys_and_values = 2 * hidden * hidden
+        attention = 4 * hidden * family.attended(model, block, length) * outputs / runs
+        return (
+            2 * keys_and_values * tokens + 2 * (parameters - keys_and_values) * outputs + attention
+        )
+
+    top = predictions + 1 if family.top_layer_at_positions else tokens
+    layers = [layer(i, tokens) for i in range(stage.depth - 1)]
+    layers.append(layer(stage.depth - 1, min(top, tokens)))
+    heads = config.data.objective.heads
+    masked_lm = family.head_parameters(model, vocab_size, frozenset({"masked_lm"}))
+    pair = family.head_parameters(model, vocab_size, heads) - masked_lm
+    embedding = model.embedding_size or hidden
+    own = 2 * (predictions * (masked_lm - vocab_size) + pair)
+    decoder = 2 * predictions * vocab_size * embedding
+    mapping = 2 * embedding * hidden * tokens if model.embedding_size else 0
+    frozen, trained = sum(layers[: stage.frozen_layers]), sum(layers[stage.frozen_layers :])
+    if stage.train_embeddings:
+        forward = mapping + trained + own + decoder
+        return Flops(0.0, forward, 2 * forward)
+    # No gradient of the decoder matrix, and none of what the lowest trained layer's queries, keys and
+    # values take in. Its queries are those of the positions if it is the top layer too.
+    queries = tokens if stage.trainable_layers > 1 else min(top, tokens)
+    without = decoder + 2 * hidden * hidden * (2 * tokens + queries)
+    forward = trained + own + decoder
+    return Flops(mapping + frozen, forward, 2 * forward - without)
+
+
+def layer_passes(depth: int, trainable_layers: int, backward: float = 2.0) -> float:
+    """Work of a step over one token position, in forward passes of one layer, without embeddings and heads.
+
+    backward: what a layer's backward pass costs, in its forward passes
+    """
+    return depth + backward * trainable_layers

@@ -1,0 +1,268 @@
+"""Hours, memory and money of a plan on given hardware, beside the same instances trained otherwise.
+
+A step's time is the sum of four parts, none of which hides another: DeepSpeed reduces after the
+backward pass.
+
+    forward, backward   operations / (peak rate x utilization x GPUs)
+    reduction           a ring's 2 (N - 1) / N passes over the gradient, at the slowest link's bandwidth
+    optimizer           bytes of weights, gradients and moments / memory bandwidth
+
+Memory is that of the tensors: weights, gradients, masters and moments as ZeRO partitions them
+(Rajbhandari et al. 2020, section 3), and what the trained layers keep for the backward pass of a
+micro-batch (Korthikanti et al. 2022, section 4.1, with attention that keeps no scores). What a driver,
+a communication library or an allocator takes beside them isn't in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mslt_ds.config.sections import RunConfig
+from mslt_ds.errors import RecipeError
+from mslt_ds.plan import cost
+from mslt_ds.plan.flops import instance_flops, layer_passes
+from mslt_ds.plan.hardware import ASSUMED_UTILIZATION, GPUS_PER_NODE, Gpu
+from mslt_ds.plan.methods import STACKING_SHARES
+from mslt_ds.plan.stages import Plan, Stage
+
+PAPERS_BACKWARD = 6.0
+"""The backward pass with its reduction, in forward passes (Yang et al. 2020)."""
+_STREAMS = {"lamb": 10, "adamw": 7}  # fp32 numbers of each parameter that a step reads and writes
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a plan runs on. network: bytes/s of a node; None within one node."""
+
+    gpus: int
+    gpu: Gpu
+    network: float | None = None
+    utilization: float = ASSUMED_UTILIZATION  # of the peak rate, in forward and backward passes
+
+    @property
+    def slowest_link(self) -> float:
+        """Bytes per second through which a ring of all GPUs passes."""
+        return self.gpu.link if self.network is None else min(self.gpu.link, self.network)
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """The parts of a step's time."""
+
+    forward: float
+    backward: float
+    reduction: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward + self.reduction + self.optimizer
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the arithmetic needs beside a stage."""
+
+    config: RunConfig
+    vocab_size: int
+    zero_stage: int
+
+    @property
+    def number_bytes(self) -> int:
+        """Of one number in the compute precision."""
+        return 4 if self.config.train.precision == "fp32" else 2
+
+    def step_flops(self, stage: Stage) -> float:
+        """Operations of one step on its global batch."""
+        return instance_flops(self.config, stage, self.vocab_size).total * stage.global_batch_size
+
+    def bytes_reduced(self, stage: Stage, gpus: int) -> int:
+        """Gradient bytes that each rank hands to the reduction in one step."""
+        elements = cost.elements_reduced_per_step(
+            self.config, stage, self.vocab_size, gpus, self.zero_stage
+        )
+        return elements * self.number_bytes
+
+    def reduction_seconds(self, stage: Stage, gpus: int, bandwidth: float) -> float:
+        """A ring's time for one step. ZeRO 1 and 2 scatter the sums and gather the weights instead, which
+        is as much for one reduction; each further one of ZeRO 2 is half as much."""
+        once = cost.trainable_parameters(self.config, stage, self.vocab_size) * self.number_bytes
+        moved = once + self.bytes_reduced(stage, gpus)
+        return moved * (gpus - 1) / gpus / bandwidth
+
+    def step_seconds(self, stage: Stage, cluster: Cluster) -> StepSeconds:
+        flops = instance_flops(self.config, stage, self.vocab_size) * stage.global_batch_size
+        peak = cluster.gpu.peak(self.config.train.precision)
+        rate = peak * cluster.utilization * cluster.gpus
+        parameters = cost.trainable_parameters(self.config, stage, self.vocab_size)
+        partitions = cluster.gpus if self.zero_stage else 1
+        streams = 4 * _STREAMS[self.config.optimizer.name]
+        return StepSeconds(
+            forward=(flops.prefix + flops.forward) / rate,
+            backward=flops.backward / rate,
+            reduction=self.reduction_seconds(stage, cluster.gpus, cluster.slowest_link),
+            optimizer=parameters / partitions * streams / cluster.gpu.memory_bandwidth,
+        )
+
+    def memory(self, stage: Stage, gpus: int) -> int:
+        """Bytes of each GPU's tensors: weights, gradients, optimizer, activations."""
+        small = self.number_bytes
+        total = cost.total_parameters(self.config, stage, self.vocab_size)
+        trained = cost.trainable_parameters(self.config, stage, self.vocab_size)
+        whole, shared = _ZERO_BYTES[small == 4, self.zero_stage]
+        state = trained * (whole + shared / gpus)
+        model = self.config.model
+        tokens = stage.micro_batch_size * stage.seq_length
+        predictions = stage.micro_batch_size * self.config.max_predictions(
+            stage.seq_length, stage.masked_lm_prob
+        )
+        hidden, inner = model.hidden_size, model.intermediate_size
+        masks = 2 * hidden if model.hidden_dropout_prob else 0
+        layers = stage.trainable_layers * tokens * (small * (8 * hidden + 2 * inner) + masks)
+        # Logits, their fp32 copy for the loss, and the gradients of both.
+        logits = predictions * self.vocab_size * (2 * small + (0 if small == 4 else 8))
+        below = tokens * small * (4 * hidden + 2 * inner) if stage.frozen_layers else 0  # at a time
+        return round((total - trained) * small + state + layers + logits + below)
+
+
+_ZERO_BYTES = {
+    # (fp32, ZeRO stage): bytes of a trained parameter on each rank, and shared among the ranks
+    (False, 0): (16, 0), (False, 1): (4, 12), (False, 2): (2, 14),
+    (True, 0): (16, 0), (True, 1): (8, 12), (True, 2): (4, 16),
+}  # fmt: skip
+
+StepTime = Callable[[Stage], float]
+"""(stage) -> seconds of one of its steps."""
+
+
+def with_hours(
+    description: dict[str, Any],
+    model: Model,
+    plan: Plan,
+    step_time: StepTime,
+    *,
+    gpus: int,
+    price: float | None = None,
+    overhead: Sequence[float] = (),
+) -> dict[str, Any]:
+    """The description of `cost.describe_plan` with times, memory and cost, of the stages and the run, and
+    beside its twins.
+
+    price: of a GPU for an hour
+    overhead: seconds of each stage that aren't steps: making its engine, evaluation, checkpoints
+    """
+    extra = list(overhead) or [0.0] * len(plan.stages)
+    stages = [
+        entry | _figures(model, (stage,), step_time, gpus, price, seconds)
+        for entry, stage, seconds in zip(description["stages"], plan.stages, extra, strict=True)
+    ]
+    run = _figures(model, plan.stages, step_time, gpus, price, sum(extra))
+    twins: dict[str, Any] = {}
+    for name, shares in (("full", (1.0,)), ("stacking", STACKING_SHARES)):
+        twin = twin_plan(model.config, plan, shares)
+        if twin is None:
+            continue
+        figures = _figures(model, twin, step_time, gpus, price, 0.0)
+        twins[name] = figures | {
+            "share_of_its_hours": run["hours"] / figures["hours"],
+            "share_by_layer_passes": _passes(plan.stages) / _passes(twin),
+        }
+    return description | {"stages": stages} | run | {"twins": twins}
+
+
+def _figures(
+    model: Model,
+    stages: Sequence[Stage],
+    step_time: StepTime,
+    gpus: int,
+    price: float | None,
+    overhead: float,
+) -> dict[str, Any]:
+    """Of all the stages together. Step values are means over the steps."""
+    steps = sum(stage.steps for stage in stages)
+    seconds = sum(stage.steps * step_time(stage) for stage in stages)
+    hours = (seconds + overhead) / 3600
+    figures = {
+        "flops": sum(stage.steps * model.step_flops(stage) for stage in stages),
+        "seconds_per_step": seconds / steps,
+        "hours": hours,
+        "gpu_hours": hours * gpus,
+        "memory_per_gpu_bytes": max(model.memory(stage, gpus) for stage in stages),
+        "bytes_reduced": sum(stage.steps * model.bytes_reduced(stage, gpus) for stage in stages),
+    }
+    return figures if price is None else figures | {"cost": hours * gpus * price}
+
+
+def _passes(stages: Sequence[Stage]) -> float:
+    return sum(
+        stage.steps
+        * stage.global_batch_size
+        * stage.seq_length
+        * layer_passes(stage.depth, stage.trainable_layers, PAPERS_BACKWARD)
+        for stage in stages
+    )
+
+
+def twin_plan(config: RunConfig, plan: Plan, shares: tuple[float, ...]) -> tuple[Stage, ...] | None:
+    """The same batches with everything trained, at a depth that doubles up to that of the model.
+
+    shares: of the steps, for each depth: (1.0,) is ordinary training, STACKING_SHARES is stacking.
+    None if the model's depth can't be halved so often.
+    """
+    final = config.model.num_hidden_layers
+    halvings = 2 ** (len(shares) - 1)
+    if config.model.num_blocks % halvings:
+        return None
+    ends = [round(plan.total_steps * sum(shares[: i + 1])) for i in range(len(shares))]
+    found: list[Stage] = []
+    for stage in plan.stages:
+        start = stage.start_step
+        for number, end in enumerate(ends):
+            steps = min(end, stage.end_step) - start
+            if steps > 0:
+                depth = final // halvings * 2**number
+                found.append(
+                    replace(
+                        stage, depth=depth, trainable_layers=depth, steps=steps, start_step=start
+                    )
+                )
+                start += steps
+    return tuple(found)
+
+
+def scaled_steps(config: RunConfig, factor: float) -> list[str]:
+    """`key=value` overrides that multiply the recipe's steps by `factor`, rounded down.
+
+    The shares of the stages and of warm-up and decay stay as they are.
+    """
+    plan, schedule = config.plan, config.schedule
+    given: dict[str, int | None] = {
+        f"plan.{key}": getattr(plan, key)
+        for key in ("steps_per_stage", "joint_steps", "total_steps")
+    }
+    stages = plan.stages or []
+    if stages:  # total_steps is no more than their sum
+        given.pop("plan.total_steps")
+    given |= {f"plan.stages.{i}.steps": stage.steps for i, stage in enumerate(stages)}
+    given |= {f"plan.stages.{i}.warmup_steps": s.warmup_steps for i, s in enumerate(stages)}
+    given |= {"schedule.warmup_steps": schedule.warmup_steps}
+    given |= {"schedule.decay_steps": schedule.decay_steps}
+    scaled = {key: int(value * factor) for key, value in given.items() if value}
+    for key, value in scaled.items():
+        if not value and "warmup" not in key:
+            raise RecipeError(
+                f"--hours: too few: they leave {key} {given[key]} without a step; "
+                "give more hours, or plan fewer stages"
+            )
+    if stages and plan.total_steps is not None:
+        scaled["plan.total_steps"] = sum(
+            scaled[f"plan.stages.{i}.steps"] for i in range(len(stages))
+        )
+    return [f"{key}={value}" for key, value in scaled.items()]
+
+
+def nodes(gpus: int) -> int:
+    """Nodes that so many GPUs fill."""
+    return -(-gpus // GPUS_PER_NODE)

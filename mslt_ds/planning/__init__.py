@@ -1,0 +1,1 @@
+"""`mslt-ds plan`: a recipe's stages, what they cost, and how long they take."""
