@@ -10,8 +10,9 @@ the model still has to grow.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class Run:
         held_out = config.data.eval_path
         eval_store = None if held_out is None else TokenStore.open(Path(held_out))
         _check_vocabularies(config, store, eval_store)
+        _check_positions(recipe, store)
         vocab_size = config.model.vocab_size or store.vocab_size
         checkpoints = CheckpointFolder(config.run_dir / "checkpoints", config.checkpoint.keep)
         folder = RunFolder(
@@ -90,7 +92,7 @@ class Run:
             world.is_main,
             checkpoints,
             checkpoint.fingerprint(config, store.digest),
-            partial(_hf_config, config, vocab_size),
+            partial(_hf_config, config, vocab_size, asdict(store.corpus.special)),
             store.tokenizer_dir,
             lock,
         )
@@ -404,11 +406,26 @@ def _tell_skipped(telemetry: Telemetry, result: StepResult) -> None:
     )
 
 
-def _hf_config(config: RunConfig, vocab_size: int, depth: int) -> PretrainedConfig:
+def _hf_config(
+    config: RunConfig, vocab_size: int, special: Mapping[str, int], depth: int
+) -> PretrainedConfig:
     """The configuration of the recipe's model at `depth` layers."""
     return FAMILIES[config.model.family].hf_config(
-        config.model, depth, vocab_size, config.data.objective.heads
+        config.model, depth, vocab_size, config.data.objective.heads, special
     )
+
+
+def _check_positions(recipe: Recipe, store: TokenStore) -> None:
+    model, pad = recipe.config.model, store.corpus.special.pad
+    longest = FAMILIES[model.family].longest_sequence(model.max_position_embeddings, pad)
+    needed = max(stage.seq_length for stage in recipe.plan.stages)
+    if needed > longest:
+        raise RecipeError(
+            f"model.max_position_embeddings: {model.max_position_embeddings} rows are enough for "
+            f"{longest} tokens, since those up to the padding token's id, {pad} in data.path, hold no "
+            f"position, and the recipe's sequences have {needed}; choose "
+            f"{model.max_position_embeddings + needed - longest} or more"
+        )
 
 
 def _check_vocabularies(

@@ -27,7 +27,10 @@ from pydantic_core import PydanticKnownError
 from mslt_ds import paths
 from mslt_ds.config import strict_yaml
 from mslt_ds.model.families import FAMILIES
+from mslt_ds.model.family import Family
 from mslt_ds.model.objective import OBJECTIVES, Objective
+
+_DEFAULT_FAMILY = "bert"
 
 
 def _whole(value: Any) -> Any:
@@ -38,6 +41,12 @@ def _family(value: str) -> str:
     if value not in FAMILIES:
         raise PydanticKnownError("literal_error", {"expected": " or ".join(FAMILIES)})
     return value
+
+
+def _named_family(model: Any) -> Family | None:
+    """The family that a `model` section names, before its keys are checked; None if there is none."""
+    name = model.get("family", _DEFAULT_FAMILY) if isinstance(model, Mapping) else _DEFAULT_FAMILY
+    return FAMILIES.get(name) if isinstance(name, str) else None
 
 
 # What fits 64 bits, as torch and numpy need it.
@@ -96,7 +105,7 @@ class ModelConfig(Section):
     it (`Family.defaults`).
     """
 
-    family: Annotated[str, AfterValidator(_family)] = "bert"
+    family: Annotated[str, AfterValidator(_family)] = _DEFAULT_FAMILY
     vocab_size: Positive | None = None  # None: the tokenizer of the token store decides
     num_hidden_layers: Positive = 12
     hidden_size: Positive = 768
@@ -115,10 +124,11 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _family_defaults(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping) or value.get("family") not in FAMILIES:
+        family = _named_family(value)
+        if family is None or not isinstance(value, Mapping):
             return value
         filled = dict(value)
-        for key, default in FAMILIES[filled["family"]].defaults.items():
+        for key, default in family.defaults.items():
             if filled.get(key) is None:
                 filled[key] = default
         return filled
@@ -321,6 +331,18 @@ class RunConfig(Section):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _input_format_of_family(cls, value: Any) -> Any:
+        """`data.input_format` where the recipe gives none: the first one that the family has heads for."""
+        if not isinstance(value, Mapping) or not isinstance(data := value.get("data"), Mapping):
+            return value
+        family = _named_family(value.get("model"))
+        if family is None or data.get("input_format") is not None:
+            return value
+        first = next(name for name, o in OBJECTIVES.items() if o.heads in family.architectures)
+        return {**value, "data": {**data, "input_format": first}}
 
     @property
     def run_dir(self) -> Path:

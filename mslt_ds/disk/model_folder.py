@@ -54,7 +54,10 @@ def save_weights(
         # safetensors makes its file readable by the owner alone; a run folder is often shared.
         shutil.copymode(partial / "config.json", partial / WEIGHTS_FILE)
         if tokenizer_dir is not None:
-            _copy_tokenizer(tokenizer_dir, partial, config.max_position_embeddings)
+            longest = family_of(config).longest_sequence(
+                config.max_position_embeddings, config.pad_token_id
+            )
+            _copy_tokenizer(tokenizer_dir, partial, longest)
         manifest.write(partial, [path.name for path in sorted(partial.iterdir())])
         if (folder / CARD_FILE).is_file():  # a user's, whom no checksum hinders
             shutil.copyfile(folder / CARD_FILE, partial / CARD_FILE)
@@ -136,7 +139,7 @@ def check_tokenizer(folder: Path) -> None:
 def _copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
     """Copy a tokenizer beside a model, with settings that make it fit.
 
-    max_length: the model's number of positions, to which `truncation=True` then truncates
+    max_length: tokens that the model has positions for, to which `truncation=True` then truncates
     """
     check_tokenizer(source)
     for name in TOKENIZER_FILES:

@@ -44,6 +44,7 @@ class Albert(Family):
     block_key = "num_hidden_groups"
     defaults: ClassVar = {"embedding_size": 128, "num_hidden_groups": 1}  # those of AlbertConfig
     depth_attributes = ("num_hidden_layers", "num_hidden_groups", "inner_group_num")
+    token_ids: ClassVar = {"pad_token_id": "pad", "bos_token_id": "cls", "eos_token_id": "sep"}
 
     def embedding_parameters(self, model: ModelSection, vocab_size: int) -> int:
         rows = vocab_size + model.max_position_embeddings + model.type_vocab_size

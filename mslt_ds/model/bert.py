@@ -96,7 +96,7 @@ class Bert(Family):
         parts.place(root, "cls", heads)
 
     def layers_of(self, root: nn.Module, config: BertConfig) -> list[nn.Module]:
-        return list(root.get_submodule("bert.encoder.layer").values())  # type: ignore[operator]
+        return list(root.get_submodule(f"{self.base}.encoder.layer").values())  # type: ignore[operator]
 
     def embed(self, root: nn.Module, tokens: dict[str, Tensor], context: Rows) -> Tensor:
         return root.get_submodule("bert.embeddings")(**tokens)

@@ -93,6 +93,9 @@ class Family(ABC):
         "hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
     )  # fmt: skip
     """Keys that two models must agree in for one to take the other's weights, beside the depth."""
+    token_ids: ClassVar[Mapping[str, str]] = {"pad_token_id": "pad"}
+    """Attributes of Hugging Face's configuration that hold a token's id -> the token's role in the
+    tokenizer: `pad`, `cls`, `sep` or `mask`."""
     depth_attributes: tuple[str, ...] = ("num_hidden_layers",)
     """Attributes of Hugging Face's configuration that say which layers there are."""
     block_key = "num_hidden_layers"
@@ -101,6 +104,10 @@ class Family(ABC):
     def period(self, model: ModelSection) -> int:
         """Blocks i and i + period are of the same kind, such as global attention in every third."""
         return 1
+
+    def longest_sequence(self, positions: int, pad_token_id: int) -> int:
+        """Tokens of the longest sequence for which `positions` (max_position_embeddings) are enough."""
+        return positions
 
     # ---- parameter counts --------------------------------------------------------------------
 
@@ -145,7 +152,7 @@ class Family(ABC):
         if kind == "weight" and module in self.norms:
             return 1.0
         if kind == "weight" and module in self.matrices:
-            padding = 0 if name == self.word_embeddings else None
+            padding = final.pad_token_id if name == self.word_embeddings else None
             return Normal(final.initializer_range, zero_row=padding)
         if kind == "bias" and module in self.norms | self.matrices | self.bias_owners:
             return 0.0
@@ -173,11 +180,20 @@ class Family(ABC):
         """The attribute of Hugging Face's configuration that holds a key of the `model` section."""
         return self.renamed.get(key, key)
 
-    def hf_config(self, model: ModelSection, depth: int, vocab_size: int, heads: Heads) -> Any:
+    def hf_config(
+        self,
+        model: ModelSection,
+        depth: int,
+        vocab_size: int,
+        heads: Heads,
+        special: Mapping[str, int] | None = None,
+    ) -> Any:
         """Hugging Face's configuration of a model with a recipe's sizes.
 
         depth: layers, in whole blocks of the final model
         heads: one of the keys of `architectures`
+        special: role -> id of the tokenizer's special tokens; None: those of the family's own
+            tokenizer
         """
         import transformers
 
@@ -188,6 +204,8 @@ class Family(ABC):
             for key, value in (model.model_dump() | sizes).items()
             if value is not None and key not in {"family", *self.unread}
         }
+        if special is not None:
+            settings |= {name: special[role] for name, role in self.token_ids.items()}
         architecture = self.architectures[heads]
         config_class = getattr(transformers, architecture).config_class
         config = config_class(**settings, **self.fixed, architectures=[architecture])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mslt_ds.config.sections import LongSequenceConfig, RunConfig
+from mslt_ds.model.families import FAMILIES
 from mslt_ds.plan.draft import Draft
 from mslt_ds.plan.stages import MICRO_BATCH_SIZE_KEY
 
@@ -62,7 +63,9 @@ def split_long(
 def length_problems(drafts: Sequence[Draft], config: RunConfig) -> list[str]:
     """Problems of lengths for which the model has no positions or whose positions would never train."""
     problems: list[str] = []
-    positions = config.model.max_position_embeddings
+    model = config.model
+    # Of the lowest id that padding can have: the tokenizer isn't known yet.
+    positions = FAMILIES[model.family].longest_sequence(model.max_position_embeddings, 0)
     # The positions of a model that exists are taken to be trained.
     trained = positions if config.plan.init_from else 0
     for number, draft in enumerate(drafts, start=1):
@@ -70,7 +73,10 @@ def length_problems(drafts: Sequence[Draft], config: RunConfig) -> list[str]:
         if draft.trainable_layers == draft.depth:
             trained = max(trained, length)
         if length > positions:
-            problems.append(f"{key}: {length} is above model.max_position_embeddings {positions}")
+            problems.append(
+                f"{key}: {length} is above model.max_position_embeddings "
+                f"{model.max_position_embeddings}, which are enough for {positions} tokens"
+            )
         elif length > trained:
             problems.append(
                 f"{key}: {length}, but stage {number} keeps the embeddings frozen and no stage "

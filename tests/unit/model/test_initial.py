@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import AlbertConfig, AutoModelForPreTraining, BertConfig, PretrainedConfig
+from transformers import (
+    AlbertConfig,
+    AutoModelForPreTraining,
+    BertConfig,
+    PretrainedConfig,
+    RobertaConfig,
+)
 
 from mslt_ds.model import parts
 from mslt_ds.model.families import FAMILIES, family_of
 from mslt_ds.model.initial import fresh_weights
 
+SIZES: dict[str, Any] = {
+    "vocab_size": 500,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "initializer_range": 0.05,
+}
+
 
 def config_of(depth: int) -> BertConfig:
-    return BertConfig(
-        vocab_size=500,
-        hidden_size=64,
-        num_hidden_layers=depth,
-        num_attention_heads=4,
-        intermediate_size=128,
-        initializer_range=0.05,
-    )
+    return BertConfig(**SIZES, num_hidden_layers=depth)
 
 
 def test_all_depths_begin_with_the_same_numbers():
@@ -49,21 +58,17 @@ def test_a_buffer_of_unknown_values_is_an_error():
         parts.place(torch.nn.Module(), "norm", lambda: torch.nn.BatchNorm1d(3))
 
 
-def albert_config() -> AlbertConfig:
-    return AlbertConfig(
-        vocab_size=500,
-        embedding_size=32,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_hidden_groups=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        initializer_range=0.05,
+CONFIGS = [
+    config_of(2),
+    AlbertConfig(
+        **SIZES, embedding_size=32, num_hidden_layers=4, num_hidden_groups=2,
         architectures=["AlbertForPreTraining"],
-    )
+    ),
+    RobertaConfig(**SIZES, num_hidden_layers=2, type_vocab_size=1, pad_token_id=3),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [config_of(2), albert_config()], ids=["bert", "albert"])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
 def test_names_shapes_and_distributions_are_hugging_faces(config: PretrainedConfig):
     torch.manual_seed(0)
     model = AutoModelForPreTraining.from_config(config)
@@ -78,6 +83,9 @@ def test_names_shapes_and_distributions_are_hugging_faces(config: PretrainedConf
             # the smallest matrix, (2, 64), has a standard error of 0.05 / sqrt(256)
             assert abs(float(tensor.std()) - 0.05) < 0.012, name
             assert abs(float(tensor.mean())) < 0.015, name
-    tied = family_of(config).word_embeddings
-    assert not weights[tied][0].any()
-    assert not reference[tied][0].any()
+    tables = {family_of(config).word_embeddings}
+    if config.model_type == "roberta":
+        tables.add("roberta.embeddings.position_embeddings.weight")
+    for name in tables:
+        assert not weights[name][config.pad_token_id].any()
+        assert not reference[name][config.pad_token_id].any()

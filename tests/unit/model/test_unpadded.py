@@ -12,10 +12,9 @@ from torch import Tensor
 
 from mslt_ds.data.unpadding import places_to_run
 from mslt_ds.model.initial import fresh_weights
-from mslt_ds.model.objective import OBJECTIVES
 from mslt_ds.model.rows import PREDICTION_PLACES, TOKEN_PLACES, Places
 from mslt_ds.model.staged import StageModel
-from tests.unit.model.test_staged import CUTS, VOCAB, small_config
+from tests.unit.model.test_staged import CUTS, VOCAB, build, small_config, stage_losses, weighted
 
 SEQ_LENGTH, PREDICTIONS = 24, 5
 
@@ -43,12 +42,9 @@ def micro_batch(lengths: list[int], predictions: list[int], seed: int) -> dict[s
 
 
 def losses_and_gradients(model: StageModel, inputs: dict[str, Tensor]) -> list[Tensor]:
-    hidden_states = decoder_weight = None
-    if model.prefix is not None:
-        hidden_states, decoder_weight = model.prefix(inputs), model.prefix.decoder_weight
-    losses = model.suffix(inputs, hidden_states, decoder_weight)
+    losses = stage_losses(model, inputs)
     model.suffix.zero_grad()
-    (losses[0] / 13 + losses[1] / len(inputs["attention_mask"])).backward()
+    weighted(losses).backward()
     gradients = [p.grad for p in model.suffix.parameters() if p.grad is not None]
     return [loss.detach() for loss in losses] + gradients
 
@@ -70,15 +66,9 @@ def test_losses_and_gradients_are_those_of_the_padded_micro_batch(
     family: str, frozen_layers: int, given_batch: tuple[dict[str, Tensor], int]
 ):
     padded, sizes = given_batch
-    model = StageModel.build(
-        small_config(family),
-        OBJECTIVES["nsp"],
-        frozen_layers,
-        fresh_weights(small_config(family), seed=1),
-        frozen_dropout=False,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
+    if family == "roberta":  # one segment
+        padded = padded | {"token_type_ids": torch.zeros_like(padded["token_type_ids"])}
+    model = build(family, fresh_weights(small_config(family), seed=1), frozen_layers)
     unpadded = padded | places_to_run(padded, sizes)
     expected = losses_and_gradients(model, padded)
     for found, wanted in zip(losses_and_gradients(model, unpadded), expected, strict=True):

@@ -40,6 +40,15 @@ def recipe(**values):
     return result
 
 
+@pytest.mark.parametrize(("family", "expected"), [("bert", "nsp"), ("roberta", "full_sentences")])
+def test_the_input_format_is_the_first_that_the_family_has_heads_for(family, expected):
+    for left_out in ({}, {"data__input_format": None}):
+        config = parse_recipe(recipe(model={"family": family}, **left_out)).config
+        assert config.data.input_format == expected
+    given = parse_recipe(recipe(model={"family": family}, data__input_format="doc_sentences"))
+    assert given.config.data.input_format == "doc_sentences"
+
+
 def problems(**values) -> list[str]:
     with pytest.raises(RecipeError) as error:
         parse_recipe(recipe(**values))
@@ -153,7 +162,7 @@ def test_frozen():
             ],
         ),
         ({"model": {"family": "albert", "hidden_size": None}}, ["model.hidden_size: null"]),
-        ({"model__family": "roberta"}, ["model.family:", "bert or albert"]),
+        ({"model__family": "deberta"}, ["model.family:", "bert or albert"]),
         ({"schedule__warmup_steps": 1001}, ["schedule.warmup_steps: 1001", "1000 steps"]),
         ({"schedule": {"warmup_steps": 201, "restart": True}}, ["warmup_steps: 201", "200 steps"]),
         ({"schedule__name": "wsd"}, ["schedule.decay_steps: missing"]),
