@@ -30,6 +30,10 @@ _COMMANDS = {
     "doctor": ("mslt_ds.doctor.command", "Check whether this machine or allocation can train."),
     "status": ("mslt_ds.report.status_command", "Print how far a run is, from another shell."),
     "report": ("mslt_ds.analysis.report_command", "Write a page about one or several runs."),
+    "attention": (
+        "mslt_ds.analysis.attention_command",
+        "Draw and measure what the heads of a run or a model look at.",
+    ),
     "push": ("mslt_ds.push", "Upload a run's models and their cards to the Hugging Face Hub."),
     "train": ("mslt_ds.train", "Run a recipe in a single process."),
 }

@@ -5,19 +5,25 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mslt_ds import paths
 from mslt_ds.analysis import run_tables, score_tables
+from mslt_ds.analysis.attention_page import attention_section, read_findings
 from mslt_ds.analysis.comparison import full_twin, plateau, run_speed
 from mslt_ds.analysis.page import Fact, Page, Section
-from mslt_ds.analysis.run_figures import run_drawings
+from mslt_ds.analysis.run_figures import file_name, run_drawings
 from mslt_ds.analysis.run_tables import Runs
 from mslt_ds.analysis.table import Table, seconds
 from mslt_ds.errors import RecipeError
 from mslt_ds.evaluation.results import Results
 from mslt_ds.evaluation.results_file import read_results
 from mslt_ds.report.record import RunRecord
+
+if TYPE_CHECKING:
+    from mslt_ds.analysis.attention import Findings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}", nargs="+", action="extend", default=[], type=paths.path,
             metavar="RESULTS", help=f"folders of `mslt-ds evaluate {name}` with finished results",
         )  # fmt: skip
+    parser.add_argument(
+        "--attention", nargs="+", action="extend", default=[], type=paths.path,
+        metavar="DIR", help="outputs of `mslt-ds attention` to show as well",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         runs,
         glue=[read_results(path) for path in arguments.glue],
         squad=[read_results(path) for path in arguments.squad],
+        attention=[read_findings(path) for path in arguments.attention],
     )
     page.write(arguments.output)
     print(f"report: {(arguments.output / 'index.html').resolve()}")
@@ -62,7 +73,12 @@ def read_runs(folders: Sequence[Path]) -> dict[str, RunRecord]:
     return runs
 
 
-def report_page(runs: Runs, glue: Sequence[Results] = (), squad: Sequence[Results] = ()) -> Page:
+def report_page(
+    runs: Runs,
+    glue: Sequence[Results] = (),
+    squad: Sequence[Results] = (),
+    attention: Sequence[Findings] = (),
+) -> Page:
     """The report as a value."""
     drawings = {drawing.name: drawing for drawing in run_drawings(runs)}
 
@@ -102,6 +118,7 @@ def report_page(runs: Runs, glue: Sequence[Results] = (), squad: Sequence[Result
             ),
             Section("Optimizer", parts=figures("learning_rate", "trust_ratios")),
             Section("Downstream tasks", parts=scores),
+            *_attention(attention),
             Section(
                 "Faults",
                 text="" if faults.rows else "No kill, resume, skipped step or warning is recorded.",
@@ -115,6 +132,17 @@ def report_page(runs: Runs, glue: Sequence[Results] = (), squad: Sequence[Result
         files="tables/ (Markdown, CSV) and figures/ (SVG, PNG)",
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
+
+
+def _attention(several: Sequence[Findings]) -> list[Section]:
+    """A section for each, its names made unlike the others'."""
+    sections = []
+    for findings in several:
+        section = attention_section(findings)
+        tag = file_name(findings.title)
+        parts = [replace(part, name=f"attention_{tag}_{part.name}") for part in section.parts]
+        sections.append(Section(f"Attention of {findings.title}", section.text, parts))
+    return sections
 
 
 def _lead(runs: Runs) -> str:

@@ -346,7 +346,7 @@ def _trust(label: str, run: RunRecord) -> Drawing:
         bar.ax.tick_params(labelsize=8)
 
     return Drawing(
-        f"trust_ratios_{_file_name(label)}",
+        f"trust_ratios_{file_name(label)}",
         f"LAMB's trust ratios, {label}",
         f"Median trust ratio of each layer of {label} over the steps, as colours. Last: {', '.join(ends)}.",
         draw,
@@ -429,5 +429,6 @@ def _short(label: str, narrow: bool) -> str:
     return label if not narrow or len(label) <= 14 else f"{label[:13]}…"
 
 
-def _file_name(label: str) -> str:
+def file_name(label: str) -> str:
+    """A label as part of a file's name."""
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in label)
