@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.turns import Measurement
 from mslt_ds.data.epoch_index import file_name
-from mslt_ds.data.instances import InputFormat, InstanceOptions, epoch_key, index_documents
+from mslt_ds.data.instances import InstanceOptions, epoch_key, index_documents
 from mslt_ds.data.loader import InstanceSequence, global_batches
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
@@ -45,14 +45,14 @@ FAR_INSTANCES = 10**9
 # Sequences per second. A Hopper GPU trains the whole of BERT-Base at 4,000 to 5,000 and a quarter of its
 # layers at four times as many.
 HUNGRY = 20_000
-VARIANTS: tuple[tuple[InputFormat, Masking], ...] = (
+VARIANTS: tuple[tuple[str, Masking], ...] = (
     *(("nsp", masking) for masking in get_args(Masking)),
     *((input_format, "token") for input_format in ("sop", "full_sentences", "doc_sentences")),
     ("full_sentences", "span"),
 )
 
 
-def options_of(input_format: InputFormat, masking: Masking) -> InstanceOptions:
+def options_of(input_format: str, masking: Masking) -> InstanceOptions:
     return InstanceOptions(SEQ_LENGTH, MAX_PREDICTIONS, input_format=input_format, masking=masking)
 
 

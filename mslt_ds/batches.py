@@ -38,7 +38,7 @@ class Batches:
         return self._batches(
             self.store,
             stage,
-            state.step - stage.start_step,
+            first_step=state.step,
             gaps=state.passed_over.get(stage.seq_length, ()),
         )
 
@@ -46,16 +46,18 @@ class Batches:
         """The held-out batches at the stage's sequence length; None without held-out text."""
         if self.eval_store is None:
             return None
-        return self._batches(self.eval_store, held_out(self.recipe.config, stage))
+        held = held_out(self.recipe.config, stage)
+        return self._batches(self.eval_store, held, first_step=held.start_step)
 
     def _batches(
         self,
         store: TokenStore,
         stage: Stage,
-        done_steps: int = 0,
+        *,
+        first_step: int,
         gaps: tuple[tuple[int, int], ...] = (),
     ) -> Iterator[GlobalBatch]:
-        """The global batches of the stage's steps after the first `done_steps`, without `gaps`."""
+        """The global batches of the stage's steps from `first_step` on, without `gaps`."""
         config = self.recipe.config
         data = config.data
         options = InstanceOptions(
@@ -75,9 +77,9 @@ class Batches:
             micro_batch_size=stage.micro_batch_size,
             rank=self.world.rank,
             world_size=self.world.world_size,
-            first_instance=stage.first_instance + done_steps * stage.global_batch_size,
-            num_steps=stage.steps - done_steps,
-            first_step=stage.start_step + done_steps,
+            first_instance=stage.instance_at(first_step),
+            num_steps=stage.end_step - first_step,
+            first_step=first_step,
             gaps=gaps,
             unpadded_sizes=config.train.unpadded_sizes if config.train.unpadded == "on" else None,
             num_workers=data.num_workers,

@@ -11,8 +11,8 @@ What DeepSpeed does otherwise, each point with a test in tests/distributed:
 * `destroy()` leaves two hooks on the module, and these hold the engine with all it owns. Removing
   them, and a fresh module for each stage, keeps memory flat.
 * In fp16 at ZeRO 0, DeepSpeed 0.19 divides the gradients by the loss scale but never multiplies
-  the loss by it, and doubles the scale between the backward pass and that division. Both are made
-  good here.
+  the loss by it, and doubles the scale between the backward pass and that division. This module
+  corrects both.
 * DeepSpeed applies a gradient that isn't finite in fp32 at ZeRO 0, and in some other settings. Here no
   setting does.
 * Heads that were carried over have made more optimizer steps than layers just grown. Adam's bias
@@ -38,7 +38,7 @@ from mslt_ds.feed import SuffixInputs
 from mslt_ds.model.staged import StageModel
 from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.backends import build_lamb
-from mslt_ds.optim.partition import EngineState
+from mslt_ds.optim.masters import NamedMasters
 from mslt_ds.recipe import deepspeed_json
 from mslt_ds.state import LossScaleField, TrainingState, step_counts
 
@@ -61,8 +61,8 @@ def parameter_groups(
     """Optimizer groups, one for each (training age, decayed or not), youngest first.
 
     ages: name -> optimizer steps that the parameter's state has seen; absent means 0.
-    Biases and LayerNorm weights, which are all that is one-dimensional, are not decayed (Devlin et
-    al. 2018, appendix A.2).
+    One-dimensional parameters (biases and weights of norms) are not decayed (Devlin et al. 2018,
+    appendix A.2).
     """
     groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in parameters.items():
@@ -148,7 +148,7 @@ class StageEngine:
         self._scale_of_step = 1.0
         if isinstance(optimizer, Lamb):
             optimizer.bind(engine)
-        self._masters = EngineState.bind(engine, parameters)
+        self._masters = NamedMasters.bind(engine, parameters)
         self._masters.write_weights({name: state.weights[name] for name in parameters})
         self._masters.write_optimizer_state(
             {n: state.optimizer_state[n] for n in parameters if n in state.optimizer_state}
@@ -156,7 +156,7 @@ class StageEngine:
         for name, value in state.loss_scale.items():
             setattr(self._scaler, name, value)
         if hasattr(self._scaler, "raise_error_at_min_scale"):
-            self._scaler.raise_error_at_min_scale = False  # `loss_scale_is_exhausted` tells it
+            self._scaler.raise_error_at_min_scale = False  # `loss_scale_is_exhausted` reports it
         self._grad_norm: Tensor | None = None  # in plain fp32
 
     def accumulate(self, inputs: SuffixInputs, denominators: tuple[int, ...]) -> Tensor:

@@ -33,7 +33,7 @@ class CheckpointError(MsltError):
 
 
 class DivergenceError(MsltError):
-    """The loss is NaN or infinite. Going on would only overwrite the good checkpoints."""
+    """The numbers of the run are unusable, and stay so after `train.max_rollbacks` rollbacks."""
 
     exit_code = 4
 

@@ -1,4 +1,4 @@
-"""The feed: micro-batches in, what the trainable suffix takes out.
+"""The feed turns micro-batches into the inputs of the trainable suffix.
 
 The frozen prefix runs here, outside the engine and without a gradient. The sequence of micro-batches
 is flat: it doesn't stop at the end of a step, and what the prefix computes depends on nothing that the
@@ -187,7 +187,7 @@ def to_device(micro_batch: MicroBatch, device: torch.device) -> dict[str, Tensor
 
 
 def seed_of(key: str) -> int:
-    """64 bits that stand for `key`."""
+    """A 64-bit hash of `key`."""
     return int.from_bytes(
         hashlib.blake2b(key.encode(), digest_size=8).digest(), "little", signed=True
     )

@@ -3,14 +3,14 @@
 A step whose loss or gradient isn't finite is never applied: the engine skips it, on every rank alike.
 This module decides what follows. Pure: it takes what happened step by step, and returns a verdict.
 
-* A few skipped steps in a row are passed by: the next batch may be sound.
+* A few consecutive skipped steps are tolerated: the next batch may be sound.
 * `train.max_skipped_steps` in a row mean that the weights or the data from there on are not. The run
   goes back to its last checkpoint and passes over those batches.
 * With `train.spike_sigmas`, so does a step whose loss or gradient norm lies that many standard
   deviations above the mean of the last `train.spike_window` steps.
 
 In fp16 a step is also skipped where the loss is finite and the scaled gradient overflows. This is how
-the dynamic loss scale finds its value, so such steps are told but not counted, until the scale can't
+the dynamic loss scale finds its value, so such steps are logged but not counted, until the scale can't
 shrink any further.
 """
 
@@ -33,7 +33,7 @@ _LEAST_HISTORY = 20
 class StepResult:
     """One optimizer step, as all ranks agree on it.
 
-    loss, grad_norm: None where nobody asked for them
+    loss, grad_norm: None if they were not read
     instances: the first instance of the global batch and the one after its last
     """
 
@@ -122,7 +122,7 @@ def check_rollbacks(rollbacks: Sequence[GoBack], allowed: int) -> None:
         for back in rollbacks
     )
     raise DivergenceError(
-        f"train.max_rollbacks: {allowed}, and the numbers of the run went wrong once more:\n{found}"
+        f"train.max_rollbacks: {allowed}, and the run diverged again:\n{found}"
         "All checkpoints are sound. Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or "
         "look at the text (mslt-ds inspect --instance)"
     )

@@ -1,6 +1,6 @@
 """The training state: all that the next step is computed from, besides the recipe and the data.
 
-A state goes by parameter name and holds whole fp32 tensors on the CPU. It therefore depends neither
+A state is keyed by parameter name and holds whole fp32 tensors on the CPU. It therefore depends neither
 on the number of ranks nor on the ZeRO stage, and a stage boundary, a checkpoint and a resume all
 pass on the same thing.
 
@@ -46,7 +46,7 @@ class TrainingState:
     out, because its numbers stopped being finite there."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and moments, each by a name of its own."""
+        """Weights and moments, under unique names."""
         return self.weights | moments(self.optimizer_state)
 
     def without(self, names: Collection[str]) -> TrainingState:

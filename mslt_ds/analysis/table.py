@@ -81,7 +81,7 @@ def quantity(value: float | None, unit: str = "") -> Cell:
 
 def seconds(value: float | None) -> Cell:
     """In the two largest units, or with three digits below ten seconds."""
-    from mslt_ds.telemetry.pace import duration
+    from mslt_ds.durations import duration
 
     if value is None:
         return number("", None)

@@ -49,6 +49,12 @@ def _named_family(model: Any) -> Family | None:
     return FAMILIES.get(name) if isinstance(name, str) else None
 
 
+def _input_format(value: str) -> str:
+    if value not in OBJECTIVES:
+        raise PydanticKnownError("literal_error", {"expected": " or ".join(OBJECTIVES)})
+    return value
+
+
 # What fits 64 bits, as torch and numpy need it.
 Whole = Annotated[int, BeforeValidator(_whole), Field(lt=2**63)]
 Positive = Annotated[Whole, Field(ge=1)]
@@ -199,7 +205,7 @@ class DataConfig(Section):
     path: PathText
     eval_path: PathText | None = None
     seq_length: Annotated[Whole, Field(ge=8)] = 128
-    input_format: Literal["nsp", "sop", "full_sentences", "doc_sentences"] = "nsp"
+    input_format: Annotated[str, AfterValidator(_input_format)] = "nsp"
     masking: Literal["token", "whole_word", "ngram", "span"] = "token"
     num_workers: NotNegative = 1  # threads that make batches ahead, on each rank
     masked_lm_prob: Share = 0.15  # of training where the plan has no other, and of evaluation

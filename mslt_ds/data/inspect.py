@@ -19,12 +19,13 @@ import numpy as np
 
 from mslt_ds import paths
 from mslt_ds.data import tokenizer
-from mslt_ds.data.instances import InputFormat, InstanceArrays, InstanceOptions, first_sentence
+from mslt_ds.data.instances import InstanceArrays, InstanceOptions, first_sentence
 from mslt_ds.data.loader import InstanceSequence
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
 from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError
+from mslt_ds.model.objective import OBJECTIVES
 
 _BARS = 40  # characters
 _FREQUENT, _RARE = 20, 10
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-predictions", type=int, metavar="N", help="default: 20 of 128, in proportion"
     )
     parser.add_argument(
-        "--input-format", choices=get_args(InputFormat), default="nsp", help="default: nsp"
+        "--input-format", choices=list(OBJECTIVES), default="nsp", help="default: nsp"
     )
     parser.add_argument(
         "--masking", choices=get_args(Masking), default="token", help="default: token"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 
@@ -24,8 +23,6 @@ from mslt_ds.data.packing import pack
 from mslt_ds.data.pairing import choose_pair, shorten, target_length
 from mslt_ds.data.store import Corpus
 from mslt_ds.errors import RecipeError
-
-InputFormat = Literal["nsp", "sop", "full_sentences", "doc_sentences"]
 
 NO_LABEL = -100
 """The label of instances that have none; torch's cross-entropy leaves it out."""
@@ -47,7 +44,7 @@ class InstanceOptions:
     max_predictions: int
     masked_lm_prob: float = 0.15
     short_seq_prob: float = 0.1
-    input_format: InputFormat = "nsp"
+    input_format: str = "nsp"  # a key of `model.objective.OBJECTIVES`
     masking: Masking = "token"
 
     def __post_init__(self) -> None:

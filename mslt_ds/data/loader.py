@@ -33,7 +33,6 @@ from mslt_ds.data.unpadding import places_to_run
 from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError
 from mslt_ds.model.objective import Objective
-from mslt_ds.plan.stages import accumulation_steps
 
 _EPOCHS_MAPPED = 2
 _CPU = torch.device("cpu")
@@ -79,7 +78,8 @@ def global_batches(
     """This rank's part of `num_steps` global batches, which begin at instance `first_instance`.
 
     Micro-batch m of a global batch holds its instances m * micro_batch_size to (m + 1) *
-    micro_batch_size (excluded); the rank's micro-batch i is m = i * world_size + rank.
+    micro_batch_size (excluded); the rank's micro-batch i is m = i * world_size + rank. The global
+    batch is a whole number of micro-batches for each rank (`Stage.gradient_accumulation_steps`).
 
     first_instance: counted from the beginning of the sequence at this sequence length
     first_step: the number of the first of the steps, for messages
@@ -90,7 +90,6 @@ def global_batches(
     device: that the batches are for; their tensors are pinned if it's a CUDA device
     say: told on rank 0, once for each epoch, that its index takes long to make
     """
-    num_micro_batches = accumulation_steps(global_batch_size, micro_batch_size, world_size)
     sequence = InstanceSequence(store, options, seed, say if rank == 0 else None)
     steps = range(first_step, first_step + num_steps)
 
@@ -111,10 +110,11 @@ def global_batches(
         sequence.check_files()
         start = start_of(step)
         entries, keys = sequence.entries(start, global_batch_size)
-        own = np.arange(global_batch_size).reshape(-1, micro_batch_size)[rank::world_size].ravel()
+        micro_batches = np.arange(global_batch_size).reshape(-1, micro_batch_size)[rank::world_size]
+        own = micro_batches.ravel()
         tensors = sequence.build(entries[own], keys[own], pinned=device.type == "cuda")
         return GlobalBatch(
-            [micro_batch(tensors, i) for i in range(num_micro_batches)],
+            [micro_batch(tensors, i) for i in range(len(micro_batches))],
             # Not 0, as it may be where no word is short enough: the loss is divided by it.
             instances=(start, start + global_batch_size),
             denominators=objective.denominators(

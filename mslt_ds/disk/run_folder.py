@@ -33,7 +33,7 @@ from mslt_ds.state import TrainingState, Weights
 class RunFolder:
     """Writes what belongs to one run.
 
-    hf_config: (depth) -> the Hugging Face configuration of the model with so many layers
+    hf_config: (depth) -> the Hugging Face configuration of the model with `depth` layers
     fingerprint: what a resumed run has to share (`disk.checkpoint.fingerprint`)
     """
 

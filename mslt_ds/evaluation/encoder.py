@@ -140,7 +140,7 @@ def fresh_note(fresh: Sequence[str]) -> str:
     """A note for the user on the newly initialized parameters."""
     if not fresh:
         return "nothing is newly initialized: the folder has a head of its own, from which every run starts"
-    return f"begin with fresh numbers, drawn by each run's seed: {', '.join(fresh)}"
+    return f"are newly initialized, drawn by each run's seed: {', '.join(fresh)}"
 
 
 def position_limit(model: nn.Module) -> int | None:

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from mslt_ds.distributed.world import World, choose_device, device_name
+from mslt_ds.durations import duration
 from mslt_ds.errors import EnvironmentProblem, MsltError, report
 from mslt_ds.evaluation.cells import CellFolder
 from mslt_ds.evaluation.finetune import Batch, Loss, Settings, fine_tune
@@ -30,7 +31,6 @@ from mslt_ds.evaluation.grid import Cell
 from mslt_ds.evaluation.progress import GridProgress
 from mslt_ds.evaluation.recipe import FineTuning
 from mslt_ds.evaluation.runner import Runner
-from mslt_ds.telemetry.pace import duration
 
 _POLL_SECONDS = 1.0
 _PLANNED_STEPS = 6

@@ -17,6 +17,7 @@ import torch
 from mslt_ds import paths
 from mslt_ds.atomic import replace_text
 from mslt_ds.distributed.world import World, device_name, world_from_environment
+from mslt_ds.durations import duration
 from mslt_ds.errors import EnvironmentProblem, RecipeError
 from mslt_ds.evaluation import results
 from mslt_ds.evaluation.cells import CellFolder
@@ -25,7 +26,6 @@ from mslt_ds.evaluation.grid import Cell, make_cells, share
 from mslt_ds.evaluation.results_file import RESULTS
 from mslt_ds.evaluation.runner import Runner
 from mslt_ds.shard import Shard
-from mslt_ds.telemetry.pace import duration
 
 TABLE = "table.md"
 RECIPE = "recipe.yaml"

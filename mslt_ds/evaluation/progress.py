@@ -12,7 +12,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from mslt_ds.telemetry.pace import duration
+from mslt_ds.durations import duration
 from mslt_ds.telemetry.progress import PLAIN_INTERVAL_SECONDS
 
 

@@ -8,7 +8,7 @@ checks of a recipe use it. The second half builds Hugging Face's modules and run
 transformers are imported inside these methods. Modules stand under the attribute path that they
 have in Hugging Face's pretraining model, so a parameter's name here is its name in a checkpoint.
 
-Words: a *block* is a set of layer parameters, one for each layer or, in ALBERT, one for each group
+Terms: a *block* is a set of layer parameters, one for each layer or, in ALBERT, one for each group
 of layers. Growth copies blocks. Layers and blocks count from the bottom, from 0.
 """
 

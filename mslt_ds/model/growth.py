@@ -20,7 +20,7 @@ layer that it comes from.
                  0 1 2 3 2 3 4 5)   of the blocks of as many layers as are added, twice in its place
     random       0 1 2 - - -        new layers fresh
 
-Where layers share their parameters (ALBERT), what is said of layers holds of groups of them.
+Where layers share their parameters (ALBERT), the same rules apply to groups of layers.
 
 Where layers are of several kinds that repeat with a period (ModernBERT: every third attends
 globally), a copy has to land on a place of its source's kind. `copy_top` rounds the number of layers

@@ -1,4 +1,4 @@
-"""Fresh parameters, each a pure function of the seed, its name and the final model.
+"""Fresh parameters, each a pure function of the seed, its name and the final model's configuration.
 
 All methods and all depths therefore begin with the same numbers: layer 3 of a 6-layer model and
 layer 3 of a 24-layer model are bitwise equal when both are fresh. A comparison of methods (and
@@ -22,9 +22,10 @@ from mslt_ds.state import Weights
 def fresh_parameter(
     name: str, shape: tuple[int, ...], *, seed: int, final: PretrainedConfig
 ) -> Tensor:
-    """The fp32 tensor of `shape` that (seed, name) stands for. ValueError if the name is unknown.
+    """A fresh fp32 tensor of `shape`, determined by seed, name and final model. ValueError if the name
+    is unknown.
 
-    final: the configuration of the final model, of whatever depth the parameter's own model is
+    final: the configuration of the final model, whatever the depth of the parameter's own model
     """
     rule = family_of(final).initial(name, final)
     if not isinstance(rule, Normal):

@@ -106,7 +106,7 @@ def describe_stage(
         "gradient_accumulation_steps": stage.gradient_accumulation_steps(world_size),
         "first_instance": stage.first_instance,
         "masked_lm_prob": stage.masked_lm_prob,
-        "tokens": stage.steps * stage.global_batch_size * stage.seq_length,
+        "tokens": stage.steps * stage.tokens_per_step,
         "flops_per_step": instance_flops(config, stage, vocab_size).total * stage.global_batch_size,
         "learning_rate_from": learning_rate(config, plan, stage.start_step),
         "learning_rate_to": learning_rate(config, plan, stage.end_step - 1),

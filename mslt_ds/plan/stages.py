@@ -51,22 +51,38 @@ class Stage:
         """The global step after this stage's last."""
         return self.start_step + self.steps
 
+    def instance_at(self, step: int) -> int:
+        """The first instance of global step `step`, in the sequence at this seq_length."""
+        return self.first_instance + (step - self.start_step) * self.global_batch_size
+
     @property
     def end_instance(self) -> int:
         """The instance of the sequence at this seq_length after this stage's last."""
-        return self.first_instance + self.steps * self.global_batch_size
+        return self.instance_at(self.end_step)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions of a global batch, padding included."""
+        return self.global_batch_size * self.seq_length
 
     def gradient_accumulation_steps(self, world_size: int) -> int:
-        """Micro-steps of one step on each rank. RecipeError, by the keys at fault, if the ranks can't
-        share the global batch evenly."""
+        """Micro-steps of one step on each rank. RecipeError that names the offending keys if the ranks
+        can't share the global batch evenly."""
+        at_once = self.micro_batch_size * world_size
+        steps, rest = divmod(self.global_batch_size, at_once)
+        if steps and not rest:
+            return steps
+        below, above = steps * at_once, (steps + 1) * at_once
+        micro_batch = f"{self.micro_batch_size_key} {self.micro_batch_size}"
+        product = (
+            f"{at_once} ({world_size} ranks x {micro_batch})" if world_size > 1 else micro_batch
+        )
         by_plan = self.global_batch_size_key != GLOBAL_BATCH_SIZE_KEY
-        return accumulation_steps(
-            self.global_batch_size,
-            self.micro_batch_size,
-            world_size,
-            global_key=self.global_batch_size_key,
-            micro_key=self.micro_batch_size_key,
-            place=f" in stage {self.index}" if by_plan else "",
+        place = f" in stage {self.index}" if by_plan else ""
+        raise RecipeError(
+            f"{self.global_batch_size_key}: {self.global_batch_size}{place} is not a multiple of "
+            f"{product}; choose {f'{below} or {above}' if below else above}, or other ranks or "
+            "micro-batches"
         )
 
 
@@ -115,28 +131,4 @@ def held_out(config: RunConfig, stage: Stage) -> Stage:
         global_batch_size=batch,
         global_batch_size_key=GLOBAL_BATCH_SIZE_KEY,
         masked_lm_prob=config.data.masked_lm_prob,
-    )
-
-
-def accumulation_steps(
-    global_batch_size: int,
-    micro_batch_size: int,
-    world_size: int,
-    *,
-    global_key: str = GLOBAL_BATCH_SIZE_KEY,
-    micro_key: str = MICRO_BATCH_SIZE_KEY,
-    place: str = "",
-) -> int:
-    """Micro-batches that each of `world_size` ranks has of a global batch. RecipeError, by the
-    recipe's keys, unless that is a whole number of at least 1."""
-    at_once = micro_batch_size * world_size
-    steps, rest = divmod(global_batch_size, at_once)
-    if steps and not rest:
-        return steps
-    below, above = steps * at_once, (steps + 1) * at_once
-    micro_batch = f"{micro_key} {micro_batch_size}"
-    product = f"{at_once} ({world_size} ranks x {micro_batch})" if world_size > 1 else micro_batch
-    raise RecipeError(
-        f"{global_key}: {global_batch_size}{place} is not a multiple of {product}; choose "
-        f"{f'{below} or {above}' if below else above}, or other ranks or micro-batches"
     )

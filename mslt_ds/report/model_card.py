@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 
 from mslt_ds.disk.card import write_card
+from mslt_ds.durations import duration
 from mslt_ds.report.record import RunRecord
 from mslt_ds.report.summary import auto_class, load_snippet
 from mslt_ds.telemetry.metrics import eval_losses
-from mslt_ds.telemetry.pace import duration
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import argparse
 import time
 
 from mslt_ds import paths
+from mslt_ds.durations import duration
 from mslt_ds.report.record import RunRecord
 from mslt_ds.telemetry.metrics import FAULTS, eval_losses
-from mslt_ds.telemetry.pace import Pace, duration
+from mslt_ds.telemetry.pace import Pace
 from mslt_ds.telemetry.progress import step_text
 
 

@@ -25,7 +25,7 @@ _LINES = 25  # whose median is the pace
 def relative_step_cost(stage: Stage) -> float:
     """Cost of one of the stage's steps, in forward passes of one layer over one token position."""
     layers = layer_passes(stage.depth, stage.trainable_layers)
-    return layers * stage.seq_length * stage.global_batch_size
+    return layers * stage.tokens_per_step
 
 
 class Pace:
@@ -49,18 +49,3 @@ class Pace:
             other.steps * relative_step_cost(other) for other in self._plan.stages[stage.index :]
         )
         return stage_left, stage_left + later * pace / relative_step_cost(stage)
-
-
-def duration(seconds: float) -> str:
-    """In the two largest units: `42 s`, `3 min 05 s`, `2 h 10 min`, `1 d 04 h`."""
-    whole = round(seconds)
-    minutes, rest = divmod(whole, 60)
-    hours, minutes_left = divmod(minutes, 60)
-    days, hours_left = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours_left:02d} h"
-    if hours:
-        return f"{hours} h {minutes_left:02d} min"
-    if minutes:
-        return f"{minutes} min {rest:02d} s"
-    return f"{whole} s"

@@ -15,9 +15,10 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from mslt_ds.durations import duration
 from mslt_ds.plan.stages import Plan, Stage
 from mslt_ds.telemetry.metrics import Line, eval_losses
-from mslt_ds.telemetry.pace import Pace, duration
+from mslt_ds.telemetry.pace import Pace
 
 PLAIN_INTERVAL_SECONDS = 5.0
 

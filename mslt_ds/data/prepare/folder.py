@@ -1,6 +1,6 @@
 """A folder as a data set: which of its Parquet files belong to which split.
 
-No file is left out without a word. The folder has splits only if every Parquet file is named for one;
+No file is skipped silently. The folder has splits only if every Parquet file is named for one;
 otherwise all of them are read. `datasets.load_dataset(folder)` guesses instead: it takes
 `night-train.parquet` for a split and drops the files beside it, and of a folder with several kinds of
 files it reads one kind.

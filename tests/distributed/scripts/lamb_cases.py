@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mslt_ds.errors import EnvironmentProblem
 from mslt_ds.optim import LambOptions
-from mslt_ds.optim.partition import EngineState
+from mslt_ds.optim.masters import NamedMasters
 from tests.distributed.scripts.lamb_low_precision import SUB_GROUPS, check_low_precision
 from tests.distributed.scripts.lamb_net import (
     CLIP,
@@ -100,11 +100,11 @@ def check_continuation() -> None:
     """A fresh engine that gets weights and state at step 25 goes on bit for bit."""
     whole, _ = build({"stage": 2, "round_robin_gradients": True}, CLIP)
     train(whole, range(25))
-    state = EngineState.bind(whole, dict(whole.module.named_parameters()))
+    state = NamedMasters.bind(whole, dict(whole.module.named_parameters()))
     weights, moments = state.read_weights(), state.read_optimizer_state()
     train(whole, range(25, 40))
     other, _ = build({"stage": 1}, CLIP)
-    other_state = EngineState.bind(other, dict(other.module.named_parameters()))
+    other_state = NamedMasters.bind(other, dict(other.module.named_parameters()))
     other_state.write_weights(weights)
     other_state.write_optimizer_state(moments)
     train(other, range(25, 40))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mslt_ds.optim import Lamb, LambOptions
 from mslt_ds.optim.lamb_reference import lamb_reference_step
-from mslt_ds.optim.partition import EngineState
+from mslt_ds.optim.masters import NamedMasters
 
 STEPS, PER_RANK, ACCUMULATION, CLIP = 100, 3, 2, 0.05
 OPTIMIZER: dict[str, Any] = {"lr": 0.004, "betas": (0.9, 0.99), "eps": 1e-6}
@@ -171,7 +171,7 @@ def weights_of(engine: Any) -> dict[str, Tensor]:
     if engine.zero_optimization_stage() == 3:
         masters: dict[str, Any] = {name: safe_get_full_fp32_param(p) for name, p in names.items()}
         return {name: master.detach().cpu() for name, master in masters.items()}
-    return EngineState.bind(engine, names).read_weights()
+    return NamedMasters.bind(engine, names).read_weights()
 
 
 def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:

@@ -18,7 +18,7 @@ from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from torch import Tensor, nn
 
 from mslt_ds.errors import CheckpointError, EnvironmentProblem
-from mslt_ds.optim.partition import EngineState
+from mslt_ds.optim.masters import NamedMasters
 
 # Prime sizes, a parameter as large as all others together, one element, sizes below the world's.
 SHAPES = [(7, 11), (1,), (3,), (13, 5), (97,), (2, 3, 5), (19,), (1, 1), (31, 9)]
@@ -92,7 +92,7 @@ def check_case(
     label: str, precision: str, zero: dict, groups: list[list[int]], optimizer: str
 ) -> tuple[str, dict[str, Tensor], dict]:
     engine, names = build(precision, zero, groups, optimizer)
-    state = EngineState.bind(engine, names)
+    state = NamedMasters.bind(engine, names)
     low = {name: p.detach().float().cpu() for name, p in names.items()}
 
     # A fresh engine: masters made from the low-precision copies, no state, no phantom step.
@@ -122,16 +122,16 @@ def check_case(
     equal(state.read_optimizer_state(), moments, f"{label}: written state")
 
     # The optimizer goes on from it, and another engine that gets its state goes on just so.
-    EngineState.bind(engine, names)
+    NamedMasters.bind(engine, names)
     train(engine, 2)
     middle_weights, middle_state = state.read_weights(), state.read_optimizer_state()
-    EngineState.bind(engine, names)
+    NamedMasters.bind(engine, names)
     equal(state.read_weights(), middle_weights, f"{label}: bound again")
     train(engine, 2, first=2)
     end_weights, end_state = state.read_weights(), state.read_optimizer_state()
 
     other, other_names = build(precision, zero, groups, optimizer)
-    other_state = EngineState.bind(other, other_names)
+    other_state = NamedMasters.bind(other, other_names)
     other_state.write_weights(middle_weights)
     other_state.write_optimizer_state(middle_state)
     train(other, 2, first=2)
@@ -157,7 +157,7 @@ def check_fused_wrapper() -> str:
     adamw = torch.optim.AdamW(model.parameters(), lr=0.5, weight_decay=0.9)
     wrapper = FP16_Optimizer(adamw, low_precision_dtype=torch.bfloat16)
     engine = SimpleNamespace(optimizer=wrapper, global_steps=0)
-    state = EngineState.bind(engine, names)
+    state = NamedMasters.bind(engine, names)
     low = {name: p.detach().float() for name, p in names.items()}
     equal(state.read_weights(), low, "fused wrapper: fresh masters")
     equal(state.read_optimizer_state(), {}, "fused wrapper: fresh state")
@@ -167,7 +167,7 @@ def check_fused_wrapper() -> str:
         name: {"exp_avg": w, "exp_avg_sq": w.square(), "step": 3} for name, w in drawn(3).items()
     }
     state.write_optimizer_state(moments)
-    equal(EngineState.bind(engine, names).read_weights(), weights, "fused wrapper: masters")
+    equal(NamedMasters.bind(engine, names).read_weights(), weights, "fused wrapper: masters")
     equal(state.read_optimizer_state(), moments, "fused wrapper: state")
     return type(wrapper).__name__
 
@@ -179,12 +179,12 @@ def check_refusals() -> None:
         {**names, "weights.99": nn.Parameter(torch.zeros(2))},
     ):
         try:
-            EngineState.bind(engine, wrong)
+            NamedMasters.bind(engine, wrong)
         except EnvironmentProblem as error:
             print("refused:", error)
         else:
             raise SystemExit("an incomplete set of names was accepted")
-    state = EngineState.bind(engine, names)
+    state = NamedMasters.bind(engine, names)
     weights, zeros = drawn(2), {name: torch.zeros_like(w) for name, w in drawn(2).items()}
     moments = {n: {"exp_avg": z, "exp_avg_sq": z, "step": 3} for n, z in zeros.items()}
     refused: list[tuple[Any, Any]] = [
@@ -207,7 +207,7 @@ def check_refusals() -> None:
     # A master that isn't its parameter's is seen.
     engine.optimizer.single_partition_of_fp32_groups[0].data.add_(1e-3)
     try:
-        EngineState.bind(engine, names)
+        NamedMasters.bind(engine, names)
     except EnvironmentProblem as error:
         print("refused:", error)
     else:

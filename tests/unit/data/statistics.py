@@ -15,14 +15,14 @@ from typing import get_args
 
 import numpy as np
 
-from mslt_ds.data.instances import InputFormat, InstanceOptions
+from mslt_ds.data.instances import InstanceOptions
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import Corpus, TokenStore
 from mslt_ds.data.words import continuing_tokens
 from tests.unit.data.comparison import build_all, by_other_draws, documents_of, rows, unmasked
 from tests.unit.data.reference import Frame, Instance
 
-VARIANTS: tuple[tuple[InputFormat, Masking], ...] = (
+VARIANTS: tuple[tuple[str, Masking], ...] = (
     *(("nsp", masking) for masking in get_args(Masking)),
     *((input_format, "token") for input_format in ("sop", "full_sentences", "doc_sentences")),
     ("sop", "whole_word"),

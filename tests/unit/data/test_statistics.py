@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mslt_ds.data.instances import InputFormat, InstanceOptions, first_sentence
+from mslt_ds.data.instances import InstanceOptions, first_sentence
 from mslt_ds.data.masking import Masking, choose_words, run_weights
 from mslt_ds.data.store import TokenStore
 from mslt_ds.data.words import continuing_tokens
@@ -19,7 +19,7 @@ SEQ_LENGTH, MAX_PREDICTIONS, EPOCHS = 64, 10, 4
 SENTENCES = 8  # of a document: many alike, for what is drawn once for each of them
 
 
-def options_of(input_format: InputFormat, masking: Masking) -> InstanceOptions:
+def options_of(input_format: str, masking: Masking) -> InstanceOptions:
     return InstanceOptions(SEQ_LENGTH, MAX_PREDICTIONS, input_format=input_format, masking=masking)
 
 

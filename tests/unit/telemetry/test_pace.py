@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from mslt_ds.durations import duration
 from mslt_ds.plan.stages import Plan, Stage
-from mslt_ds.telemetry.pace import Pace, duration, relative_step_cost
+from mslt_ds.telemetry.pace import Pace, relative_step_cost
 
 
 def stage(index: int, depth: int, trainable: int, start: int, steps: int, seq_length=128) -> Stage:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mslt_ds.errors import CheckpointError, EnvironmentProblem
-from mslt_ds.optim.partition import EngineState
+from mslt_ds.optim.masters import NamedMasters
 
 
 class CountsByGroup(torch.optim.Optimizer):
@@ -30,12 +30,12 @@ class CountsByGroup(torch.optim.Optimizer):
                 state["exp_avg"] += 1.0
 
 
-def bound() -> tuple[CountsByGroup, EngineState]:
+def bound() -> tuple[CountsByGroup, NamedMasters]:
     parameters = [torch.nn.Parameter(torch.ones(n)) for n in (2, 3, 4)]
     optimizer = CountsByGroup([{"params": parameters[:2]}, {"params": parameters[2:]}])
     engine = SimpleNamespace(optimizer=optimizer, global_steps=0)
     names = {f"p{index}": parameter for index, parameter in enumerate(parameters)}
-    return optimizer, EngineState.bind(engine, names)
+    return optimizer, NamedMasters.bind(engine, names)
 
 
 def test_counts_by_group() -> None:
@@ -57,11 +57,11 @@ def test_counts_by_group() -> None:
 def test_unknown_wrapper() -> None:
     engine = SimpleNamespace(optimizer=SimpleNamespace(optimizer=None), global_steps=0)
     with pytest.raises(EnvironmentProblem, match="SimpleNamespace"):
-        EngineState.bind(engine, {})
+        NamedMasters.bind(engine, {})
 
 
 def test_version_that_keeps_masters_elsewhere() -> None:
     """The wrapper's name is known, its attributes are not."""
     wrapper = type("BF16_Optimizer", (), {"bf16_groups": [[]], "optimizer": None})()
     with pytest.raises(EnvironmentProblem, match="elsewhere"):
-        EngineState.bind(SimpleNamespace(optimizer=wrapper, global_steps=0), {})
+        NamedMasters.bind(SimpleNamespace(optimizer=wrapper, global_steps=0), {})

@@ -24,10 +24,11 @@ GATHER_ELEMENTS = 1 << 26
 """Elements of one all-gather when masters are read: bounds the buffer to 256 MiB of fp32."""
 
 
-class EngineState:
+class NamedMasters:
     """Weights and optimizer state of a DeepSpeed engine, read and written by parameter name.
 
-    Reads and writes are collective: every rank calls them, every rank gets or gives the whole.
+    Reads and writes are collective: every rank calls them. Each gives the whole, and gets it unless
+    `to_rank` names another.
     Works for optimizers that keep one state per tensor (torch's AdamW, `mslt_ds.optim.Lamb`),
     at ZeRO 0, 1 and 2 in fp32, bf16 and fp16.
     """
@@ -38,7 +39,7 @@ class EngineState:
         self.groups = groups
 
     @classmethod
-    def bind(cls, engine: Any, names: Mapping[str, Parameter]) -> EngineState:
+    def bind(cls, engine: Any, names: Mapping[str, Parameter]) -> NamedMasters:
         """Find every parameter's master in a freshly initialised (or running) engine.
 
         The fp16/bf16 wrappers of ZeRO 0 call `optimizer.step()` on zero gradients in their
