@@ -112,6 +112,7 @@ def report_page(
                     run_tables.speed_table(runs),
                     *figures("wall_clock"),
                     run_tables.wall_clock_table(runs),
+                    *tables(run_tables.profile_table(runs)),
                     *figures("throughput"),
                     score_tables.paper_hours_table(),
                 ],

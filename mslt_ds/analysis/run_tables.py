@@ -17,7 +17,7 @@ from mslt_ds.analysis.comparison import (
 )
 from mslt_ds.analysis.table import Cell, Table, make_table, number, quantity, seconds
 from mslt_ds.report.record import RunRecord
-from mslt_ds.telemetry.metrics import eval_losses
+from mslt_ds.telemetry.metrics import MILESTONES, eval_losses
 
 Runs = Mapping[str, RunRecord]
 """The runs by the label that the report calls them by."""
@@ -142,6 +142,35 @@ def wall_clock_table(runs: Runs) -> Table:
         "Pauses: between a stop or a kill and the resumed run's first step. The starts of the "
         "processes themselves aren't in it.",
     )
+
+
+def profile_table(runs: Runs) -> Table | None:
+    """Where the time of a step goes, of the stages that were profiled; None if none was."""
+    found = [
+        (label, line)
+        for label, run in runs.items()
+        for line in run.events("profile")
+        if line.get("step_seconds")
+    ]
+    if not found:
+        return None
+    parts = list(dict.fromkeys(part for _, line in found for part in line["parts"]))
+    rows = [
+        [
+            label,
+            number("{}", line["stage"]),
+            seconds(line["step_seconds"]),
+            *(
+                number("{:.0%}", line["parts"].get(part, 0.0) / line["step_seconds"])
+                for part in parts
+            ),
+        ]
+        for label, line in found
+    ]
+    return make_table(
+        "profile", "Where the time of a step goes", ["run", "stage", "step", *parts], rows,
+        "Means over the profiled steps (train.profile_steps). Parts that overlap add up to more than 100 %.",
+    )  # fmt: skip
 
 
 def plateau_table(runs: Runs) -> Table | None:
@@ -314,7 +343,7 @@ def _faults(run: RunRecord) -> list[tuple[dict[str, Any], str]]:
             reason = line.get("reason", "")
             if times := skipped.pop(reason, 0):  # one row for each reason, at its first step
                 found.append((line, f"{times} steps skipped: {reason}"))
-        elif event not in (None, "stage_start", "stage_end", "run_end"):
+        elif event is not None and event not in MILESTONES:
             rest = {k: v for k, v in line.items() if k not in ("event", "step", "time")}
             found.append((line, f"{event}: {json.dumps(rest)}"))
     return found

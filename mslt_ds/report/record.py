@@ -243,6 +243,8 @@ class RunRecord:
                 covered_to = line["step"] - 1
             elif line["event"] == "stage_end":
                 parts["held-out evaluation"] += gap
+            elif line["event"] in ("first_step", "profile"):  # inside of a line's steps
+                continue
             else:
                 parts["checkpoints and logging"] += gap
             previous = line if "time" in line else previous

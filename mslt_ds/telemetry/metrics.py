@@ -21,6 +21,8 @@ Line = Mapping[str, Any]
 """`step`, `time` and either a step's metrics or, where `event` names it, an event's fields."""
 
 
+MILESTONES = ("stage_start", "first_step", "profile", "stage_end", "run_end")
+"""Events of a run in which nothing goes wrong."""
 FAULTS = ("step_skipped", "rolled_back", "checkpoint_damaged")
 """Events that tell what went wrong and was mended."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
@@ -12,6 +13,7 @@ import pytest
 
 from mslt_ds.analysis.comparison import full_twin, joint_stage, plateau, run_speed, stage_speeds
 from mslt_ds.analysis.report_command import read_runs
+from mslt_ds.analysis.run_tables import faults_table, profile_table
 from mslt_ds.cli import main
 from mslt_ds.report.record import RunRecord
 from tests.unit.analysis.runs import ENTROPY, results, write_run
@@ -165,6 +167,19 @@ def test_what_is_no_run_is_refused_before_anything_is_written(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     assert main(["report", run, "--output", str(tmp_path / "file" / "out")]) == 3
+
+
+def test_profiled_steps_and_no_fault(folder, tmp_path):
+    shutil.copytree(folder / "killed", tmp_path / "run")
+    profile = {"event": "profile", "step": 129, "time": 1.8e9, "stage": 2, "step_seconds": 0.5, "parts": {"backward": 0.3, "other": 0.2}}  # fmt: skip
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(profile) + "\n")
+    runs = read_runs([tmp_path / "run"])
+    table = profile_table(runs)
+    assert table is not None
+    assert [cell.text for cell in table.rows[0]][1:] == ["2", "0.5 s", "60%", "40%"]
+    assert profile_table(read_runs([folder / "mslt"])) is None
+    assert not faults_table(runs).rows
 
 
 def test_files_of_an_older_version(tmp_path):
