@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
 from mslt_ds.analysis.comparison import LEFT_NATS, full_twin, running_median, stage_speeds
 from mslt_ds.analysis.drawing import INK, MUTED, SERIES, SURFACE, Drawing, legend, style_of
@@ -247,11 +247,11 @@ def _panels(
                     x = _positions(run, "steps")
                     axes.plot(*_thin(x, y), **style_of(index), linewidth=1.4, label=run_label)
             axes.set_title(label)
-            axes.yaxis.set_major_locator(MaxNLocator(4)) if not logarithmic else axes.set_yscale(
-                "log"
-            )
-            if not logarithmic:
-                axes.yaxis.set_major_formatter(FuncFormatter(_si))
+            if logarithmic:
+                axes.set_yscale("log")
+                axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_locator(_few_ticks(logarithmic))
+            axes.yaxis.set_major_formatter(FuncFormatter(_si))
         all_axes[-1].set_xlabel("step")
         all_axes[-1].xaxis.set_major_formatter(FuncFormatter(_thousands))
         all_axes[-1].xaxis.set_major_locator(MaxNLocator(5 if narrow else 9))
@@ -341,8 +341,12 @@ def _trust(label: str, run: RunRecord) -> Drawing:
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.set_xlabel("step")
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-        bar = figure.colorbar(mesh, ax=axes, location="top" if narrow else "right", aspect=30)
+        bar = figure.colorbar(
+            mesh, ax=axes, location="top" if narrow else "right", aspect=30,
+            ticks=LogLocator(subs=(1, 2, 5)), format=FuncFormatter(lambda value, _: f"{value:g}"),
+        )  # fmt: skip
         bar.outline.set_visible(False)
+        bar.minorticks_off()
         bar.ax.tick_params(labelsize=8)
 
     return Drawing(
@@ -412,6 +416,10 @@ def _unit(seconds: float) -> tuple[float, str]:
     if seconds >= 7200:
         return 3600.0, "hours"
     return (60.0, "minutes") if seconds >= 120 else (1.0, "seconds")
+
+
+def _few_ticks(logarithmic: bool) -> Locator:
+    return LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(4)
 
 
 def _thousands(value: float, _: int) -> str:
