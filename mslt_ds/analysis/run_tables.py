@@ -243,6 +243,10 @@ def faults_table(runs: Runs) -> Table:
     rows = []
     for label, run in runs.items():
         rows += [[label, number("{}", line["step"]), what] for line, what in _faults(run)]
+        if run.state() == "not running":
+            rows.append(
+                [label, number("{}", run.steps_done), "no line since; it may have been killed"]
+            )
     return make_table(
         "faults",
         "What went wrong, or was interrupted, and at which step",
@@ -287,7 +291,7 @@ def recipe_table(runs: Runs) -> Table | None:
     if not keys:
         return None
     rows = [[key, *(_key_text(values.get(key)) for values in flat.values())] for key in keys]
-    caption = "The keys in which the recipes differ." if len(runs) > 1 else "The resolved recipe."
+    caption = "The keys in which the recipes differ" if len(runs) > 1 else "The resolved recipe"
     return make_table("recipe", caption, ["key", *runs], rows)
 
 

@@ -10,7 +10,7 @@ from mslt_ds.plan.cost import describe_plan
 from mslt_ds.recipe.loading import parse_recipe
 
 ENTROPY = 6.25
-T0 = 1_800_000_000.0
+T0 = 1_600_000_000.0
 
 
 def write_run(

@@ -134,7 +134,9 @@ def test_page_is_self_contained_and_accessible(folder):
 
 
 def test_faults_tell_the_resume(folder):
-    (row,) = rows(folder, "faults")
+    row, killed = rows(folder, "faults")
+    assert (killed["run"], killed["step"]) == ("a < b & c", "130")
+    assert "may have been killed" in killed["what"]
     assert (row["run"], row["step"]) == ("mslt", "60")
     assert "went on" in row["what"]
 
@@ -171,7 +173,7 @@ def test_what_is_no_run_is_refused_before_anything_is_written(tmp_path, capsys):
 
 def test_profiled_steps_and_no_fault(folder, tmp_path):
     shutil.copytree(folder / "killed", tmp_path / "run")
-    profile = {"event": "profile", "step": 129, "time": 1.8e9, "stage": 2, "step_seconds": 0.5, "parts": {"backward": 0.3, "other": 0.2}}  # fmt: skip
+    profile = {"event": "profile", "step": 129, "time": 1.6e9, "stage": 2, "step_seconds": 0.5, "parts": {"backward": 0.3, "other": 0.2}}  # fmt: skip
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(profile) + "\n")
     runs = read_runs([tmp_path / "run"])
@@ -179,7 +181,9 @@ def test_profiled_steps_and_no_fault(folder, tmp_path):
     assert table is not None
     assert [cell.text for cell in table.rows[0]][1:] == ["2", "0.5 s", "60%", "40%"]
     assert profile_table(read_runs([folder / "mslt"])) is None
-    assert not faults_table(runs).rows
+    assert [row[2].text for row in faults_table(runs).rows] == [
+        "no line since; it may have been killed"
+    ]
 
 
 def test_files_of_an_older_version(tmp_path):
