@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return parsed.run(parsed) or 0
     except MsltError as error:
         return report(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # as a shell tells of SIGINT
 
 
 if __name__ == "__main__":

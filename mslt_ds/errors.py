@@ -44,6 +44,16 @@ class EnvironmentProblem(MsltError):
     exit_code = 3
 
 
+class LostRank(MsltError):
+    """Another rank has ended or doesn't answer.
+
+    is_told: whether this rank is the one of all that come to this end that prints it
+    """
+
+    exit_code = 5
+    is_told = True
+
+
 class RunIsAliveError(MsltError):
     """Another start of the same run is alive."""
 

@@ -22,8 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mslt_ds.data.loader import GlobalBatch
-from mslt_ds.distributed.signals import StopRequest
+from mslt_ds.distributed.agreement import StopRequest
 from mslt_ds.distributed.traffic import Traffic
+from mslt_ds.distributed.watchdog import Watchdog
 from mslt_ds.engine import StageEngine
 from mslt_ds.errors import DivergenceError
 from mslt_ds.feed import Feed
@@ -76,6 +77,7 @@ def train_steps(
     guard: StepGuard,
     stop: StopRequest,
     traffic: Traffic,
+    watchdog: Watchdog,
     device: torch.device,
 ) -> StageTrace:
     """One optimizer step for each of `batches`. Ends early where `stop` or `guard` says so.
@@ -91,6 +93,7 @@ def train_steps(
     pending: list[_Pending] = []
     unsaved: tuple[int, int] | None = None  # instances since the last checkpoint
     for fed in feed.training(window.waiting_for(batches), steps.start):
+        watchdog.computing(fed.step, first=fed.step == steps.start)
         if fed.begins_step:
             stop.ask()
         torch.manual_seed(fed.dropout_seed)
@@ -122,6 +125,7 @@ def train_steps(
             if go_back is not None:
                 return StageTrace(next_step, step_seconds, go_back=go_back)
         if saves:
+            watchdog.doing(f"the checkpoint of step {next_step}")
             if not hooks.checkpoint(next_step):
                 trace = StageTrace(next_step, step_seconds, unsaved)
                 return replace(trace, go_back=trace.not_finite())
@@ -129,6 +133,7 @@ def train_steps(
             window.restart()
         if stopped:
             return StageTrace(next_step, step_seconds, unsaved, stopped=True)
+        watchdog.waiting_for_data(next_step)
     go_back = _judge(pending, engine, objective, hooks, guard)
     return StageTrace(next_step, step_seconds, unsaved, go_back=go_back)
 
@@ -183,9 +188,14 @@ def _judge(
 
 
 def evaluate_losses(
-    engine: StageEngine, feed: Feed, batches: Iterable[GlobalBatch], objective: Objective
-) -> dict[str, float]:
-    """Held-out mean losses over all of `batches`, without dropout. A collective."""
+    engine: StageEngine,
+    feed: Feed,
+    batches: Iterable[GlobalBatch],
+    objective: Objective,
+    stop: StopRequest,
+) -> dict[str, float] | None:
+    """Held-out mean losses over all of `batches`, without dropout; None where `stop` ends it early.
+    A collective."""
     denominators = torch.zeros(len(objective.losses), dtype=torch.float64)
 
     def counted() -> Iterator[GlobalBatch]:
@@ -193,7 +203,12 @@ def evaluate_losses(
             denominators.add_(torch.tensor(batch.denominators))
             yield batch
 
-    sums = [engine.evaluate(inputs).double() for inputs in feed.evaluation(counted())]
+    sums: list[Tensor] = []
+    for inputs in feed.evaluation(counted()):
+        stop.ask()
+        sums.append(engine.evaluate(inputs).double())
+        if stop.answer():
+            return None
     total = torch.stack(sums).sum(0)
     dist.all_reduce(total)
     means = total.cpu() / denominators

@@ -10,7 +10,7 @@ the model still has to grow.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -22,19 +22,22 @@ from transformers import PretrainedConfig
 
 from mslt_ds.batches import Batches
 from mslt_ds.config.sections import RunConfig
+from mslt_ds.data.loader import GlobalBatch
 from mslt_ds.data.store import TokenStore
 from mslt_ds.disk import checkpoint, pretrained
 from mslt_ds.disk.checkpoint import CheckpointFolder
 from mslt_ds.disk.lock import RunLock
 from mslt_ds.disk.run_folder import RunFolder
+from mslt_ds.distributed.agreement import StopRequest
 from mslt_ds.distributed.sharing import (
     broadcast_tensors,
     broadcast_value,
     on_rank_0,
     share_training,
 )
-from mslt_ds.distributed.signals import EXIT_CODE_STOPPED, StopFlag, StopRequest
+from mslt_ds.distributed.signals import StopFlag, Stopped
 from mslt_ds.distributed.traffic import TrafficMeter
+from mslt_ds.distributed.watchdog import Watchdog
 from mslt_ds.distributed.world import World, check_equal_on_all_ranks
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.errors import RecipeError
@@ -125,34 +128,39 @@ class Run:
 
     # ---- the story ---------------------------------------------------------------------------
 
-    def train(self, flag: StopFlag) -> int:
-        """All stages that are still to do, then the export. The exit code.
+    def train(self, flag: StopFlag) -> None:
+        """All stages that are still to do, then the export.
 
         Where the numbers go wrong (`guard`), the run goes back to its last checkpoint, passes over
         the batches in question, and tries again. DivergenceError after `train.max_rollbacks`.
+        Stopped where the run was told to stop.
         """
         stop, meter = StopRequest(flag), TrafficMeter()
-        self.folder.describe(self.config, self.description)
-        if self.world.is_main:
-            add_start(self.folder.path, self.world, self.device, self.batches.digests)
-        rollbacks: list[GoBack] = []
-        while isinstance(result := self._attempt(rollbacks, stop, meter), GoBack):
-            rollbacks.append(result)
-            check_rollbacks(rollbacks, self.config.train.max_rollbacks)
-        if self.world.is_main and result == 0:
-            print_summary(self.folder.path)
-        # A launcher ends all ranks once one has ended; from here on it may.
-        stop.wait_for_all()
-        return result
+        timeout = self.config.train.hang_timeout_seconds
+        with Watchdog(flag, self.folder.path, timeout) as watchdog:
+            self.folder.describe(self.config, self.description)
+            if self.world.is_main:
+                add_start(self.folder.path, self.world, self.device, self.batches.digests)
+            rollbacks: list[GoBack] = []
+            while (back := self._attempt(rollbacks, stop, meter, watchdog)) is not None:
+                rollbacks.append(back)
+                check_rollbacks(rollbacks, self.config.train.max_rollbacks)
+            if self.world.is_main:
+                print_summary(self.folder.path)
+            # A launcher ends all ranks once one has ended; from here on it may.
+            stop.wait_for_all()
 
     def _attempt(
-        self, rollbacks: list[GoBack], stop: StopRequest, meter: TrafficMeter
-    ) -> int | GoBack:
-        """The stages from the last state on. The exit code, or why the run has to go back."""
+        self,
+        rollbacks: list[GoBack],
+        stop: StopRequest,
+        meter: TrafficMeter,
+        watchdog: Watchdog,
+    ) -> GoBack | None:
+        """The stages from the last state on. Why the run has to go back; None: it's complete."""
         state = self._last_state(rollbacks)
-        plan = self.recipe.plan
         with Telemetry.open(
-            self.config, self.folder.path, plan, self.world.rank, state.step
+            self.config, self.folder.path, self.recipe.plan, self.world.rank, state.step
         ) as telemetry:
             damaged = self.folder.checkpoints.damaged
             while damaged:
@@ -161,27 +169,42 @@ class Run:
                 )
             if rollbacks:
                 telemetry.event("rolled_back", vars(rollbacks[-1]) | {"to_step": state.step})
-            while state.step < plan.total_steps:
-                stage = plan.stage_at(state.step)
-                engine = self._begin_stage(stage, state, meter)
-                # The engine holds the tensors now.
-                state = TrainingState(state.step, passed_over=state.passed_over)
-                with closing(engine):
-                    trace = self._train_stage(stage, state, engine, stop, meter, telemetry)
-                    if trace.go_back is not None:
-                        return trace.go_back
-                    stopped = trace.stopped
-                    if trace.next_step == stage.end_step:
-                        state = engine.state(stage.end_step)
-                        if not self._is_finite(state):
-                            return trace.not_finite()
-                        self._end_stage(stage, state, engine, trace, telemetry)
-                        stopped = stopped or stop.asked_now()
-                if stopped:
-                    telemetry.event("stopped", {"step": trace.next_step - 1})
-                    return EXIT_CODE_STOPPED
-            self._export(state, telemetry)
-        return 0
+            try:
+                while (stage := self._next_stage(state)) is not None:
+                    watchdog.doing(f"the beginning of stage {stage.index}")
+                    data = self.batches.training(stage, state), self.batches.evaluation(stage)
+                    engine = self._begin_stage(stage, state, meter)
+                    # The engine holds the tensors now.
+                    state = TrainingState(state.step, passed_over=state.passed_over)
+                    with closing(engine), stop.held():
+                        trace = self._train_stage(
+                            stage, state, engine, data[0], stop, meter, watchdog, telemetry
+                        )
+                        if trace.go_back is not None:
+                            return trace.go_back
+                        state = replace(state, step=trace.next_step)
+                        if state.step == stage.end_step:
+                            watchdog.doing(f"the end of stage {stage.index}")
+                            state = engine.state(stage.end_step)
+                            if not self._is_finite(state):
+                                return trace.not_finite()
+                            self._end_stage(stage, state, engine, data[1], trace, stop, telemetry)
+                watchdog.doing("the export of the model")
+                self._export(state, telemetry)
+            except Stopped:
+                telemetry.event("stopped", {"step": state.step - 1, "reason": stop.flag.reason})
+                raise
+        return None
+
+    def _next_stage(self, state: TrainingState) -> Stage | None:
+        """The stage that `state` lies in, or at the end of, where that was left out; None: all are
+        done. A collective."""
+        plan = self.recipe.plan
+        if state.step > 0:
+            before = plan.stage_at(state.step - 1)
+            if before.end_step == state.step and not broadcast_value(self.folder.has_ended(before)):
+                return before
+        return plan.stage_at(state.step) if state.step < plan.total_steps else None
 
     def _is_finite(self, state: TrainingState) -> bool:
         """Whether rank 0's state is. A collective."""
@@ -317,8 +340,10 @@ class Run:
         stage: Stage,
         state: TrainingState,
         engine: StageEngine,
+        batches: Iterator[GlobalBatch],
         stop: StopRequest,
         meter: TrafficMeter,
+        watchdog: Watchdog,
         telemetry: Telemetry,
     ) -> StageTrace:
         """The stage's steps from that of `state` on."""
@@ -342,13 +367,14 @@ class Run:
         return train_steps(
             engine,
             self._feed(engine, stage),
-            self.batches.training(stage, state),
+            batches,
             self.config.data.objective,
             steps=range(state.step, stage.end_step),
             hooks=hooks,
             guard=StepGuard(self.config.train),
             stop=stop,
             traffic=meter.traffic,
+            watchdog=watchdog,
             device=self.device,
         )
 
@@ -357,22 +383,28 @@ class Run:
         stage: Stage,
         state: TrainingState,
         engine: StageEngine,
+        held_out: Iterator[GlobalBatch] | None,
         trace: StageTrace,
+        stop: StopRequest,
         telemetry: Telemetry,
     ) -> None:
         """Held-out losses, the boundary's model, a checkpoint: in this order, so that a kill in
-        between repeats the stage's last steps and nothing is missing afterwards. A collective."""
+        between repeats the stage's last steps and nothing is missing afterwards. A stop leaves out
+        all but the checkpoint, and the next start begins here (`_next_stage`). A collective."""
         check_equal_on_all_ranks(
             dict(engine.model.suffix.named_parameters()), f"weights at step {stage.end_step}"
         )
         fields = self._described(stage) | {"step": stage.end_step - 1}
         if trace.step_seconds:
             fields["median_step_seconds"] = statistics.median(trace.step_seconds)
-        held_out = self.batches.evaluation(stage)
         if held_out is not None:
-            fields |= evaluate_losses(
-                engine, self._feed(engine, stage), held_out, self.config.data.objective
+            losses = evaluate_losses(
+                engine, self._feed(engine, stage), held_out, self.config.data.objective, stop
             )
+            if losses is None:
+                self.folder.save_checkpoint(state)
+                return
+            fields |= losses
         telemetry.event("stage_end", fields)
         self._save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
         self.folder.save_checkpoint(state)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # A script's own folder comes first on the path, where `mslt_ds/data` would be `data`. The
@@ -24,18 +25,15 @@ import argparse
 import os
 import time
 from contextlib import nullcontext
+from datetime import timedelta
 
-from mslt_ds.distributed.signals import StopFlag
-from mslt_ds.distributed.world import (
-    World,
-    add_launcher_argument,
-    choose_device,
-    join,
-    leave,
-    world_from_environment,
-)
-from mslt_ds.errors import MsltError, report
+from mslt_ds.distributed.launchers import add_launcher_argument
+from mslt_ds.distributed.signals import EXIT_CODE_STOPPED, StopFlag, Stopped, end_process
+from mslt_ds.errors import LostRank, MsltError, report
 from mslt_ds.recipe.loading import Recipe, add_recipe_arguments, load_recipe
+
+if TYPE_CHECKING:
+    from mslt_ds.distributed.world import World
 
 _OTHER_RANKS_WAIT_SECONDS = 3
 
@@ -48,22 +46,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the main job; the exit code."""
-    # Made first, so that a scheduler's warning isn't lost while the run is prepared.
+    # Made before torch is imported, so that no warning is lost while the run is prepared.
     flag = StopFlag()
+    from mslt_ds.distributed.world import world_from_environment
+
     world = world_from_environment(os.environ)
     try:
-        exit_code = _train(load_recipe(arguments.config, arguments.overrides), world, flag)
+        _train(load_recipe(arguments.config, arguments.overrides), world, flag)
     except MsltError as error:
         # Launchers kill the other ranks when the first one ends. Rank 0 prints at once and the others
         # wait, so that an error of all ranks is usually printed once, and that of one rank always.
+        if isinstance(error, LostRank):
+            if error.is_told:
+                report(error, f" (rank {world.rank})")
+            end_process(error.exit_code)  # the interpreter's own end may wait for the lost rank
         if not world.is_main:
             time.sleep(_OTHER_RANKS_WAIT_SECONDS)
         return report(error, f" (rank {world.rank})" if world.world_size > 1 else "")
-    flag.close()
-    return exit_code
+    except Stopped:
+        # All is saved and closed. The interpreter's own end may wait for ranks that have ended.
+        end_process(EXIT_CODE_STOPPED)
+    finally:
+        flag.close()
+    return 0
 
 
-def _train(recipe: Recipe, world: World, flag: StopFlag) -> int:
+def _train(recipe: Recipe, world: World, flag: StopFlag) -> None:
+    from mslt_ds.distributed.world import choose_device, join, leave
+
     recipe.check_files()
     recipe.check_world(world.world_size)
     train = recipe.config.train
@@ -71,13 +81,20 @@ def _train(recipe: Recipe, world: World, flag: StopFlag) -> int:
     recipe.check_environment(device.type)
 
     from mslt_ds.disk.lock import RunLock
+    from mslt_ds.distributed.watchdog import PATIENCE
     from mslt_ds.run import Run
 
     run_dir = recipe.config.run_dir
     with RunLock.held(run_dir, os.environ) if world.is_main else nullcontext() as lock:
-        job = Run.prepare(recipe, world, device, lock)
-        join(world, device, os.environ)
-        exit_code = job.train(flag)
+        try:
+            job = Run.prepare(recipe, world, device, lock)
+            # Above what the watchdog allows, which says more than a library.
+            timeout = max(1800.0, 2 * PATIENCE * train.hang_timeout_seconds)
+            join(world, device, os.environ, timedelta(seconds=timeout))
+        except Stopped:
+            if world.is_main:
+                print(f"stopped by {flag.reason} before the run began", flush=True)
+            raise
+        job.train(flag)
         # Not after an error: leaving may wait for the other ranks, and this one has a message to print.
         leave()
-    return exit_code

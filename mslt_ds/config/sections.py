@@ -236,6 +236,9 @@ class TrainConfig(Section):
     prefix_ahead: Literal["off", "on", "auto"] = "auto"
     prefix_precision: Literal["fp32", "bf16", "fp16"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Without a sign of life of a rank, or a step of all, before the others end; six times as long
+    # where an index is made, code is compiled or files are written.
+    hang_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
     # Skipped steps in a row (loss or gradient not finite) before the run goes back to its last
     # checkpoint and passes over their batches, and how often it may.
     max_skipped_steps: Positive = 5

@@ -7,6 +7,7 @@
         checkpoints/step_<N>/        the newest `checkpoint.keep`
         stages/<k>/{start,end}/      the whole model at a stage boundary, in Hugging Face's format
         model/                       the final model
+        stacks/rank_<n>.txt          of threads, where a step took very long (distributed/watchdog.py)
 
 Rank 0 writes; on the other ranks every method does nothing.
 """
@@ -26,6 +27,7 @@ from mslt_ds.config.sections import RunConfig
 from mslt_ds.disk.checkpoint import CheckpointFolder, check_resumable
 from mslt_ds.disk.lock import RunLock
 from mslt_ds.disk.model_folder import save_weights
+from mslt_ds.plan.stages import Stage
 from mslt_ds.state import TrainingState, Weights
 
 
@@ -56,6 +58,10 @@ class RunFolder:
         """True; CheckpointError unless it is this run's, DamageError where it is damaged."""
         check_resumable(checkpoint, self.fingerprint)
         return True
+
+    def has_ended(self, stage: Stage) -> bool:
+        """Whether the stage's last model is here, which is written before the checkpoint at its end."""
+        return (self.path / f"stages/{stage.index}/end").exists()
 
     def save_checkpoint(self, state: TrainingState) -> None:
         """RunIsAliveError where another start has taken the run over."""

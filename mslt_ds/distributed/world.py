@@ -9,7 +9,6 @@ refused at once.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import platform
@@ -69,14 +68,6 @@ def _is_batch_script(names: tuple[str, ...], environment: Mapping[str, str]) -> 
         and "SLURM_STEP_NUM_TASKS" not in environment
         and environment["SLURM_PROCID"] == "0"
     )
-
-
-def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
-    """Accept `--local_rank`, which the deepspeed launcher adds to a script's own arguments.
-
-    Its value isn't used: the environment holds the same.
-    """
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from mslt_ds import paths
+from mslt_ds.distributed.launchers import add_launcher_argument
 from mslt_ds.distributed.world import (
     World,
-    add_launcher_argument,
     check_rendezvous,
     leave,
     world_from_environment,

@@ -235,23 +235,25 @@ def test_killed_with_values_by_stage_it_ends_in_the_same_bits(store, tmp_path):
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_told_to_stop_it_writes_a_checkpoint_and_says_so_by_its_exit_code(store, tmp_path, number):
-    changes = {"plan": {"steps_per_stage": 40, "joint_steps": 4}}
-    run = Command(tmp_path, recipe(store, tmp_path, f"told-{number}", **changes))
+@pytest.mark.parametrize("told", ["rank 1 by SIGUSR1", "the launcher by SIGTERM"])
+def test_told_to_stop_it_writes_a_checkpoint_and_says_so_by_its_exit_code(store, tmp_path, told):
+    changes = {"plan": {"steps_per_stage": 400, "joint_steps": 4}}
+    run = Command(tmp_path, recipe(store, tmp_path, "told", **changes))
     process = run.start_until(10)
-    # One of the ranks is told; the other learns of it. (The launcher itself is not: see docs.)
-    ranks = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "train.py" in " ".join(child.cmdline()) and "--local_rank=1" in child.cmdline()
-    ]
-    assert ranks, run.log.read_text()[-3000:]
-    ranks[-1].send_signal(number)
+    family = psutil.Process(process.pid).children(recursive=True)
+    ranks = [rank for rank in family if "--local_rank=1" in rank.cmdline()]
     try:
-        assert process.wait(timeout=240) == EXIT_CODE_STOPPED, run.log.read_text()[-4000:]
+        if told == "rank 1 by SIGUSR1":  # the other learns of it
+            ranks[-1].send_signal(signal.SIGUSR1)
+            assert process.wait(timeout=240) == EXIT_CODE_STOPPED, run.log.read_text()[-4000:]
+        else:  # which ends at once, and leaves its ranks behind
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=240) == -signal.SIGTERM
+            assert not psutil.wait_procs(family, timeout=60)[1], run.log.read_text()[-4000:]
     finally:
         kill(process)
+    log = run.log.read_text()
+    assert "Traceback" not in log and "run stopped after" in log
     steps_done = int(next((run.run_dir / "checkpoints").glob("step_*")).name.removeprefix("step_"))
-    assert 10 <= steps_done < 84
+    assert 10 <= steps_done < 804
     assert metrics_of(run.run_dir)[-1]["step"] == steps_done - 1

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mslt_ds.distributed.signals import EXIT_CODE_STOPPED
 from tests.distributed.recipes import SCRIPTS, recipe, weights_at, zero_config
 
 BATCH = 12
@@ -44,10 +45,11 @@ def runs(module_launch, store, tmp_path_factory) -> tuple[Path, dict[str, int]]:
     folder = tmp_path_factory.mktemp("runs")
     cases = []
 
-    def add(name: str, kind: str, steps: list[int], **changes: Any) -> None:
+    def add(name: str, kind: str, steps: list[int], stop: Any = "", **changes: Any) -> None:
         changes = {"schedule": {"name": "constant", "warmup_steps": 0}} | changes
         made = recipe(store, folder, name, **changes)
-        cases.append({"recipe": made, "kind": kind, "starts": [BATCH * step for step in steps]})
+        starts = [BATCH * step for step in steps]
+        cases.append({"recipe": made, "kind": kind, "starts": starts, "stop": stop})
 
     for optimizer, precision, zero in ENGINES:
         shared = {
@@ -72,12 +74,22 @@ def runs(module_launch, store, tmp_path_factory) -> tuple[Path, dict[str, int]]:
     # The only step of a stage, at which a checkpoint is due too, makes the weights infinite.
     add("at-the-end", "none", [], plan=FULL | {"total_steps": 1}, train=patience,
         optimizer={"learning_rate": 1e39}, checkpoint={"every_steps": 1})  # fmt: skip
+    # Told to stop in the second of the bad steps; then in each evaluation; started again after each.
+    add("stopped", "loss", [7, 8], stop=BATCH * 8, train=patience, **sparse)
+    add("stopped", "loss", [7, 8], train=patience, **sparse)
+    held_out = sparse | {"data": {"eval_path": str(store)}, "evaluation": {"instances": 24}}
+    add("evaluated", "none", [], **held_out)
+    for stop in ("evaluation", "evaluation", ""):
+        add("stopped-in-evaluation", "none", [], stop=stop, **held_out)
     path = folder / "cases.json"
     path.write_text(json.dumps(cases))
     output = module_launch(SCRIPTS / "plant_faults.py", 2, str(path), timeout=900).output
     ended = [line.split() for line in output.splitlines() if line.startswith("ENDED")]
     (folder / "output.txt").write_text(output)
-    return folder, {name: int(code) for _, name, code in ended}
+    codes: dict[str, int] = {}
+    for _, name, code in ended:
+        codes[name] = max(codes.get(name, 0), int(code))
+    return folder, codes
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: "-".join(map(str, engine)))
@@ -135,3 +147,31 @@ def test_the_message_names_the_instances(runs):
     lines = [line for line in (folder / "output.txt").read_text().splitlines() if "error" in line]
     assert any("train.max_rollbacks: 1" in line for line in lines)
     assert any(f"step 1, instances 0 to {2 * BATCH - 1}" in line for line in lines)
+
+
+def test_a_stop_saves_no_state_from_which_the_run_went_back(runs):
+    folder, codes = runs
+    assert codes["stopped"] == EXIT_CODE_STOPPED
+    # Of the first start: the event stays, since a run that went back doesn't meet the step again.
+    run, expected = folder / "stopped", folder / "passes-over"
+    assert [event["step"] for event in events(run, "step_skipped")] == [7, 8]
+    assert_same_state(run, expected)
+
+
+def test_a_stop_in_an_evaluation_saves_the_steps_and_repeats_the_evaluation(runs):
+    folder, codes = runs
+    assert codes["stopped-in-evaluation"] == EXIT_CODE_STOPPED
+    run, expected = folder / "stopped-in-evaluation", folder / "evaluated"
+    ends, expected_ends = (
+        [{**event, "time": 0, "median_step_seconds": 0} for event in events(path, "stage_end")]
+        for path in (run, expected)
+    )
+    assert ends == expected_ends
+    assert_same_state(run, expected)
+
+
+def assert_same_state(run: Path, expected: Path) -> None:
+    found = {path.relative_to(run): tensors for path, tensors in all_tensors(run).items()}
+    for path, tensors in all_tensors(expected).items():
+        for name, tensor in tensors.items():
+            assert torch.equal(found[path.relative_to(expected)][name], tensor), (path, name)

@@ -31,8 +31,8 @@ def test_a_rank_that_fails_alone_fails_the_job_with_its_message(jobs: Jobs, stor
     log = jobs.log(job)
     assert "error: RANK=7 is not below WORLD_SIZE=2; start every process with a rank" in log
     assert "task 1: Exited with exit code 3" in log
-    # srun's own code is that of the other one, which has to be killed: it waits for its partner.
-    assert f"job {job}: failed with exit code" in log
+    # srun's own code is that of the other one, which is told to stop while it waits for its partner.
+    assert f"job {job}: tasks were ended, by a failing one (see above)" in log
     assert starts(jobs, job) == 1
 
 

@@ -1,8 +1,9 @@
 """Run by test_guard.py under a launcher: recipes of a JSON list, with numbers spoiled in chosen batches.
 
-Each recipe comes as {"recipe": {...}, "kind": "loss" | "gradient", "starts": [...]}. In a batch that
-begins with one of the instances `starts`, the last rank's loss or gradient is made infinite or NaN. An
-empty list spoils every batch. Prints the exit code of each run, and goes on where one failed.
+Each recipe comes as {"recipe": {...}, "kind": "loss" | "gradient", "starts": [...], "stop": ...}. In a
+batch that begins with one of the instances `starts`, the last rank's loss or gradient is made infinite or
+NaN. An empty list spoils every batch. `stop` tells the last rank to stop: at the instance that a batch
+begins with, or in "evaluation". Prints the exit code of each run, and goes on where one failed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from mslt_ds.data.loader import GlobalBatch
-from mslt_ds.distributed.signals import StopFlag
+from mslt_ds.distributed.signals import StopFlag, Stopped
 from mslt_ds.distributed.world import choose_device, join, leave, world_from_environment
 from mslt_ds.engine import StageEngine
 from mslt_ds.errors import MsltError, report
@@ -29,7 +30,7 @@ flag = StopFlag()
 world = world_from_environment(os.environ)
 device = choose_device("cpu", world)
 join(world, device, os.environ)
-feed, accumulate = Feed.training, StageEngine.accumulate
+feed, accumulate, evaluate = Feed.training, StageEngine.accumulate, StageEngine.evaluate
 case: dict = {}
 first_instance = 0
 
@@ -38,7 +39,18 @@ def watched(self: Feed, batches: Iterable[GlobalBatch], first_step: int) -> Iter
     global first_instance
     for fed in feed(self, batches, first_step):
         first_instance = fed.batch.instances[0]
+        stop_at(first_instance)
         yield fed
+
+
+def stop_at(place: int | str) -> None:
+    if place == case["stop"] and world.rank == world.world_size - 1:
+        flag.set("a test")
+
+
+def watched_evaluation(self: StageEngine, inputs: SuffixInputs) -> torch.Tensor:
+    stop_at("evaluation")
+    return evaluate(self, inputs)
 
 
 def spoiled(self: StageEngine, inputs: SuffixInputs, denominators: tuple) -> torch.Tensor:
@@ -55,13 +67,17 @@ def spoiled(self: StageEngine, inputs: SuffixInputs, denominators: tuple) -> tor
         handle.remove()
 
 
-Feed.training, StageEngine.accumulate = watched, spoiled
+Feed.training, StageEngine.accumulate, StageEngine.evaluate = watched, spoiled, watched_evaluation
 for case in json.loads(Path(sys.argv[-1]).read_text()):
     parsed = parse_recipe(case["recipe"])
+    code = 0
     try:
-        code = Run.prepare(parsed, world, device).train(flag)
+        Run.prepare(parsed, world, device).train(flag)
     except MsltError as error:
         code = report(error) if world.is_main else error.exit_code
+    except Stopped as stopped:
+        code = stopped.code
+        flag.reason, flag._raised = None, False
     if world.is_main:
         print("ENDED", case["recipe"]["name"], code, flush=True)
 leave()

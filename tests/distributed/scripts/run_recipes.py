@@ -20,7 +20,5 @@ join(world, device, os.environ)
 for recipe in json.loads(Path(sys.argv[-1]).read_text()):
     parsed = parse_recipe(recipe)
     parsed.check_world(world.world_size)
-    code = Run.prepare(parsed, world, device).train(flag)
-    if code:
-        sys.exit(code)
+    Run.prepare(parsed, world, device).train(flag)
 leave()

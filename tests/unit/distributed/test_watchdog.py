@@ -1,0 +1,52 @@
+"""Who is to blame when ranks wait: the judgement, without processes."""
+
+from __future__ import annotations
+
+from mslt_ds.distributed.watchdog import PATIENCE, Beat, Heard, judge
+
+TIMEOUT = 10.0
+IN_STEP = Beat("a", step=7, doing="step 7", waits=True, patient=False)
+AT_DATA = Beat("b", step=6, doing="the batch of step 7", patient=True)
+NOW = 1000.0
+
+
+def heard(beat: Beat, at: float = 0, moved: float = 0) -> Heard:
+    """at, moved: seconds ago"""
+    return Heard(beat, NOW - at, NOW - moved)
+
+
+def blamed(*ranks: Heard, read: float = 0, silent_after: float | None = None) -> list[int]:
+    verdict = judge(ranks, NOW, TIMEOUT, read=NOW - read, silent_after=silent_after)
+    return [] if verdict is None else verdict[0]
+
+
+def test_all_is_well_while_ranks_are_heard_of_and_one_moves():
+    assert blamed(heard(IN_STEP, 9, 9), heard(IN_STEP, 1, 9)) == []
+    assert blamed(heard(IN_STEP, 1, 500), heard(IN_STEP, 1, 9)) == []
+
+
+def test_a_silent_rank_is_blamed_after_the_timeout():
+    assert blamed(heard(IN_STEP), heard(IN_STEP, 11, 11), heard(IN_STEP)) == [1]
+    assert blamed(heard(IN_STEP), heard(IN_STEP, 11), heard(IN_STEP, 12)) == [1, 2]
+
+
+def test_one_that_may_take_long_is_given_more_time():
+    assert blamed(heard(IN_STEP), heard(AT_DATA, 11)) == []
+    assert blamed(heard(IN_STEP), heard(AT_DATA, PATIENCE * TIMEOUT + 1)) == [1]
+
+
+def test_after_an_error_a_few_seconds_are_enough():
+    assert blamed(heard(IN_STEP), heard(AT_DATA, 4), silent_after=5) == []
+    assert blamed(heard(IN_STEP), heard(AT_DATA, 6), silent_after=5) == [1]
+
+
+def test_rank_0_is_blamed_for_a_store_that_does_not_answer():
+    assert blamed(heard(IN_STEP, 11), heard(IN_STEP, 11), read=11) == [0]
+
+
+def test_of_ranks_that_all_live_the_one_that_the_others_wait_for_is_blamed():
+    hung = Beat("c", step=7, doing="step 7", waits=False, patient=False)
+    assert blamed(heard(IN_STEP, 0, 11), heard(hung, 0, 12), heard(IN_STEP, 0, 13)) == [1]
+    behind = Beat("c", step=6, doing="step 6", waits=True, patient=False)
+    assert blamed(heard(IN_STEP, 0, 11), heard(behind, 0, 12)) == [1]
+    assert blamed(heard(IN_STEP, 0, 11), heard(IN_STEP, 0, 12)) == [0, 1]
