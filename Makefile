@@ -20,7 +20,7 @@ SHELL_SCRIPTS := $(wildcard scripts/*.sh demo/*.sh slurm/*.sh docker/*.sh) .ci/r
 DOCKERFILES := docker/Dockerfile docker/Dockerfile.cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slurm image bench bench-gpu lint format typecheck docs clean
+.PHONY: help setup demo test test-fast test-slurm chaos image bench bench-gpu lint format typecheck docs clean
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ test-fast: $(INSTALLED) ## The tests without the slow ones
 
 test-slurm: $(INSTALLED) ## Job scripts on a Slurm of two nodes, made for it (root, Debian)
 	$(TEST_ENV) $(BIN)/python -m pytest -m slurm tests/slurm
+
+chaos: $(INSTALLED) ## 140 faults at random moments: kills, hangs, signals; the table of docs/reliability.md
+	$(TEST_ENV) $(BIN)/python -m tests.chaos.faults
 
 image: $(INSTALLED) ## mslt-ds:cpu, without a Docker engine (root, buildah)
 	$(BIN)/python scripts/build_image.py $(IMAGE_OPTIONS)
@@ -73,4 +76,4 @@ docs: $(INSTALLED) ## The documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Everything that was made, the environment too
-	rm -rf $(VENV) .demo build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo .chaos build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

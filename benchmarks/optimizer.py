@@ -33,7 +33,7 @@ from torch import nn
 
 from benchmarks import record
 from benchmarks.turns import seconds_of
-from mslt_ds.distributed.world import add_launcher_argument
+from mslt_ds.distributed.launchers import add_launcher_argument
 from mslt_ds.errors import MsltError
 from mslt_ds.optim import Lamb, LambOptions, lamb
 from mslt_ds.optim.backends import build_lamb

@@ -9,6 +9,7 @@ the model still has to grow.
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from mslt_ds import __version__
 from mslt_ds.batches import Batches
 from mslt_ds.config.sections import RunConfig
 from mslt_ds.data.loader import GlobalBatch
@@ -38,7 +40,7 @@ from mslt_ds.distributed.sharing import (
 from mslt_ds.distributed.signals import StopFlag, Stopped
 from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.watchdog import Watchdog
-from mslt_ds.distributed.world import World, check_equal_on_all_ranks
+from mslt_ds.distributed.world import World, check_equal_on_all_ranks, check_same_on_all_ranks
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.errors import RecipeError
 from mslt_ds.feed import Feed
@@ -59,6 +61,11 @@ from mslt_ds.telemetry import Telemetry
 from mslt_ds.telemetry.starts import add_start
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Keys that may differ between nodes: where files lie, how they are read.
+_OF_A_NODE = (
+    "output_dir", "data.path", "data.eval_path", "data.num_workers", "deepspeed.config",
+    "plan.init_from", "telemetry.wandb",
+)  # fmt: skip
 _DESCRIBED = ("stage", "depth", "trainable_layers", "trainable_share", "steps", "seq_length")
 
 
@@ -138,6 +145,7 @@ class Run:
         stop, meter = StopRequest(flag), TrafficMeter()
         timeout = self.config.train.hang_timeout_seconds
         with Watchdog(flag, self.folder.path, timeout) as watchdog:
+            check_same_on_all_ranks(self._shared())
             self.folder.describe(self.config, self.description)
             if self.world.is_main:
                 add_start(self.folder.path, self.world, self.device, self.batches.digests)
@@ -149,6 +157,17 @@ class Run:
                 print_summary(self.folder.path)
             # A launcher ends all ranks once one has ended; from here on it may.
             stop.wait_for_all()
+
+    def _shared(self) -> dict[str, Any]:
+        """What all ranks have to have alike: recipe, plan, data, versions."""
+        flat = checkpoint.flatten(self.config.model_dump(mode="json"))
+        return (
+            {key: value for key, value in flat.items() if not key.startswith(_OF_A_NODE)}
+            | {f"digest of {key}": value for key, value in self.batches.digests.items()}
+            | {"DeepSpeed JSON (deepspeed.config)": self.recipe.deepspeed}
+            | {"digest of the plan": hashlib.sha256(repr(self.recipe.plan).encode()).hexdigest()}
+            | {"mslt-ds": __version__, "torch": torch.__version__}
+        )
 
     def _attempt(
         self,
@@ -279,7 +298,12 @@ class Run:
             micro_batch_size=stage.micro_batch_size,
             gradient_accumulation_steps=stage.gradient_accumulation_steps(self.world.world_size),
         )
-        return StageEngine(model, settings, share_training(state, trained, self.device), meter)
+        engine = StageEngine(model, settings, share_training(state, trained, self.device), meter)
+        check_equal_on_all_ranks(
+            dict(model.suffix.named_parameters()),
+            f"weights at the beginning of stage {stage.index}",
+        )
+        return engine
 
     def _grow(self, stage: Stage, state: TrainingState) -> TrainingState:
         """The state that the stage begins with: weights grown, moments carried, copied or dropped."""

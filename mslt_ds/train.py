@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the main job; the exit code."""
     # Made before torch is imported, so that no warning is lost while the run is prepared.
     flag = StopFlag()
+    # Where rank 0 has gone, torch would print a stack of its own for each heartbeat.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from mslt_ds.distributed.world import world_from_environment
 
     world = world_from_environment(os.environ)

@@ -2,21 +2,23 @@
 
 The index is made by replaying the documents in compiled code, block by block, so that memory doesn't
 grow with the corpus. It is kept beside the store, or in the user's cache folder if the store can't be
-written (`MSLT_CACHE_DIR`, else `XDG_CACHE_HOME`, else ~/.cache). Processes that make the same index at
-the same time write the same bytes under names of their own and rename them to the same path, in any
-order.
+written (`MSLT_CACHE_DIR`, else `XDG_CACHE_HOME`, else ~/.cache). Of the processes that need the same index
+in the same folder one makes it: it holds a lock on the unfinished file, and the others wait. The kernel
+(on NFS: the server) releases the lock of a process that was killed; the next one goes on in its file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import mmap
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -29,6 +31,7 @@ _FOLDER = "index"
 _DOCUMENTS_PER_BLOCK = 1 << 16
 _EPOCHS_KEPT = 2
 _LONG_SECONDS = 5.0
+_LOOK_SECONDS = 0.2  # for an index that another process makes
 Say = Callable[[str], None]
 
 
@@ -100,9 +103,10 @@ def _make(
     started = time.monotonic()
     key = epoch_key(store.digest, seed, epoch)
     start, count = 0, 0
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+    with _one_maker(path) as file:
+        if file is None:
+            return _map(path)
+        try:
             for first in range(0, store.num_documents, _DOCUMENTS_PER_BLOCK):
                 last = min(first + _DOCUMENTS_PER_BLOCK, store.num_documents)
                 entries, start = index_documents(
@@ -126,13 +130,45 @@ def _make(
                 )
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
     _remove_old(path, epoch)
     return _map(path)
+
+
+@contextmanager
+def _one_maker(path: Path) -> Iterator[BinaryIO | None]:
+    """The empty file to rename to `path`, for the one process that makes it; None for the others, once it's
+    made."""
+    partial = path.with_name(f".{path.name}.partial")
+    while not path.exists():
+        with partial.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_LOOK_SECONDS)
+                continue
+            except (
+                OSError
+            ):  # a file system without locks: each process makes it, and the last one stays
+                with tempfile.NamedTemporaryFile(
+                    prefix=partial.name, dir=path.parent, delete=False
+                ) as own:
+                    yield cast(BinaryIO, own)
+                partial.unlink(missing_ok=True)
+                return
+            # Another process may have renamed or removed the file between the opening and the lock.
+            if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                if path.exists():
+                    partial.unlink()
+                    break
+                file.truncate(0)
+                yield file
+                return
+    yield None
 
 
 def _remove_old(path: Path, epoch: int) -> None:

@@ -62,14 +62,15 @@ _FREE_KEYS = (
     "name", "output_dir", "checkpoint", "deepspeed", "telemetry", "evaluation",
     "data.path", "data.eval_path", "data.num_workers", "train.device", "optimizer.lamb.backend",
     "train.max_skipped_steps", "train.max_rollbacks", "train.spike_sigmas", "train.spike_window",
-    "train.hang_timeout_seconds", "train.prefix_micro_batch_size", "train.prefix_ahead",
+    "train.hang_timeout_seconds", "train.prefix_ahead",
 )  # fmt: skip
+# Of train, of a stage, of plan.long_sequence. Which units dropout drops depends on it, and rounding.
+_FREE_NAME = "micro_batch_size"
 
 
 def fingerprint(config: RunConfig, data_digest: str) -> dict[str, Any]:
     """Flat key -> value of all that a continuation has to share with its run."""
-    flat = _flatten(config.model_dump(mode="json"))
-    kept = {key: value for key, value in flat.items() if not key.startswith(_FREE_KEYS)}
+    kept = _kept(flatten(config.model_dump(mode="json")))
     # The folder isn't read again and may have moved.
     given = {"plan.init_from": None if config.plan.init_from is None else "a folder"}
     return kept | given | {"token store digest (data.path)": data_digest}
@@ -82,15 +83,24 @@ def _defaults() -> dict[str, Any]:
         for name, field in RunConfig.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     }
-    return _flatten(sections)
+    return flatten(sections)
 
 
-def _flatten(value: dict[str, Any] | list[Any], prefix: str = "") -> dict[str, Any]:
+def _kept(flat: dict[str, Any]) -> dict[str, Any]:
+    """The keys that a continuation has to share."""
+    return {
+        key: value
+        for key, value in flat.items()
+        if not key.startswith(_FREE_KEYS) and not key.endswith(_FREE_NAME)
+    }
+
+
+def flatten(value: dict[str, Any] | list[Any], prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value; elements of lists have their index as key."""
     flat: dict[str, Any] = {}
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         if isinstance(item, dict | list):
-            flat |= _flatten(item, f"{prefix}{key}.")
+            flat |= flatten(item, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = item
     return flat
@@ -208,7 +218,7 @@ def check_resumable(path: Path, expected: dict[str, Any]) -> None:
     """
     # A key that the version which wrote it didn't have stood for what is now the default: in
     # plan.stages, whose keys _defaults doesn't have, for None.
-    written = _flatten(_describe(path).fingerprint)
+    written = _kept(flatten(_describe(path).fingerprint))
     found = {key: value for key, value in _defaults().items() if key in expected} | written
     lines = [
         f"{key}: {expected.get(key)!r} now, {found.get(key)!r} in the checkpoint"

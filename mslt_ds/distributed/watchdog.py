@@ -72,6 +72,7 @@ class Heard:
 
 def judge(
     heard: Sequence[Heard],
+    mine: Beat,
     now: float,
     timeout: float,
     *,
@@ -81,28 +82,29 @@ def judge(
     """The ranks that the others can't wait for any longer, and why; None: all are well.
 
     heard: by rank
+    mine: what this rank does now, which says how long it may wait
     read: when the beats were last read
     silent_after: seconds after which a rank is gone that isn't heard of, where a collective has failed
     """
-
-    def limit(beat: Beat) -> float:
-        return timeout * (PATIENCE if beat.patient else 1.0)
-
-    if now - read > (silent_after or limit(heard[0].beat)):
-        return [0], f"the store that it keeps hasn't answered for {now - read:.0f} s"
-    silent = [
-        rank for rank, one in enumerate(heard) if now - one.at > (silent_after or limit(one.beat))
-    ]
+    if silent_after is None:
+        silent_after = _limit(mine, timeout)
+    if now - read > silent_after:
+        return [0], f"hasn't answered for {now - read:.0f} s, whose store all use"
+    silent = [rank for rank, one in enumerate(heard) if now - one.at > silent_after]
     if silent:
         seconds = min(now - heard[rank].at for rank in silent)
         return silent, f"hasn't been heard of for {seconds:.0f} s"
     idle = now - max(one.moved for one in heard)
-    if idle <= max(limit(one.beat) for one in heard):
+    if idle <= max(_limit(one.beat, timeout) for one in heard):
         return None
     last = min(one.beat.step for one in heard)
     behind = [rank for rank, one in enumerate(heard) if one.beat.step == last]
     hang = [rank for rank in behind if not heard[rank].beat.waits] or behind
     return hang, f"hasn't moved on for {idle:.0f} s"
+
+
+def _limit(beat: Beat, timeout: float) -> float:
+    return timeout * (PATIENCE if beat.patient else 1.0)
 
 
 class Watchdog:
@@ -164,7 +166,8 @@ class Watchdog:
         self._heard = [Heard(Beat("a host not heard of"), now, now)] * self._world_size
         if self._world_size > 1:
             # A connection of its own: another thread may wait for long on the group's.
-            self._store = dist.distributed_c10d._get_default_store().clone()
+            group_store: Any = dist.distributed_c10d._get_default_store()
+            self._store = group_store.clone()
             self._store.set_timeout(timedelta(seconds=self._timeout))
             self._tell(self._mine)
             dist.barrier()
@@ -242,7 +245,9 @@ class Watchdog:
 
     def _verdict(self, now: float) -> tuple[list[int], str] | None:
         silent_after = _SILENT_BEATS * self._interval if self._failed.is_set() else None
-        return judge(self._heard, now, self._timeout, read=self._read, silent_after=silent_after)
+        return judge(
+            self._heard, self._mine, now, self._timeout, read=self._read, silent_after=silent_after
+        )
 
     def _dump_if_slow(self, now: float) -> None:
         began = self._step_began

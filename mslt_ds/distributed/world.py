@@ -17,6 +17,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -211,6 +212,29 @@ def digest(tensors: Mapping[str, Tensor]) -> bytes:
         state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         state.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return state.digest()
+
+
+def check_same_on_all_ranks(values: Mapping[str, Any]) -> None:
+    """EnvironmentProblem on every rank unless all pass the same values. Every rank has to call it.
+
+    values: what they are called -> the value, of any kind that can be pickled
+    """
+    everyones: list[Mapping[str, Any]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyones, dict(values))
+    lines = []
+    for name in sorted({name for one in everyones for name in one}):
+        first = everyones[0].get(name)
+        differing = [rank for rank, one in enumerate(everyones) if one.get(name) != first]
+        if differing:
+            other = everyones[differing[0]].get(name)
+            lines.append(f"{name}: {first!r} on rank 0, {other!r} on ranks {differing}")
+    if lines:
+        raise EnvironmentProblem(
+            "the ranks disagree:\n  "
+            + "\n  ".join(lines)
+            + "\nstart all ranks by the same command, and "
+            "check that all nodes see the same files and run the same versions"
+        )
 
 
 def check_equal_on_all_ranks(tensors: Mapping[str, Tensor], what: str) -> None:

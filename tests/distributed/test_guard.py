@@ -45,11 +45,14 @@ def runs(module_launch, store, tmp_path_factory) -> tuple[Path, dict[str, int]]:
     folder = tmp_path_factory.mktemp("runs")
     cases = []
 
-    def add(name: str, kind: str, steps: list[int], stop: Any = "", **changes: Any) -> None:
+    def add(
+        name: str, kind: str, steps: list[int], stop: Any = "", other: Any = None, **changes: Any
+    ) -> None:
         changes = {"schedule": {"name": "constant", "warmup_steps": 0}} | changes
         made = recipe(store, folder, name, **changes)
         starts = [BATCH * step for step in steps]
-        cases.append({"recipe": made, "kind": kind, "starts": starts, "stop": stop})
+        cases.append({"recipe": made, "kind": kind, "starts": starts, "stop": stop,
+                      "other": other or {}})  # fmt: skip
 
     for optimizer, precision, zero in ENGINES:
         shared = {
@@ -81,6 +84,19 @@ def runs(module_launch, store, tmp_path_factory) -> tuple[Path, dict[str, int]]:
     add("evaluated", "none", [], **held_out)
     for stop in ("evaluation", "evaluation", ""):
         add("stopped-in-evaluation", "none", [], stop=stop, **held_out)
+    # Goes on with other micro-batches, without dropout.
+    smooth: dict[str, Any] = {
+        "model": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    }
+    add("even", "none", [], **smooth)
+    add("uneven", "none", [], stop=BATCH * 7, **smooth)
+    add("uneven", "none", [], train={"micro_batch_size": 6}, **smooth)
+    add(
+        "disagree",
+        "none",
+        [],
+        other={"train": {"micro_batch_size": 6}, "checkpoint": {"every_steps": 3}},
+    )
     path = folder / "cases.json"
     path.write_text(json.dumps(cases))
     output = module_launch(SCRIPTS / "plant_faults.py", 2, str(path), timeout=900).output
@@ -168,6 +184,23 @@ def test_a_stop_in_an_evaluation_saves_the_steps_and_repeats_the_evaluation(runs
     )
     assert ends == expected_ends
     assert_same_state(run, expected)
+
+
+def test_another_micro_batch_after_a_stop_changes_only_rounding(runs):
+    folder, codes = runs
+    assert codes["even"] == 0 and codes["uneven"] == EXIT_CODE_STOPPED
+    even, uneven = (weights_at(folder / name, "model") for name in ("even", "uneven"))
+    for parameter, tensor in even.items():
+        torch.testing.assert_close(uneven[parameter], tensor, rtol=0, atol=5e-5)
+
+
+def test_ranks_that_disagree_are_named_with_what_they_disagree_on(runs):
+    folder, codes = runs
+    assert codes["disagree"] == 3
+    assert not (folder / "disagree").exists()
+    output = (folder / "output.txt").read_text()
+    assert "checkpoint.every_steps: 1000 on rank 0, 3 on ranks [1]" in output
+    assert "train.micro_batch_size: 3 on rank 0, 6 on ranks [1]" in output
 
 
 def assert_same_state(run: Path, expected: Path) -> None:

@@ -3,7 +3,7 @@
 Each recipe comes as {"recipe": {...}, "kind": "loss" | "gradient", "starts": [...], "stop": ...}. In a
 batch that begins with one of the instances `starts`, the last rank's loss or gradient is made infinite or
 NaN. An empty list spoils every batch. `stop` tells the last rank to stop: at the instance that a batch
-begins with, or in "evaluation". Prints the exit code of each run, and goes on where one failed.
+begins with, or in "evaluation". `other` holds keys that the last rank alone has otherwise. Prints the exit code of each run, and goes on where one failed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mslt_ds.errors import MsltError, report
 from mslt_ds.feed import Fed, Feed, SuffixInputs
 from mslt_ds.recipe.loading import parse_recipe
 from mslt_ds.run import Run
+from tests.distributed.recipes import merged
 
 flag = StopFlag()
 world = world_from_environment(os.environ)
@@ -69,9 +70,10 @@ def spoiled(self: StageEngine, inputs: SuffixInputs, denominators: tuple) -> tor
 
 Feed.training, StageEngine.accumulate, StageEngine.evaluate = watched, spoiled, watched_evaluation
 for case in json.loads(Path(sys.argv[-1]).read_text()):
-    parsed = parse_recipe(case["recipe"])
     code = 0
     try:
+        other = case["other"] if world.rank == world.world_size - 1 else {}
+        parsed = parse_recipe(merged(case["recipe"], other))
         Run.prepare(parsed, world, device).train(flag)
     except MsltError as error:
         code = report(error) if world.is_main else error.exit_code

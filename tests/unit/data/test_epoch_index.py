@@ -1,5 +1,9 @@
+import errno
 import os
 import shutil
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -144,3 +148,48 @@ def test_no_instance_at_all(copy: TokenStore):
     with pytest.raises(DataError, match="no instance at data.input_format sop"):
         epoch_index(words, NO_WORDS, replace(OPTIONS, input_format="sop"), 1, 0)
     assert not list((copy.path / "index").iterdir())
+
+
+MAKER = """
+import sys, time
+from mslt_ds.data import epoch_index as module
+from mslt_ds.data.store import TokenStore
+from tests.unit.data.comparison import NO_WORDS
+from tests.unit.data.test_epoch_index import OPTIONS
+made, module._DOCUMENTS_PER_BLOCK = module.index_documents, 7
+def slow(*arguments):
+    print("making", flush=True)
+    time.sleep(float(sys.argv[2]))
+    return made(*arguments)
+module.index_documents = slow
+print(len(module.epoch_index(TokenStore.open(sys.argv[1]), NO_WORDS, OPTIONS, 1, 0)), flush=True)
+"""
+
+
+def test_of_several_processes_one_makes_it_also_after_a_kill(copy: TokenStore):
+    def start(seconds: float) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", MAKER, str(copy.path), str(seconds)],
+            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3],
+        )  # fmt: skip
+
+    killed = start(60)
+    assert killed.stdout is not None and killed.stdout.readline() == "making\n"
+    others = [start(0.01) for _ in range(3)]
+    time.sleep(0.5)
+    killed.kill()
+    outputs = [other.communicate(timeout=120)[0].split() for other in others]
+    length = str(len(expected(copy, 0)))
+    assert [output[-1] for output in outputs] == [length] * 3
+    assert sorted(output.count("making") > 0 for output in outputs) == [False, False, True]
+    assert len(list((copy.path / "index").iterdir())) == 1
+    assert np.array_equal(epoch_index(copy, NO_WORDS, OPTIONS, 1, 0), expected(copy, 0))
+
+
+def test_without_locks_each_makes_it(copy: TokenStore, monkeypatch: pytest.MonkeyPatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(module.fcntl, "flock", no_locks)
+    assert np.array_equal(epoch_index(copy, NO_WORDS, OPTIONS, 1, 0), expected(copy, 0))
+    assert len(list((copy.path / "index").iterdir())) == 1

@@ -15,8 +15,10 @@ def heard(beat: Beat, at: float = 0, moved: float = 0) -> Heard:
     return Heard(beat, NOW - at, NOW - moved)
 
 
-def blamed(*ranks: Heard, read: float = 0, silent_after: float | None = None) -> list[int]:
-    verdict = judge(ranks, NOW, TIMEOUT, read=NOW - read, silent_after=silent_after)
+def blamed(
+    *ranks: Heard, mine: Beat = IN_STEP, read: float = 0, silent_after: float | None = None
+) -> list[int]:
+    verdict = judge(ranks, mine, NOW, TIMEOUT, read=NOW - read, silent_after=silent_after)
     return [] if verdict is None else verdict[0]
 
 
@@ -31,8 +33,14 @@ def test_a_silent_rank_is_blamed_after_the_timeout():
 
 
 def test_one_that_may_take_long_is_given_more_time():
-    assert blamed(heard(IN_STEP), heard(AT_DATA, 11)) == []
-    assert blamed(heard(IN_STEP), heard(AT_DATA, PATIENCE * TIMEOUT + 1)) == [1]
+    late = PATIENCE * TIMEOUT + 1
+    assert blamed(heard(IN_STEP), heard(AT_DATA, 11)) == [
+        1
+    ]  # not for one that is silent, in a step
+    assert blamed(heard(AT_DATA), heard(AT_DATA, 11), mine=AT_DATA) == []
+    assert blamed(heard(AT_DATA), heard(AT_DATA, late), mine=AT_DATA) == [1]
+    assert blamed(heard(IN_STEP, 0, 11), heard(AT_DATA, 0, 11)) == []
+    assert blamed(heard(IN_STEP, 0, late), heard(AT_DATA, 0, late)) == [1]
 
 
 def test_after_an_error_a_few_seconds_are_enough():
