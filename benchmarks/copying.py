@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
+from mslt_ds.hugging_face import LOAD
+
 SHARE = 0.15
 
 
@@ -62,8 +64,8 @@ def main() -> None:
     options = parser.parse_args()
     texts = pieces(options.text, options.words, options.pieces, random.Random(options.seed))
     for folder in options.model:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForPreTraining.from_pretrained(folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOAD)
+        model = AutoModelForPreTraining.from_pretrained(folder, **LOAD).eval()
         for way in ("alone", "twice", "beside another"):
             total = torch.zeros(3)
             for number, text in enumerate(texts):

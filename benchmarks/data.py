@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         speeds: dict[str, float] = {}
         ratios: dict[str, float] = {}
         if options.store is None:
-            used = tokenizer.load(store.tokenizer_dir)
+            used = tokenizer.load(store.tokenizer_dir).backend
             speeds |= medians(
                 {
                     library: tokens_by_the_library(paragraphs, used),

@@ -29,6 +29,7 @@ from mslt_ds.data.loader import InstanceSequence, global_batches
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
 from mslt_ds.data.words import continuing_tokens
+from mslt_ds.hugging_face import LOAD
 from mslt_ds.model.objective import OBJECTIVES
 from tests.unit.data.comparison import documents_of
 from tests.unit.data.reference import (
@@ -144,7 +145,7 @@ def masking_by_the_collator(
     """Hugging Face's masking of sequences that were tokenized and cut to length before."""
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-    used = AutoTokenizer.from_pretrained(store.tokenizer_dir)
+    used = AutoTokenizer.from_pretrained(store.tokenizer_dir, **LOAD)
     collator = DataCollatorForLanguageModeling(used, whole_word_mask=whole_word)
     long = [paragraph for paragraph in paragraphs if len(paragraph) > 8 * SEQ_LENGTH]
     encoded = used(

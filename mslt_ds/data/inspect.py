@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -83,8 +82,9 @@ def figures(store: TokenStore) -> list[str]:
     names = _tokens(store)
     counts = store.token_counts
     order = np.argsort(-counts, kind="stable")[:_FREQUENT]
-    unknown = tokenizer.load(store.tokenizer_dir).token_to_id(tokenizer.SPECIAL["unk"])
-    words = store.num_tokens - int(counts[continuing_tokens(store)].sum())
+    used = tokenizer.load(store.tokenizer_dir)
+    unknown = 0 if used.unknown_id is None else counts[used.unknown_id]
+    words = store.num_tokens - int(counts[used.continuing_tokens()].sum())
     rare = int(((counts > 0) & (counts < _RARE)).sum())
     return [
         f"{store.path}  digest {store.digest[:16]}",
@@ -95,7 +95,7 @@ def figures(store: TokenStore) -> list[str]:
         f"  words           {words:,}, {store.num_tokens / words:.3f} tokens each",
         f"  vocabulary      {store.vocab_size:,}, of which {(counts > 0).sum():,} occur, "
         f"{rare:,} less than {_RARE} times",
-        f"  unknown         {counts[unknown] / store.num_tokens:.4%}",
+        f"  unknown         {unknown / store.num_tokens:.4%}",
         f"  unigram entropy {store.unigram_entropy():.4f} nats",
         f"  most frequent   {' '.join(names[i] for i in order if counts[i])}",
         "",
@@ -123,20 +123,30 @@ def describe_instance(sequence: InstanceSequence, epoch: int, instance: int) -> 
     documents = sequence.store.corpus.documents
     document = int(np.searchsorted(documents, sentence, side="right")) - 1
     names = _tokens(sequence.store)
-    groups = list(_groups(arrays, names, options.masking))
+    groups = list(_groups(arrays, continuing_tokens(sequence.store), options.masking))
     length, masked = int(arrays.attention_mask[0].sum()), sum(map(len, groups))
     return [
         f"instance {instance:,} of {sequence.length:,} in epoch {epoch}, seed {sequence.seed}",
         f"  format      {options.input_format}, masking {options.masking}",
         f"  document    {document:,}, from its sentence {sentence - int(documents[document]):,} on",
         f"  tokens      {length} of {options.seq_length}, {masked} masked in {len(groups)} places",
-        *_text(arrays, options, _pieces(arrays, names, groups), document),
+        *_text(
+            arrays,
+            options,
+            _pieces(arrays, names, groups),
+            document,
+            names[sequence.store.corpus.special.sep],
+        ),
         "  {what the model sees <- what it has to say}",
     ]
 
 
 def _text(
-    arrays: InstanceArrays, options: InstanceOptions, pieces: list[str], document: int
+    arrays: InstanceArrays,
+    options: InstanceOptions,
+    pieces: list[str],
+    document: int,
+    separator: str,
 ) -> Iterator[str]:
     """Lines with the label and the segments of a pair, or the sentences of each document."""
     if options.is_paired:
@@ -145,18 +155,17 @@ def _text(
         titles = ["segment 0", "segment 1"]
     else:
         titles = [f"of {document + i:,}" for i in range(len(pieces))]
-    separator = tokenizer.SPECIAL["sep"]
     ends = [i + 1 for i, piece in enumerate(pieces) if piece == separator]
     for title, (low, high) in zip(titles, pairwise([0, *ends]), strict=False):
         yield f"  {title:11} {' '.join(piece for piece in pieces[low:high] if piece)}"
 
 
-def _groups(arrays: InstanceArrays, names: list[str], masking: Masking) -> Iterator[list[int]]:
+def _groups(arrays: InstanceArrays, continues: np.ndarray, masking: Masking) -> Iterator[list[int]]:
     """Groups of masked positions: of a token, of a word, or of adjacent words, depending on `masking`."""
     group: list[int] = []
     for column in range(int(arrays.masked_weights[0].sum())):
         position = int(arrays.masked_positions[0, column])
-        is_piece = names[arrays.masked_labels[0, column]].startswith(tokenizer.CONTINUES)
+        is_piece = continues[arrays.masked_labels[0, column]]
         joined = masking in ("ngram", "span") or (masking == "whole_word" and is_piece)
         if group and not (joined and position == group[-1] + 1):
             yield group
@@ -184,7 +193,7 @@ def _pieces(arrays: InstanceArrays, names: list[str], groups: list[list[int]]) -
 def _tokens(store: TokenStore) -> list[str]:
     """The tokens by id."""
     names = [""] * store.vocab_size
-    for token, number in tokenizer.load(Path(store.tokenizer_dir)).get_vocab().items():
+    for token, number in tokenizer.load(store.tokenizer_dir).vocabulary.items():
         names[number] = token
     return names
 

@@ -11,7 +11,7 @@ Positions, or the words that runs begin with, are taken in random order until th
 predictions as it may have: 15 % of its length, rounded. A run that no longer fits is shortened by
 words; a word that doesn't fit, and a run that overlaps another, is skipped. So a word is never split,
 no run crosses a separator, and fewer tokens are predicted if no word is short enough for the rest. A
-word is a token with the tokens that continue it (`##`).
+word is a token with the tokens that continue it (word_starts.py).
 
 80 % of the chosen tokens become [MASK], 10 % a random token, and 10 % stay. This is drawn for each
 token, or with `span` for each run as a whole, as in SpanBERT.

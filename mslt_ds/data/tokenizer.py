@@ -1,6 +1,5 @@
-"""WordPiece tokenizers: found on disk, loaded, and checked to be BERT's.
+"""Tokenizers of any kind: found on disk, loaded, checked, and their special tokens known by role.
 
-WordPiece is that of BERT: Wu et al. 2016, "Google's neural machine translation system", section 4.1.
 A tokenizer that is loaded has to find the words of its own vocabulary: loaders have been known to
 ignore a vocabulary without an error.
 """
@@ -9,19 +8,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+import numpy as np
+from tokenizers import Tokenizer, models
 
+from mslt_ds.data.bert_tokenizer import from_vocabulary_file, put_between
 from mslt_ds.data.store import MANIFEST, TOKENIZER, SpecialTokens
-from mslt_ds.errors import DataError
+from mslt_ds.data.word_starts import continuing_tokens, text_of, word_marks
+from mslt_ds.errors import DataError, first_line
 
-SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-CONTINUES = "##"
-"""The beginning of a token that continues a word."""
+ROLES = {
+    "cls": ("cls_token", "bos_token"),
+    "sep": ("sep_token", "eos_token"),
+    "mask": ("mask_token",),
+    "pad": ("pad_token",),
+    "unk": ("unk_token",),
+}
+"""The roles of special tokens, with the keys of tokenizer_config.json that name their tokens. A language
+model's tokenizer has no token for a sequence's class; the one that begins a text takes its place."""
+_USUAL = {
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+}
+"""Their names where no file tells them; the first one is that of a token that has to be added."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt",
@@ -31,6 +48,108 @@ hold a token store or a model as well. Their order is part of an evaluation's fi
 PROBE = "The quick brown fox — naïve, 3.14 — jumped over 東京's lazy dogs, didn't it? Unaffable!"
 """A text on which tokenizers with different settings are likely to differ."""
 _CHECKED_WORDS = 100
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer and its special tokens.
+
+    special: role -> token, for each of ROLES; "unk" only if the tokenizer has one
+    added: those of them that the tokenizer lacked, and that were added behind its own tokens
+    """
+
+    backend: Tokenizer
+    special: dict[str, str]
+    added: tuple[str, ...] = ()
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, special ones among them."""
+        return self.backend.get_vocab()
+
+    @property
+    def vocab_size(self) -> int:
+        """The highest token id plus 1."""
+        return max(self.vocabulary.values()) + 1
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        names = ("pad", "cls", "sep", "mask")
+        return SpecialTokens(**{name: self.vocabulary[self.special[name]] for name in names})
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of what the vocabulary doesn't cover; None if it covers everything."""
+        return self.vocabulary.get(self.special.get("unk", ""))
+
+    def continuing_tokens(self) -> np.ndarray:
+        """For each token id, whether it continues the word before it, (vocab_size,) bool."""
+        return continuing_tokens(self.backend, self.vocab_size)
+
+    def tokens_by_id(self) -> list[tuple[str, int]]:
+        """(token, id) of the whole vocabulary, by rising id."""
+        return sorted(self.vocabulary.items(), key=lambda item: item[::-1])
+
+    def digest(self) -> str:
+        """A digest of the vocabulary with its ids, in hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.tokens_by_id()).encode()).hexdigest()
+
+
+class TextEncoder:
+    """Encodes the sentences of a store.
+
+    Special tokens that the text spells out are text, as in the original BERT: `[MASK]` becomes the
+    pieces of a bracket, a word and a bracket.
+    """
+
+    def __init__(self, place: Path) -> None:
+        """DataError if the tokenizer at `place` can't be loaded or takes text for special tokens."""
+        tokenizer = self.tokenizer = load(place)
+        tokenizer.vocabulary  # noqa: B018 (as it is before the next line)
+        self.unknown_id = tokenizer.unknown_id
+        self._backend = tokenizer.backend
+        spell_out(self._backend)
+        for token in tokenizer.special.values():
+            number = tokenizer.vocabulary[token]
+            if number != self.unknown_id and number in self._ids(f"a {token} b"):
+                raise DataError(
+                    f"--tokenizer: {place}: {token} written in a text becomes the special token; in "
+                    'tokenizer.json, mark it "special": true under added_tokens and use a '
+                    "pre_tokenizer that takes it apart, such as BertPreTokenizer"
+                )
+        # Where a word that follows a blank has tokens of its own (byte-level BPE), so has a sentence.
+        self._between = "" if self._ids("a a")[-1:] == self._ids("a")[-1:] else " "
+
+    def encode(self, sentences: list[str], follows: list[bool]) -> list[list[int]]:
+        """The token ids of each sentence. follows: whether it follows another in its paragraph"""
+        texts = [
+            self._between + sentence if after else sentence
+            for sentence, after in zip(sentences, follows, strict=True)
+        ]
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def _ids(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+
+def spell_out(backend: Tokenizer) -> None:
+    """Let the tokenizer take special tokens that a text spells out for text. tokenizer.json doesn't store
+    this setting."""
+    backend.encode_special_tokens = True
+    if isinstance(backend.model, models.Unigram):
+        # Its search finds any piece of the vocabulary, so the special ones get names that no text has.
+        special = {
+            token.content for token in backend.get_added_tokens_decoder().values() if token.special
+        }
+        settings = json.loads(backend.to_str())["model"]
+        pieces = [
+            (f"\0{piece}\0" if piece in special else piece, score)
+            for piece, score in settings["vocab"]
+        ]
+        backend.model = models.Unigram(
+            pieces, settings["unk_id"], settings.get("byte_fallback", False)
+        )
 
 
 def find(place: Path) -> Path:
@@ -53,12 +172,12 @@ def find(place: Path) -> Path:
     return folder
 
 
-def load(place: Path) -> Tokenizer:
+def load(place: Path) -> TextTokenizer:
     """The tokenizer at `place`: a folder, a tokenizer.json, or a vocabulary file of one token a line.
-    Truncation and padding are switched off.
+    Truncation and padding are switched off. A special token that it lacks is added behind its own.
 
-    DataError if it can't be read, isn't BERT's, gives two tokens one id, or doesn't find the words of
-    its own vocabulary.
+    DataError if it can't be read, gives two tokens one id, or doesn't find the words of its own
+    vocabulary.
     """
     file = place
     if place.is_dir():
@@ -66,151 +185,72 @@ def load(place: Path) -> Tokenizer:
         file = next((place / name for name in names if (place / name).is_file()), place / names[1])
     try:
         if file.suffix == ".json":
-            tokenizer = Tokenizer.from_file(str(file))
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
+            backend = Tokenizer.from_file(str(file))
+            backend.no_truncation()
+            backend.no_padding()
         else:
-            tokenizer = _from_vocabulary_file(file)
+            backend = from_vocabulary_file(file)
+        settings = _settings(file.parent)
     except Exception as error:  # tokenizers raises plain Exception
-        raise DataError(f"--tokenizer: {place}: can't be read ({error})") from error
-    special_tokens(tokenizer)
-    _check_ids(tokenizer, place)
+        raise DataError(f"--tokenizer: {place}: can't be read ({first_line(error)})") from error
+    _check_ids(backend, place)
+    tokenizer = _with_roles(backend, settings)
     _check_words(tokenizer, place)
     return tokenizer
 
 
-def load_for_text(place: Path) -> Tokenizer:
-    """The tokenizer at `place` for the text of a store, in which special tokens that the text spells out
-    are text, as in the original BERT: `[MASK]` becomes the pieces of a bracket, a word and a bracket.
+def _settings(folder: Path) -> dict[str, Any]:
+    """The keys of the folder's tokenizer_config.json and, where that lacks them, special_tokens_map.json."""
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(content, dict):
+            raise ValueError(f"{name} holds a {type(content).__name__} instead of an object")
+        found |= {key: value for key, value in content.items() if value is not None}
+    return found
 
-    DataError if it can't be loaded or takes spelt-out special tokens for real ones all the same.
-    """
-    tokenizer = load(place)
-    # It encodes them as text. tokenizer.json doesn't store this setting.
-    tokenizer.encode_special_tokens = True
-    for name, number in asdict(special_tokens(tokenizer)).items():
-        if number in tokenizer.encode(f"a {SPECIAL[name]} b", add_special_tokens=False).ids:
-            raise DataError(
-                f"--tokenizer: {place}: {SPECIAL[name]} written in a text becomes the special token; "
-                'in tokenizer.json, mark it "special": true under added_tokens and use the '
-                "pre_tokenizer BertPreTokenizer"
-            )
+
+def _with_roles(backend: Tokenizer, settings: dict[str, Any]) -> TextTokenizer:
+    """Find the special tokens by role, and add those that are missing or that another role has."""
+    vocabulary = backend.get_vocab()
+    special: dict[str, str] = {}
+    added = []
+    for role, keys in ROLES.items():
+        configured = [settings[key] for key in keys if key in settings]
+        names = [one.get("content") if isinstance(one, dict) else one for one in configured]
+        if role == "unk":
+            names.append(_unknown_of(backend))
+        names = [name for name in (*names, *_USUAL[role]) if isinstance(name, str)]
+        if role != "unk":  # which is never written into an instance
+            names = [name for name in names if name not in special.values()]
+        token = next((name for name in names if name in vocabulary), None)
+        if token is None and role != "unk":
+            token = names[0]
+            added.append(token)
+        if token is not None:
+            special[role] = token
+    backend.add_special_tokens(added)
+    tokenizer = TextTokenizer(backend, special, tuple(added))
+    # A language model's tokenizer writes no token behind a text.
+    ids, frame = backend.encode("a").ids, tokenizer.special_tokens
+    if (ids[0], ids[-1]) != (frame.cls, frame.sep):
+        put_between(backend, special["cls"], special["sep"])
     return tokenizer
 
 
-def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
-    """Ids of BERT's special tokens; DataError if the vocabulary lacks one."""
-    vocabulary = tokenizer.get_vocab()
-    missing = [token for token in SPECIAL.values() if token not in vocabulary]
-    if missing:
-        raise DataError(
-            f"--tokenizer: its vocabulary of {tokenizer.get_vocab_size()} lacks "
-            f"{', '.join(missing)}; it has to be a BERT tokenizer"
-        )
-    return SpecialTokens(
-        **{name: vocabulary[SPECIAL[name]] for name in ("pad", "cls", "sep", "mask")}
-    )
+def _unknown_of(backend: Tokenizer) -> str | None:
+    model = backend.model
+    if isinstance(model, models.Unigram):
+        number = json.loads(backend.to_str())["model"]["unk_id"]
+        return None if number is None else backend.id_to_token(number)
+    return getattr(model, "unk_token", None)
 
 
-def vocab_size(tokenizer: Tokenizer) -> int:
-    """The highest token id plus 1."""
-    return max(tokenizer.get_vocab().values()) + 1
-
-
-def tokens_by_id(tokenizer: Tokenizer) -> list[tuple[str, int]]:
-    """(token, id) of the whole vocabulary, by rising id."""
-    return sorted(tokenizer.get_vocab().items(), key=lambda item: item[::-1])
-
-
-def vocabulary_digest(tokenizer: Tokenizer) -> str:
-    """A digest of the vocabulary with its ids, in hexadecimal digits."""
-    return hashlib.sha256(json.dumps(tokens_by_id(tokenizer)).encode()).hexdigest()
-
-
-def normalizer(
-    *,
-    lowercase: bool,
-    strip_accents: bool | None = None,
-    handle_chinese_chars: bool = True,
-) -> normalizers.BertNormalizer:
-    """BERT's normalizer. strip_accents: None strips them when lower-casing, as the original does."""
-    return normalizers.BertNormalizer(
-        lowercase=lowercase,
-        strip_accents=strip_accents,
-        handle_chinese_chars=handle_chinese_chars,
-    )
-
-
-def pipeline(vocabulary: dict[str, int], **options: Any) -> Tokenizer:
-    """BERT's tokenizer with this vocabulary (token to id); an empty one is for training.
-
-    options: of `normalizer`
-    """
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL["unk"]))
-    tokenizer.normalizer = normalizer(**options)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUES)
-    if vocabulary:
-        cls, sep = SPECIAL["cls"], SPECIAL["sep"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{cls}:0 $A:0 {sep}:0",
-            pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-            special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
-        )
-        tokenizer.add_special_tokens(list(SPECIAL.values()))
-    return tokenizer
-
-
-def _from_vocabulary_file(file: Path) -> Tokenizer:
-    vocabulary = _vocabulary_of_lines(file)
-    config_path = file.with_name("tokenizer_config.json")
-    config: dict[str, Any] = {}
-    if config_path.is_file():
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    # A vocabulary without capital letters was made from lower-cased text.
-    names = {*SPECIAL.values(), *(token for token in vocabulary if token.startswith("[unused"))}
-    is_lower = all(token == token.lower() for token in vocabulary if token not in names)
-    return pipeline(
-        vocabulary,
-        lowercase=config.get("do_lower_case", is_lower),
-        strip_accents=config.get("strip_accents"),
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-    )
-
-
-def _vocabulary_of_lines(file: Path) -> dict[str, int]:
-    """The tokens of a vocabulary file with their ids, which are their line numbers from 0.
-
-    ValueError if a special token is missing, a token is on two lines, or a line before the last token is blank: loaders disagree
-    about the ids of such a file.
-    """
-    # As in the original BERT, blanks around a token aren't part of it.
-    lines = [line.strip(" \t") for line in file.read_text(encoding="utf-8-sig").split("\n")]
-    while lines and not lines[-1]:
-        lines.pop()
-    missing = [token for token in SPECIAL.values() if token not in lines]
-    if missing:
-        raise ValueError(f"{file.name} lacks {', '.join(missing)}")
-    vocabulary: dict[str, int] = {}
-    for number, token in enumerate(lines):
-        if not token:
-            raise ValueError(
-                f"{file.name}: line {number + 1} is blank, and a token's id is the number of its line; "
-                "if the model has an id for it, write [unusedN] there, with a new N; otherwise delete it"
-            )
-        if token in vocabulary:
-            raise ValueError(
-                f"{file.name}: {token!r} is on line {vocabulary[token] + 1} and again on line "
-                f"{number + 1}, and a token's id is the number of its line; write [unusedN] on one of "
-                "them, with a new N, so that all other ids stay"
-            )
-        vocabulary[token] = number
-    return vocabulary
-
-
-def _check_ids(tokenizer: Tokenizer, place: Path) -> None:
+def _check_ids(backend: Tokenizer, place: Path) -> None:
     """DataError if two tokens have the same id."""
-    for (token, number), (other, next_number) in pairwise(tokens_by_id(tokenizer)):
+    by_id = sorted(backend.get_vocab().items(), key=lambda item: item[::-1])
+    for (token, number), (other, next_number) in pairwise(by_id):
         if number == next_number:
             raise DataError(
                 f"--tokenizer: {place}: {token!r} and {other!r} both have the id {number}; give one of "
@@ -218,21 +258,27 @@ def _check_ids(tokenizer: Tokenizer, place: Path) -> None:
             )
 
 
-def _check_words(tokenizer: Tokenizer, place: Path) -> None:
-    """DataError if most words of the vocabulary become [UNK], as with a wrong normalizer."""
-    vocabulary = tokenizer.get_vocab()
-    words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
+def _check_words(tokenizer: TextTokenizer, place: Path) -> None:
+    """DataError if most words of the vocabulary aren't found in a text, as with a wrong normalizer."""
+    marks = word_marks(tokenizer.backend)
+    words = sorted(
+        (word, number)
+        for token, number in tokenizer.vocabulary.items()
+        if (word := text_of(token, marks, begins_word=True)).isalpha()
+    )
     words = words[:: max(1, len(words) // _CHECKED_WORDS)]
-    unknown = vocabulary[SPECIAL["unk"]]
-    encodings = tokenizer.encode_batch_fast(words, add_special_tokens=False)
+    encodings = tokenizer.backend.encode_batch_fast(
+        [f"a {word}" for word, _ in words], add_special_tokens=False
+    )
     lost = [
         word
-        for word, encoding in zip(words, encodings, strict=True)
-        if unknown in encoding.ids or not encoding.ids
+        for (word, number), encoding in zip(words, encodings, strict=True)
+        if number not in encoding.ids
     ]
     if len(lost) * 2 > len(words):
         raise DataError(
             f"--tokenizer: {place}: {len(lost)} of {len(words)} words of its own vocabulary, such as "
-            f"{lost[0]!r}, become {SPECIAL['unk']}: it doesn't use its vocabulary; check "
-            "do_lower_case in its tokenizer_config.json, or the normalizer in its tokenizer.json"
+            f"{lost[0]!r}, aren't found in a text: it doesn't use its vocabulary; check "
+            "do_lower_case in its tokenizer_config.json, or normalizer and pre_tokenizer in its "
+            "tokenizer.json"
         )

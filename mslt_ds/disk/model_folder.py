@@ -54,10 +54,7 @@ def save_weights(
         # safetensors makes its file readable by the owner alone; a run folder is often shared.
         shutil.copymode(partial / "config.json", partial / WEIGHTS_FILE)
         if tokenizer_dir is not None:
-            longest = family_of(config).longest_sequence(
-                config.max_position_embeddings, config.pad_token_id
-            )
-            _copy_tokenizer(tokenizer_dir, partial, longest)
+            _copy_tokenizer(tokenizer_dir, partial, config)
         manifest.write(partial, [path.name for path in sorted(partial.iterdir())])
         if (folder / CARD_FILE).is_file():  # a user's, whom no checksum hinders
             shutil.copyfile(folder / CARD_FILE, partial / CARD_FILE)
@@ -136,11 +133,9 @@ def check_tokenizer(folder: Path) -> None:
         raise DataError(f"{folder}: no tokenizer here; expected tokenizer.json or vocab.txt")
 
 
-def _copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
-    """Copy a tokenizer beside a model, with settings that make it fit.
-
-    max_length: tokens that the model has positions for, to which `truncation=True` then truncates
-    """
+def _copy_tokenizer(source: Path, target: Path, config: PretrainedConfig) -> None:
+    """Copy a tokenizer beside a model of `config`, with settings that make it fit: its length is as many
+    tokens as the model has positions for, to which `truncation=True` then truncates."""
     check_tokenizer(source)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
@@ -150,7 +145,17 @@ def _copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
     # The code that it names isn't copied.
     settings.pop("auto_map", None)
     # Without a class, AutoTokenizer goes by the model: an ALBERT's would be SentencePiece's.
-    settings = {"tokenizer_class": "BertTokenizer"} | settings
+    is_whole = (target / "tokenizer.json").is_file()
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast" if is_whole else "BertTokenizer"
+    } | settings
+    has_segments = getattr(config, "type_vocab_size", 0) > 1
+    settings["model_input_names"] = [
+        "input_ids", *(["token_type_ids"] if has_segments else []), "attention_mask",
+    ]  # fmt: skip
     # A tokenizer that doesn't know its length says 1e30, or nothing.
-    settings["model_max_length"] = min(max_length, settings.get("model_max_length") or max_length)
+    length = family_of(config).longest_sequence(
+        config.max_position_embeddings, config.pad_token_id
+    )
+    settings["model_max_length"] = min(length, settings.get("model_max_length") or length)
     path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from mslt_ds.data.tokenizer import TOKENIZER_FILES
+from mslt_ds.data.tokenizer import TOKENIZER_FILES, spell_out
 from mslt_ds.errors import CheckpointError, RecipeError, first_line
 from mslt_ds.hugging_face import LOAD, quiet, weight_files
 
@@ -49,7 +49,7 @@ class Encoder:
         try:
             with quiet():
                 config = AutoConfig.from_pretrained(path, **LOAD)
-                tokenizer = AutoTokenizer.from_pretrained(path, **LOAD)
+                tokenizer = AutoTokenizer.from_pretrained(path, split_special_tokens=True, **LOAD)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise CheckpointError(
                 f"--model: {path}: {first_line(error)}; the folder needs a configuration and a "
@@ -59,6 +59,8 @@ class Encoder:
             raise CheckpointError(
                 f"--model: {path}: its tokenizer has no fast form; save the folder with tokenizer.json"
             )
+        # As in pretraining: `[SEP]` written in a text is text.
+        spell_out(tokenizer.backend_tokenizer)
         rows, tokens = getattr(config, "vocab_size", len(tokenizer)), len(tokenizer)
         if tokens > rows:
             raise CheckpointError(

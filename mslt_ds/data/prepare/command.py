@@ -13,27 +13,29 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mslt_ds import paths
 from mslt_ds.data import tokenizer
-from mslt_ds.data.prepare import segment, vocabulary
+from mslt_ds.data.prepare import saved_tokenizer, segment, vocabulary
 from mslt_ds.data.prepare.documents import TextCounts, count_characters
 from mslt_ds.data.prepare.finish import finish, refuse_fewer_than_two
 from mslt_ds.data.prepare.folder import DEFAULT_SPLIT
+from mslt_ds.data.prepare.json_rows import DEFAULT_FIELD
 from mslt_ds.data.prepare.pool import tokenize
-from mslt_ds.data.prepare.rows import DEFAULT_FIELD
 from mslt_ds.data.prepare.sources import Input, find_inputs, weighted_documents
 from mslt_ds.data.prepare.unit import UNIT_CHARACTERS
+from mslt_ds.data.prepare.vocabulary import TrainingOptions
 from mslt_ds.data.prepare.wikipedia import WikipediaDump
 from mslt_ds.data.prepare.work import WorkFolder
 from mslt_ds.data.store import FORMAT, token_dtype
 from mslt_ds.errors import DataError
 from mslt_ds.shard import Shard
 
-DEFAULT_VOCAB_SIZE = 30_000
+_TRAINED = TrainingOptions()  # unless the user says otherwise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ".jsonl, .xml of Wikipedia; each plain, .gz, .bz2, .xz or .zst; .parquet), folders of data "
         "sets, or data sets of the hub (owner/name:config); INPUT,weight=W lets each document "
         "appear W times, INPUT,field=NAME names the key or column of the text (default: "
-        f"{DEFAULT_FIELD}), INPUT,split=NAME a data set's split (default: {DEFAULT_SPLIT})",
+        f"{DEFAULT_FIELD}; a.b is the key b inside of a), INPUT,ids=NAME a column of token ids, INPUT,split=NAME a data set's split (default: {DEFAULT_SPLIT})",
     )
     parser.add_argument(
         "--output",
@@ -68,7 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocab-size",
         type=int,
         metavar="N",
-        help=f"train a WordPiece vocabulary of N tokens (default: {DEFAULT_VOCAB_SIZE})",
+        help=f"train a vocabulary of N tokens (default: {_TRAINED.vocab_size})",
+    )
+    parser.add_argument(
+        "--tokenizer-model",
+        choices=get_args(vocabulary.Model),
+        help="the kind of a trained vocabulary: BERT's, byte-level BPE as RoBERTa's, or SentencePiece's "
+        f"as ALBERT's (default: {_TRAINED.model})",
     )
     parser.add_argument(
         "--alphabet",
@@ -79,6 +87,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cased", action="store_true", help="keep capitals and accents in a trained vocabulary"
+    )
+    parser.add_argument(
+        "--keep-accents",
+        action="store_true",
+        help="keep accents in a trained vocabulary of lower-cased text",
+    )
+    parser.add_argument(
+        "--language",
+        default=segment.DEFAULT_LANGUAGE,
+        metavar="CODE",
+        help="the language by whose rules text is divided into sentences "
+        f"(default: {segment.DEFAULT_LANGUAGE})",
+    )
+    parser.add_argument(
+        "--allow-unknown",
+        action="store_true",
+        help="finish a store even if the tokenizer doesn't know more than 5 %% of a source's tokens",
     )
     parser.add_argument(
         "--keep-duplicates",
@@ -106,16 +131,20 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     try:
         if arguments.merge:
-            merge_shards(output)
+            merge_shards(output, allow_unknown=arguments.allow_unknown)
             return 0
         prepare(
             arguments.input,
             output,
             tokenizer_place=Path(arguments.tokenizer) if arguments.tokenizer else None,
             vocab_size=arguments.vocab_size,
+            tokenizer_model=arguments.tokenizer_model,
             alphabet_size=arguments.alphabet,
             lowercase=not arguments.cased,
+            keep_accents=arguments.keep_accents,
+            language=arguments.language,
             keep_duplicates=arguments.keep_duplicates,
+            allow_unknown=arguments.allow_unknown,
             workers=arguments.workers,
             shard=Shard.parse(arguments.shard) if arguments.shard else None,
         )
@@ -133,28 +162,45 @@ def prepare(
     *,
     tokenizer_place: Path | None = None,
     vocab_size: int | None = None,
+    tokenizer_model: vocabulary.Model | None = None,
     alphabet_size: int | None = None,
     lowercase: bool = True,
+    keep_accents: bool = False,
+    language: str = segment.DEFAULT_LANGUAGE,
     keep_duplicates: bool = False,
+    allow_unknown: bool = False,
     workers: int | None = None,
     shard: Shard | None = None,
 ) -> None:
-    """Make the token store `output` from the inputs `given`, or only the units of a shard."""
+    """Make the token store `output` from the inputs `given`, or only the units of a shard.
+
+    Without `tokenizer_place`, a vocabulary is trained with the options before `language`.
+    """
     started = time.monotonic()
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    _check_options(vocab_size, alphabet_size, lowercase, workers, shard, tokenizer_place)
+    training = TrainingOptions(
+        tokenizer_model or _TRAINED.model,
+        vocab_size or _TRAINED.vocab_size,
+        lowercase,
+        keep_accents,
+        alphabet_size,
+    )
+    if tokenizer_place is None:
+        _check_training(training)
+    else:
+        _refuse_training_options(tokenizer_place, training, tokenizer_model)
+    _check_work(workers, shard, tokenizer_place)
+    segment.check_language(language)
     inputs = find_inputs(given)
+    if tokenizer_place is None and (with_ids := [one for one in inputs if one.holds_ids]):
+        raise DataError(
+            f"--input: {with_ids[0].source.name}: token ids without --tokenizer; name the tokenizer that "
+            "they belong to"
+        )
     if tokenizer_place is not None:
         tokenizer_place = tokenizer.find(tokenizer_place)
-    job = _job(
-        inputs,
-        tokenizer_place,
-        vocab_size or DEFAULT_VOCAB_SIZE,
-        alphabet_size,
-        lowercase,
-        keep_duplicates,
-    )
+    job = _job(inputs, tokenizer_place or training, language, keep_duplicates)
     work = WorkFolder(output)
     work.check_output()
     work.check_same_job(job)
@@ -164,11 +210,11 @@ def prepare(
         return
     work.begin(job)
 
-    _make_tokenizer(inputs, work, job, tokenizer_place)
+    _make_tokenizer(inputs, work, tokenizer_place or training)
     used = tokenizer.load(work.tokenizer_folder)
     vocabulary_seconds = time.monotonic() - started
-    dtype = token_dtype(tokenizer.vocab_size(used))
-    counts = tokenize(inputs, work, dtype, workers, shard or Shard(), _say)
+    dtype = token_dtype(used.vocab_size)
+    counts = tokenize(inputs, work, dtype, language, workers, shard or Shard(), _say)
     tokenize_seconds = time.monotonic() - started - vocabulary_seconds
     if shard is not None:
         _say(
@@ -185,48 +231,61 @@ def prepare(
             "megabytes_per_second": round(counts.text_bytes / 1e6 / tokenize_seconds, 3),
         },
         _say,
+        allow_unknown=allow_unknown,
     )
 
 
-def merge_shards(output: Path) -> None:
+def merge_shards(output: Path, *, allow_unknown: bool = False) -> None:
     """Finish the token store `output`, all of whose shards are done."""
     work = WorkFolder(output)
     if work.is_finished():
         work.remove()
         _say(f"{output}: merged already")
         return
-    finish(work, {}, _say)
+    finish(work, {}, _say, allow_unknown=allow_unknown)
 
 
-def _check_options(
-    vocab_size: int | None,
-    alphabet_size: int | None,
-    lowercase: bool,
-    workers: int,
-    shard: Shard | None,
-    tokenizer_place: Path | None,
-) -> None:
-    if vocab_size is not None and vocab_size < vocabulary.LEAST_VOCAB_SIZE:
+def _check_training(options: TrainingOptions) -> None:
+    least, most = vocabulary.LEAST_VOCAB_SIZES[options.model], options.vocab_size // 2
+    if options.vocab_size < least:
         raise DataError(
-            f"--vocab-size: {vocab_size} is too small for the special tokens and the letters; "
-            f"choose {vocabulary.LEAST_VOCAB_SIZE} or more ({DEFAULT_VOCAB_SIZE} is usual)"
+            f"--vocab-size: {options.vocab_size} is too small for the special tokens and the letters; "
+            f"choose {least} or more ({_TRAINED.vocab_size} is usual)"
         )
-    if tokenizer_place is not None and alphabet_size is not None:
+    if options.keep_accents and not options.lowercase:
+        raise DataError("--keep-accents: with --cased, which keeps them; leave one of them out")
+    if options.alphabet is None:
+        return
+    if options.model == "bpe":
         raise DataError(
-            f"--alphabet: with --tokenizer {tokenizer_place}, which has an alphabet already; leave one "
-            "of them out"
+            f"--alphabet: {options.alphabet} with --tokenizer-model bpe, which knows every character; "
+            "leave --alphabet out"
         )
-    most = (vocab_size or DEFAULT_VOCAB_SIZE) // 2
-    if alphabet_size is not None and not vocabulary.LEAST_ALPHABET <= alphabet_size <= most:
+    if not vocabulary.LEAST_ALPHABET <= options.alphabet <= most:
         raise DataError(
-            f"--alphabet: {alphabet_size}; choose {vocabulary.LEAST_ALPHABET} to {most}, half of the "
+            f"--alphabet: {options.alphabet}; choose {vocabulary.LEAST_ALPHABET} to {most}, half of the "
             "vocabulary, or a larger --vocab-size"
         )
-    if tokenizer_place is not None and not lowercase:
-        raise DataError(
-            f"--cased: with --tokenizer {tokenizer_place}, which decides about capitals itself; "
-            "leave --cased out, or train a vocabulary"
-        )
+
+
+def _refuse_training_options(
+    place: Path, options: TrainingOptions, model: vocabulary.Model | None
+) -> None:
+    """DataError if an option of training is given beside the tokenizer at `place`."""
+    for option, is_given in (
+        ("--tokenizer-model", model is not None),
+        ("--alphabet", options.alphabet is not None),
+        ("--cased", not options.lowercase),
+        ("--keep-accents", options.keep_accents),
+    ):
+        if is_given:
+            raise DataError(
+                f"{option}: with --tokenizer {place}, which decides about this itself; leave {option} "
+                "out, or train a vocabulary"
+            )
+
+
+def _check_work(workers: int, shard: Shard | None, tokenizer_place: Path | None) -> None:
     if workers < 1:
         raise DataError(f"--workers: {workers}; it has to be at least 1")
     if shard is not None and tokenizer_place is None:
@@ -237,21 +296,15 @@ def _check_options(
 
 
 def _job(
-    inputs: Sequence[Input],
-    tokenizer_place: Path | None,
-    vocab_size: int,
-    alphabet_size: int | None,
-    lowercase: bool,
-    keep_duplicates: bool,
+    inputs: Sequence[Input], place: Path | TrainingOptions, language: str, keep_duplicates: bool
 ) -> dict[str, Any]:
-    """Everything that the content of the store depends on."""
-    if tokenizer_place is None:
-        made_by: dict[str, Any] = {"vocab_size": vocab_size, "lowercase": lowercase}
-        if alphabet_size is not None:
-            made_by["alphabet"] = alphabet_size
+    """Everything that the content of the store depends on. place: of a tokenizer, or how to train one"""
+    if isinstance(place, TrainingOptions):
+        made_by = {name: value for name, value in asdict(place).items() if value is not None}
     else:
-        loaded = tokenizer.load_for_text(tokenizer_place)
-        made_by = {"sha256": hashlib.sha256(loaded.to_str().encode()).hexdigest()}
+        tokenizer.TextEncoder(place)  # refuses what can't encode a store's text
+        loaded = tokenizer.load(place)
+        made_by = {"sha256": hashlib.sha256(loaded.backend.to_str().encode()).hexdigest()}
     versions = ["sentencex", "tokenizers"]
     if any(isinstance(given.source, WikipediaDump) for given in inputs):
         versions.append("mwparserfromhell")
@@ -259,7 +312,7 @@ def _job(
         "inputs": [given.describe() for given in inputs],
         "tokenizer": made_by,
         "options": {
-            "language": segment.LANGUAGE,
+            "language": language,
             "unit_characters": UNIT_CHARACTERS,
             "keep_duplicates": keep_duplicates,
         },
@@ -269,37 +322,38 @@ def _job(
 
 
 def _make_tokenizer(
-    inputs: Sequence[Input], work: WorkFolder, job: dict[str, Any], tokenizer_place: Path | None
+    inputs: Sequence[Input], work: WorkFolder, place: Path | TrainingOptions
 ) -> None:
     """Write the tokenizer into the work folder, unless an earlier attempt has done so."""
     if work.tokenizer_folder.exists():
         return
-    if tokenizer_place is not None:
-        vocabulary.save(tokenizer.load(tokenizer_place), work.tokenizer_folder, tokenizer_place)
+    if isinstance(place, Path):
+        loaded = tokenizer.load(place)
+        if loaded.added:
+            _say(
+                f"{place}: a language model's tokenizer; {', '.join(loaded.added)} are added to its "
+                f"{len(loaded.vocabulary) - len(loaded.added):,} tokens"
+            )
+        saved_tokenizer.save(loaded, work.tokenizer_folder, place)
         return
     counts = TextCounts()
     characters = count_characters(weighted_documents(inputs, counts))
     refuse_fewer_than_two(counts.documents)
-    vocab_size, lowercase = job["tokenizer"]["vocab_size"], job["tokenizer"]["lowercase"]
-    stride = vocabulary.sampling_stride(counts.text_bytes)
+    stride = vocabulary.sampling_stride(counts.text_bytes, place.model)
     _say(
-        f"training a vocabulary of {vocab_size:,} word pieces on {counts.documents:,} documents, "
-        f"{counts.text_bytes / 1e6:,.1f} MB" + (f": every {stride}th" if stride > 1 else "")
+        f"training a vocabulary of {place.vocab_size:,} tokens ({place.model}) on "
+        f"{counts.documents:,} documents, {counts.text_bytes / 1e6:,.1f} MB"
+        + (f": every {stride}th" if stride > 1 else "")
     )
     texts = (
         paragraph
         for number, document in enumerate(weighted_documents(inputs, TextCounts()))
         if number % stride == 0
         for paragraph in document
+        if isinstance(paragraph, str)
     )
-    trained = vocabulary.train(
-        texts,
-        characters,
-        vocab_size,
-        lowercase=lowercase,
-        alphabet_size=job["tokenizer"].get("alphabet"),
-    )
-    vocabulary.save(trained, work.tokenizer_folder, None)
+    trained = vocabulary.train(texts, characters, place)
+    saved_tokenizer.save(trained, work.tokenizer_folder, None)
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Documents as lists of paragraphs: the interface of all sources, and plain text files.
+"""Documents as lists of paragraphs or token ids: the interface of all sources, and plain text files.
 
 Defects of a text are counted and reported. A source in another encoding than UTF-8 is an error; in
 single damaged paragraphs the damaged bytes become U+FFFD, which the tokenizer removes. Sources are
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,11 +43,24 @@ class TextCounts:
             setattr(self, name, getattr(self, name) + value)
 
 
-class Source(Protocol):
-    """Documents from one file or data set.
+@dataclass(frozen=True, eq=False)
+class TokenRun:
+    """Token ids of a document that is tokenized already. place: of its row, for errors"""
 
-    A document has at least one paragraph, a paragraph at least one character besides white space.
-    """
+    ids: np.ndarray  # (n,) int64, n at least 1
+    is_sentence: bool
+    place: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Document = Sequence[str] | Sequence[TokenRun]
+"""The paragraphs of a document, each with a character besides white space; or its token ids."""
+
+
+class Source(Protocol):
+    """Documents from one file or data set, each with at least one paragraph."""
 
     @property
     def name(self) -> str:
@@ -64,7 +77,7 @@ class Source(Protocol):
 
     def documents(
         self, counts: TextCounts, sha256: hashlib._Hash | None = None
-    ) -> Iterator[list[str]]:
+    ) -> Iterator[Document]:
         """Yields all documents in order, and updates `counts` and `sha256` (of the text)."""
         ...
 
@@ -231,7 +244,7 @@ def refuse_other_encodings(place: object, invalid: int, of: int) -> None:
         )
 
 
-def count_characters(documents: Iterator[list[str]]) -> np.ndarray:
+def count_characters(documents: Iterator[Document]) -> np.ndarray:
     """How often each code point occurs, (0x110000,) int64."""
     characters = np.zeros(_CODE_POINTS, np.int64)
     pending: list[str] = []
@@ -243,8 +256,9 @@ def count_characters(documents: Iterator[list[str]]) -> np.ndarray:
         characters[: len(found)] += found
 
     for document in documents:
-        pending += document
-        size += sum(map(len, document))
+        paragraphs = [part for part in document if isinstance(part, str)]
+        pending += paragraphs
+        size += sum(map(len, paragraphs))
         if size >= _CHARACTERS_PER_COUNT:
             count()
             pending, size = [], 0

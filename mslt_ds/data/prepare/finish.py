@@ -1,6 +1,7 @@
 """The end of a preparation: the units are merged into a store, and its figures are reported.
 
-`prepare.json` and the manifest account for every document that was read, source by source.
+`prepare.json` and the manifest account for every document that was read, source by source. A store
+whose tokenizer doesn't know the text isn't finished.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from mslt_ds.atomic import replace_folder, replace_text
 from mslt_ds.data import tokenizer
 from mslt_ds.data.prepare.documents import TextCounts
 from mslt_ds.data.prepare.merge import Merged, SourceUnits, merge
+from mslt_ds.data.prepare.unit import TokenCounts
 from mslt_ds.data.prepare.work import SourceRecord, WorkFolder
 from mslt_ds.data.store import ARRAYS, FORMAT, MANIFEST, TOKENIZER, content_digest, file_digest
 from mslt_ds.errors import DataError
 
 FIGURES = "prepare.json"
+_MUCH_UNKNOWN, _TOO_MUCH_UNKNOWN = 0.005, 0.05  # of a source's tokens
+_SOURCES_SHOWN, _WORD_SHOWN = 20, 30
 _REPORTED = (
     "empty_documents",
     "duplicate_documents",
@@ -35,10 +37,17 @@ _REPORTED = (
 )
 
 
-def finish(work: WorkFolder, figures: dict[str, Any], say: Callable[[str], None]) -> None:
+def finish(
+    work: WorkFolder,
+    figures: dict[str, Any],
+    say: Callable[[str], None],
+    *,
+    allow_unknown: bool = False,
+) -> None:
     """Merge all units into a store and report its content with `say`.
 
     figures: of the work so far, for `prepare.json`
+    allow_unknown: finish the store whatever the share of unknown tokens is; otherwise DataError
     """
     output = work.output
     job = work.begun_job()
@@ -50,15 +59,19 @@ def finish(work: WorkFolder, figures: dict[str, Any], say: Callable[[str], None]
     merged = merge(
         [SourceUnits(units, record.weight) for units, record in parts],
         output,
-        tokenizer.vocab_size(used),
+        used.vocab_size,
         keep_duplicates=job["options"]["keep_duplicates"],
     )
     if not merged.has_two_texts:
         refuse_fewer_than_two(min(merged.total.documents, 1))
+    known = list(zip([record.name for record in records], merged.tokenized, strict=True))
+    for line in _tokenized_lines(known):
+        say(line)
+    _check_unknown(known, say, allow_unknown=allow_unknown)
     sources = _sources(records, merged)
     figures = (
         _totals(records, merged)
-        | {"vocab_size": tokenizer.vocab_size(used)}
+        | {"vocab_size": used.vocab_size}
         | figures
         | {"merge_seconds": round(time.monotonic() - started, 3), "sources": sources}
     )
@@ -87,8 +100,9 @@ def _sources(records: list[SourceRecord], merged: Merged) -> list[dict[str, Any]
             "sha256": record.sha256,
             "read": asdict(record.counts),
             "stored": asdict(counts),
+            "tokenized": asdict(tokenized),
         }
-        for record, counts in zip(records, merged.sources, strict=True)
+        for record, counts, tokenized in zip(records, merged.sources, merged.tokenized, strict=True)
     ]
 
 
@@ -98,6 +112,7 @@ def _totals(records: list[SourceRecord], merged: Merged) -> dict[str, int]:
     for record in records:
         read.add(record.counts)
     totals = asdict(merged.total)
+    totals["control_characters"] = sum(one.control_characters for one in merged.tokenized)
     for name, value in asdict(read).items():
         if name != "documents":
             totals[name] = totals.get(name, 0) + value
@@ -109,17 +124,17 @@ def _manifest(
     job: dict[str, Any],
     sources: list[dict[str, Any]],
     merged: Merged,
-    used: Tokenizer,
+    used: tokenizer.TextTokenizer,
 ) -> dict[str, Any]:
     checksums = {name: file_digest(output / name) for name in ARRAYS}
-    vocabulary_digest = tokenizer.vocabulary_digest(used)
+    vocabulary_digest = used.digest()
     counts = merged.total
     return {
         "format": FORMAT,
         "digest": content_digest(vocabulary_digest, checksums),
         "vocabulary_digest": vocabulary_digest,
-        "vocab_size": tokenizer.vocab_size(used),
-        "special_tokens": asdict(tokenizer.special_tokens(used)),
+        "vocab_size": used.vocab_size,
+        "special_tokens": asdict(used.special_tokens),
         "num_documents": counts.documents,
         "num_sentences": counts.sentences,
         "num_tokens": counts.tokens,
@@ -143,3 +158,51 @@ def _say_figures(output: Path, figures: dict[str, Any], say: Callable[[str], Non
     for name in _REPORTED:
         if figures[name]:
             say(f"  {name.replace('_', ' ')}: {figures[name]:,}")
+
+
+def _tokenized_lines(sources: list[tuple[str, TokenCounts]]) -> list[str]:
+    """What the tokenizer makes of each source, those that it knows least first."""
+    by_unknown = sorted(sources, key=lambda source: -_unknown_share(source[1]))
+    lines = []
+    for name, counts in by_unknown[:_SOURCES_SHOWN]:
+        per = [
+            f"{counts.tokens / of:.3f} tokens per {unit}"
+            for of, unit in ((counts.words, "word"), (counts.characters, "character"))
+            if of
+        ]
+        line = f"  {name}: {', '.join([*per, f'{_unknown_share(counts):.3%} unknown'])}"
+        if counts.longest_words:
+            longest = (f"{_cut(word)} ({len(word)})" for word in counts.longest_words)
+            line += f"; longest words: {', '.join(longest)}"
+        lines.append(line)
+    if (left := len(sources) - _SOURCES_SHOWN) > 0:
+        lines.append(f"  … and {left} more sources: see {FIGURES}")
+    return lines
+
+
+def _check_unknown(
+    sources: list[tuple[str, TokenCounts]], say: Callable[[str], None], *, allow_unknown: bool
+) -> None:
+    """DataError if much of a source is unknown to the tokenizer; a warning if it's less, or allowed."""
+    for most, is_refused in ((_TOO_MUCH_UNKNOWN, not allow_unknown), (_MUCH_UNKNOWN, False)):
+        found = [(name, share) for name, one in sources if (share := _unknown_share(one)) > most]
+        if not found:
+            continue
+        names = ", ".join(f"{share:.1%} of {name}" for name, share in found[:_SOURCES_SHOWN])
+        text = f"{names}: tokens that the tokenizer doesn't know"
+        if is_refused:
+            raise DataError(
+                f"--input: {text}, and at most {most:.0%} are allowed; train a vocabulary on this text "
+                "(with a larger --vocab-size or --alphabet, or --tokenizer-model bpe, which knows all), "
+                "take another tokenizer, or add --allow-unknown"
+            )
+        say(f"warning: {text}")
+        return
+
+
+def _cut(word: str) -> str:
+    return word if len(word) <= _WORD_SHOWN else f"{word[:_WORD_SHOWN]}…"
+
+
+def _unknown_share(counts: TokenCounts) -> float:
+    return counts.unknown_tokens / max(counts.tokens, 1)

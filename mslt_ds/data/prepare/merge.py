@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mslt_ds.atomic import flush_to_disk
-from mslt_ds.data.prepare.unit import Unit, read_hashes, read_unit
+from mslt_ds.data.prepare.unit import TokenCounts, Unit, read_hashes, read_unit
 from mslt_ds.data.store import ARRAYS, DOCUMENTS, GROUPS, SENTENCES, TOKEN_COUNTS, TOKENS
 
 _HASHES_AT_ONCE = 1 << 22
@@ -44,7 +44,6 @@ class MergeCounts:
     duplicate_documents: int = 0  # the same text occurred before
     repeated_documents: int = 0  # further copies, by a weight above 1
     omitted_documents: int = 0  # dropped by a weight below 1
-    control_characters: int = 0
 
     def add(self, other: MergeCounts) -> None:
         for name, value in vars(other).items():
@@ -54,6 +53,7 @@ class MergeCounts:
 @dataclass(frozen=True)
 class Merged:
     sources: list[MergeCounts]
+    tokenized: list[TokenCounts]  # by source: of all that was tokenized, duplicates too
     has_two_texts: bool  # not all documents are the same
 
     @property
@@ -72,6 +72,7 @@ def merge(
     token_counts = np.zeros(vocab_size, np.int64)
     written = MergeCounts()
     found: list[MergeCounts] = []
+    tokenized: list[TokenCounts] = []
     some_group = np.empty(0, np.uint64)
     has_two_texts = False
     offset = 0
@@ -81,7 +82,7 @@ def merge(
             for name in (TOKENS, SENTENCES, DOCUMENTS, GROUPS)
         )
         for source in sources:
-            counts = MergeCounts()
+            counts, text_counts = MergeCounts(), TokenCounts()
             for path in source.units:
                 unit = read_unit(path)
                 is_new = is_first[offset : offset + len(unit.document_lengths)]
@@ -93,7 +94,7 @@ def merge(
                 counts.duplicate_documents += int((has_text & ~is_new).sum())
                 counts.omitted_documents += int((kept & (copies == 0)).sum())
                 counts.repeated_documents += int(np.maximum(copies - 1, 0).sum())
-                counts.control_characters += unit.control_characters
+                text_counts.add(unit.counts)
                 for copy in range(copies.max(initial=0)):
                     part = _keep(unit, copies > copy)
                     here = MergeCounts(
@@ -110,12 +111,13 @@ def merge(
                     written.add(here)
                     counts.add(here)
             found.append(counts)
+            tokenized.append(text_counts)
         sentences.write(np.array([written.tokens], np.int64).tobytes())
         documents.write(np.array([written.sentences], np.int64).tobytes())
     (folder / TOKEN_COUNTS).write_bytes(token_counts.tobytes())
     for name in ARRAYS:
         flush_to_disk(folder / name)
-    return Merged(found, has_two_texts)
+    return Merged(found, tokenized, has_two_texts)
 
 
 def copies_by_weight(hashes: np.ndarray, weight: float) -> np.ndarray:
@@ -167,7 +169,7 @@ def _keep(unit: Unit, documents: np.ndarray) -> Unit:
         unit.document_lengths[documents],
         unit.sentence_lengths[sentences],
         unit.tokens[tokens],
-        unit.control_characters,
+        unit.counts,
     )
 
 

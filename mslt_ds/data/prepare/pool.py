@@ -52,6 +52,7 @@ def tokenize(
     inputs: Sequence[Input],
     work: WorkFolder,
     dtype: np.dtype,
+    language: str,
     workers: int,
     shard: Shard,
     say: Callable[[str], None],
@@ -59,7 +60,7 @@ def tokenize(
     """Make the shard's missing units. Returns counts of what was read."""
     total = TextCounts()
     start = last = time.monotonic()
-    with _workers(workers, work.tokenizer_folder, dtype) as submit:
+    with _workers(workers, work.tokenizer_folder, dtype, language) as submit:
         for file, given in enumerate(inputs):
             if not reads(shard, file, len(inputs)):
                 continue
@@ -89,10 +90,12 @@ def tokenize(
 
 
 @contextmanager
-def _workers(count: int, tokenizer_folder: Path, dtype: np.dtype) -> Iterator[Submit]:
+def _workers(
+    count: int, tokenizer_folder: Path, dtype: np.dtype, language: str
+) -> Iterator[Submit]:
     """Yields a function that submits a unit. All submitted units are finished when the block ends."""
     if count == 1:
-        worker = Worker(tokenizer_folder, dtype)
+        worker = Worker(tokenizer_folder, dtype, language)
         yield lambda path, documents, text: write_unit(path, worker.process(documents), text)
         return
 
@@ -101,7 +104,7 @@ def _workers(count: int, tokenizer_folder: Path, dtype: np.dtype) -> Iterator[Su
         # A fork would copy the tokenizer library's threads in an undefined state.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(tokenizer_folder, dtype.str),
+        initargs=(tokenizer_folder, dtype.str, language),
     )
     pending: set[Future[None]] = set()
 
@@ -129,10 +132,10 @@ def _workers(count: int, tokenizer_folder: Path, dtype: np.dtype) -> Iterator[Su
 _worker: Worker  # of a process in a pool, made by its initializer
 
 
-def _start_worker(tokenizer_folder: Path, dtype: str) -> None:
+def _start_worker(tokenizer_folder: Path, dtype: str, language: str) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each process
-    _worker = Worker(tokenizer_folder, np.dtype(dtype))
+    _worker = Worker(tokenizer_folder, np.dtype(dtype), language)
 
 
 def _work(path: Path, documents: Documents, text: str) -> None:

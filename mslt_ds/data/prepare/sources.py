@@ -1,6 +1,6 @@
 """The inputs that `--input` names: sources of any kind, each with a weight.
 
-An input is LOCATION[,weight=W][,field=NAME][,split=NAME]. The location is a file whose suffix
+An input is LOCATION[,weight=W][,field=NAME or ,ids=NAME][,split=NAME]. The location is a file whose suffix
 determines its kind, a glob of such files, the folder of a data set, or the name of one of the hub.
 """
 
@@ -14,20 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mslt_ds.data.prepare.documents import Source, TextCounts, TextFile, is_text_file
+from mslt_ds.data.prepare.documents import Document, Source, TextCounts, TextFile, is_text_file
 from mslt_ds.data.prepare.files import COMPRESSIONS, unpacked
+from mslt_ds.data.prepare.json_rows import JsonFile, is_json
 from mslt_ds.data.prepare.merge import copies_by_weight
-from mslt_ds.data.prepare.rows import HuggingFaceDataset, JsonLines, ParquetFile, is_json
+from mslt_ds.data.prepare.rows import HuggingFaceDataset, ParquetFile
 from mslt_ds.data.prepare.unit import document_hashes
 from mslt_ds.data.prepare.wikipedia import WikipediaDump, is_dump
 from mslt_ds.errors import DataError
 
 _MOST_WEIGHT = 1000
-_OPTIONS = ("weight", "field", "split")
+_OPTIONS = ("weight", "field", "ids", "split")
 _OPTION = re.compile(r"(.+),([^,=/]*)=([^,]*)", re.DOTALL)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _KINDS = (
-    "text (.txt), JSON lines (.jsonl, .json, .ndjson), a Wikipedia dump (.xml), each plain or "
+    "text (.txt), JSON (.jsonl, .json, .ndjson), a Wikipedia dump (.xml), each plain or "
     f"{', '.join(COMPRESSIONS)}, or Parquet (.parquet)"
 )
 
@@ -39,10 +40,17 @@ class Input:
     source: Source
     weight: float = 1.0
 
+    @property
+    def holds_ids(self) -> bool:
+        """Whether its documents are token ids instead of text."""
+        return getattr(self.source, "holds_ids", False)
+
     def describe(self) -> dict[str, Any]:
         """Everything about the input that the content of the store depends on."""
         source = self.source
         options = {name: getattr(source, name, None) for name in ("field", "split")}
+        if self.holds_ids:
+            options["holds_ids"] = True
         return {
             "name": source.name,
             "weight": self.weight,
@@ -62,7 +70,7 @@ def find_inputs(given: Sequence[str | Path]) -> list[Input]:
     return inputs
 
 
-def weighted_documents(inputs: Sequence[Input], counts: TextCounts) -> Iterator[list[str]]:
+def weighted_documents(inputs: Sequence[Input], counts: TextCounts) -> Iterator[Document]:
     """Yields the documents of all inputs, each as often as its weight demands, with duplicates."""
     for found in inputs:
         for document in found.source.documents(counts):
@@ -74,7 +82,8 @@ def weighted_documents(inputs: Sequence[Input], counts: TextCounts) -> Iterator[
 
 
 def _parse(given: str) -> Iterator[Input]:
-    location, options = given, {}
+    location = given
+    options: dict[str, Any] = {}
     # The name of an existing file may look like an option.
     while not (places := _places(location)) and (match := _OPTION.fullmatch(location)):
         location, name, value = match.groups()
@@ -89,6 +98,10 @@ def _parse(given: str) -> Iterator[Input]:
     if not places and glob.has_magic(location):
         raise DataError(f"--input: {location}: no file is named so")
     weight = _weight(given, options.pop("weight", "1"))
+    if "ids" in options:
+        if "field" in options:
+            raise DataError(f"--input: {given}: field and ids; leave out the one that isn't meant")
+        options |= {"field": options.pop("ids"), "holds_ids": True}
     for place in places or [location]:
         yield Input(_source(place, options), weight)
 
@@ -113,7 +126,7 @@ def _places(location: str) -> list[str]:
     return sorted(path for path in glob.glob(location, recursive=True) if Path(path).is_file())
 
 
-def _source(location: str, options: dict[str, str]) -> Source:
+def _source(location: str, options: dict[str, Any]) -> Source:
     path = Path(location)
     if path.is_dir():
         return HuggingFaceDataset(str(path), **options)
@@ -127,15 +140,17 @@ def _source(location: str, options: dict[str, str]) -> Source:
     if kind is None:
         suffix = path.name.removeprefix(unpacked(path).stem)
         raise DataError(f"--input: {path}: suffix {suffix!r} is not known; expected {_KINDS}")
-    unknown = set(options) - ({"field"} if kind in (JsonLines, ParquetFile) else set())
-    if unknown:
+    known = {JsonFile: {"field"}, ParquetFile: {"field", "holds_ids"}}.get(kind, set())
+    if "holds_ids" in options and "holds_ids" not in known:
+        raise DataError(f"--input: {path}: ids; only Parquet files and data sets hold token ids")
+    if unknown := set(options) - known:
         raise DataError(f"--input: {path}: this kind of file has no {' and no '.join(unknown)}")
     return kind(path, **options)
 
 
 def _kind(path: Path) -> Any:
     if is_json(path):
-        return JsonLines
+        return JsonFile
     if is_dump(path):
         return WikipediaDump
     if path.suffix == ".parquet":

@@ -8,24 +8,68 @@ is reused only for the same text.
 from __future__ import annotations
 
 import hashlib
+import heapq
+import itertools
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from mslt_ds.atomic import flush_to_disk
-from mslt_ds.data import tokenizer
 from mslt_ds.data.prepare import segment
+from mslt_ds.data.prepare.documents import Document, TokenRun
+from mslt_ds.data.prepare.token_ids import SentenceCutter
+from mslt_ds.data.tokenizer import TextEncoder
 from mslt_ds.errors import DataError
 
 UNIT_CHARACTERS = 1 << 21
 _SENTENCES_PER_BATCH = 4096
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-Documents = Sequence[Sequence[str]]
+_LONGEST_WORDS, _LONGEST_SHOWN = 5, 1000
+Documents = Sequence[Document]
+
+
+@dataclass
+class TokenCounts:
+    """What tokenizing a text has found. Words are what stands between blanks."""
+
+    characters: int = 0
+    words: int = 0
+    tokens: int = 0
+    unknown_tokens: int = 0
+    control_characters: int = 0  # the tokenizer's cleaning removed them
+    longest_words: list[str] = field(default_factory=list)  # in characters; cut at _LONGEST_SHOWN
+
+    def add(self, other: TokenCounts) -> None:
+        for name, value in vars(other).items():
+            if name != "longest_words":
+                setattr(self, name, getattr(self, name) + value)
+        self._add_words(other.longest_words)
+
+    def add_paragraph(self, paragraph: str) -> None:
+        words = paragraph.split()
+        self.characters += len(paragraph)
+        self.words += len(words)
+        self.control_characters += len(_CONTROL.findall(paragraph))
+        if not self._has_longest or len(max(words, key=len, default="")) > len(
+            self.longest_words[-1]
+        ):
+            self._add_words(word[:_LONGEST_SHOWN] for word in words)
+
+    @property
+    def _has_longest(self) -> bool:
+        return len(self.longest_words) == _LONGEST_WORDS
+
+    def _add_words(self, words: Iterable[str]) -> None:
+        distinct = {*self.longest_words, *words}
+        self.longest_words = heapq.nsmallest(
+            _LONGEST_WORDS, distinct, key=lambda word: (-len(word), word)
+        )
 
 
 @dataclass(frozen=True)
@@ -36,12 +80,12 @@ class Unit:
     document_lengths: np.ndarray  # (num_documents,) uint32: sentences; 0 if no token is left
     sentence_lengths: np.ndarray  # (num_sentences,) uint32: tokens, at least 1
     tokens: np.ndarray  # (num_tokens,) of the store's dtype
-    control_characters: int  # in the text; the tokenizer's cleaning removed them
+    counts: TokenCounts
 
 
-def cut_into_units(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
-    """Yields lists of consecutive documents, each just over UNIT_CHARACTERS long."""
-    unit: list[list[str]] = []
+def cut_into_units(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Yields lists of consecutive documents, each just over UNIT_CHARACTERS (or token ids) long."""
+    unit: list[Document] = []
     size = 0
     for document in documents:
         unit.append(document)
@@ -56,39 +100,62 @@ def cut_into_units(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
 class Worker:
     """Segments and tokenizes documents; each process has one."""
 
-    def __init__(self, tokenizer_folder: Path, dtype: np.dtype) -> None:
-        self._tokenizer = tokenizer.load_for_text(tokenizer_folder)
+    def __init__(self, tokenizer_folder: Path, dtype: np.dtype, language: str) -> None:
+        self._encoder = TextEncoder(tokenizer_folder)
         self._dtype = dtype
+        self._language = language
 
     def process(self, documents: Documents) -> Unit:
-        sentences: list[str] = []
-        counts = []
-        control_characters = 0
-        for document in documents:
-            before = len(sentences)
-            for paragraph in document:
-                control_characters += len(_CONTROL.findall(paragraph))
-                sentences += segment.sentences(paragraph)
-            counts.append(len(sentences) - before)
-        lengths = np.zeros(len(sentences), np.uint32)
-        tokens = [np.empty(0, self._dtype)]
-        for first in range(0, len(sentences), _SENTENCES_PER_BATCH):
-            batch = self._tokenizer.encode_batch_fast(
-                sentences[first : first + _SENTENCES_PER_BATCH], add_special_tokens=False
+        counts = TokenCounts()
+        # (the document's number, ids) of each sentence, which may be empty
+        sentences = [
+            (number, np.array(ids, self._dtype))
+            for number, ids in itertools.chain(
+                self._sentences_of_text(documents, counts), self._sentences_of_ids(documents)
             )
-            for number, encoding in enumerate(batch, first):
-                ids = encoding.ids
-                lengths[number] = len(ids)
-                tokens.append(np.array(ids, self._dtype))
-        document_of = np.repeat(np.arange(len(counts)), counts)
-        kept = np.bincount(document_of[lengths > 0], minlength=len(counts))
+        ]
+        lengths = np.array([len(ids) for _, ids in sentences], np.uint32)
+        tokens = np.concatenate([np.empty(0, self._dtype), *(ids for _, ids in sentences)])
+        counts.tokens = len(tokens)
+        if self._encoder.unknown_id is not None:
+            counts.unknown_tokens = int((tokens == self._encoder.unknown_id).sum())
+        document_of = np.array([number for number, _ in sentences], np.int64)
+        kept = np.bincount(document_of[lengths > 0], minlength=len(documents))
         return Unit(
             document_hashes(documents),
             kept.astype(np.uint32),
             lengths[lengths > 0],
-            np.concatenate(tokens),
-            control_characters,
+            tokens,
+            counts,
         )
+
+    def _sentences_of_text(
+        self, documents: Documents, counts: TokenCounts
+    ) -> Iterator[tuple[int, list[int]]]:
+        sentences: list[tuple[int, str, bool]] = []  # with whether it follows another
+        for number, document in enumerate(documents):
+            for paragraph in document:
+                if isinstance(paragraph, str):
+                    counts.add_paragraph(paragraph)
+                    found = segment.sentences(paragraph, self._language)
+                    sentences += [(number, text, place > 0) for place, text in enumerate(found)]
+        for first in range(0, len(sentences), _SENTENCES_PER_BATCH):
+            batch = sentences[first : first + _SENTENCES_PER_BATCH]
+            ids = self._encoder.encode(
+                [text for _, text, _ in batch], [after for *_, after in batch]
+            )
+            yield from zip((number for number, *_ in batch), ids, strict=True)
+
+    def _sentences_of_ids(self, documents: Documents) -> Iterator[tuple[int, np.ndarray]]:
+        for number, document in enumerate(documents):
+            for run in document:
+                if isinstance(run, TokenRun):
+                    for ids in self._cutter.sentences(run):
+                        yield number, ids
+
+    @cached_property
+    def _cutter(self) -> SentenceCutter:
+        return SentenceCutter(self._encoder.tokenizer)
 
 
 def document_hashes(documents: Documents) -> np.ndarray:
@@ -100,7 +167,7 @@ def text_digest(documents: Documents) -> str:
     """A digest of a unit's text, in hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for document in documents:
-        digest.update("\n".join(document).encode())
+        digest.update(_content(document))
         digest.update(b"\n\n")
     return digest.hexdigest()
 
@@ -112,7 +179,7 @@ def write_unit(path: Path, unit: Unit, text: str) -> None:
     header = {
         "text": text,
         "sha256": hashlib.sha256(content).hexdigest(),
-        "control_characters": unit.control_characters,
+        "counts": asdict(unit.counts),
         "arrays": [[array.dtype.str, list(array.shape)] for array in arrays],
     }
     # The name is unique to the process: another one may be making the same unit.
@@ -150,7 +217,7 @@ def read_unit(path: Path) -> Unit:
             arrays.append(np.frombuffer(content, dtype, count, offset).reshape(shape))
             offset += arrays[-1].nbytes
         hashes, documents, sentences, tokens = arrays
-        return Unit(hashes, documents, sentences, tokens, header["control_characters"])
+        return Unit(hashes, documents, sentences, tokens, TokenCounts(**header["counts"]))
     except FileNotFoundError:
         raise DataError(f"{path}: missing; run the same `mslt-ds prepare` again") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -169,6 +236,11 @@ def read_hashes(path: Path) -> np.ndarray:
         return read_unit(path).document_hashes  # which says what is wrong with it
 
 
-def _hash(document: Sequence[str]) -> tuple[int, int]:
-    value = hashlib.blake2b("\n".join(document).encode(), digest_size=16).digest()
+def _hash(document: Document) -> tuple[int, int]:
+    value = hashlib.blake2b(_content(document), digest_size=16).digest()
     return int.from_bytes(value[:8], "little"), int.from_bytes(value[8:], "little")
+
+
+def _content(document: Document) -> bytes:
+    parts = (part.encode() if isinstance(part, str) else part.ids.tobytes() for part in document)
+    return b"\n".join(parts)

@@ -1,9 +1,14 @@
-"""The tokenizer of a store: trained on its text, and saved so that `AutoTokenizer` loads it.
+"""Vocabularies trained on the text to prepare.
 
-Equal text gives an equal vocabulary. The trainer of `tokenizers` alone doesn't ensure this: it
-numbers the pieces `##x` in the order of a hash table and breaks ties between merges by these
+    wordpiece  BERT's (see bert_tokenizer.py)
+    bpe        byte-level, which knows every text (Radford et al. 2019, "GPT-2", section 2.2)
+    unigram    of SentencePiece's kind, as ALBERT's (Kudo 2018, "Subword regularization", section 3.2)
+
+Equal text gives an equal vocabulary. The trainer of WordPiece in `tokenizers` alone doesn't ensure this:
+it numbers the pieces `##x` in the order of a hash table and breaks ties between merges by these
 numbers. Here it is given all characters and all continuing characters in sorted order beforehand,
-so that nothing depends on that table.
+so that nothing depends on that table. The trainer of Unigram sums floating-point numbers in the order of
+such a table, so the last pieces of its vocabulary may differ from one training to the next.
 
 A trained vocabulary must hold the most frequent words: a trainer's counts have overflowed on large
 inputs before, and lost "the" (huggingface/tokenizers, issue 437).
@@ -11,230 +16,241 @@ inputs before, and lost "the" (huggingface/tokenizers, issue 437).
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
-from tokenizers.trainers import WordPieceTrainer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 
-from mslt_ds.data.tokenizer import (
+from mslt_ds.data.bert_tokenizer import (
     CONTINUES,
-    PROBE,
     SPECIAL,
-    TOKENIZER_FILES,
     normalizer,
     pipeline,
-    tokens_by_id,
+    pre_tokenizer,
+    put_between,
 )
+from mslt_ds.data.tokenizer import TextTokenizer
 from mslt_ds.errors import DataError
 
-LEAST_VOCAB_SIZE = 200
+Model = Literal["wordpiece", "bpe", "unigram"]
+LEAST_VOCAB_SIZES: dict[Model, int] = {"wordpiece": 200, "bpe": 300, "unigram": 200}
 LEAST_ALPHABET = 30
 _USUAL_CHARACTERS = 1000  # about as many as BERT's own vocabulary has
 # The usual alphabet may miss this share of the text. A larger one is chosen to miss almost nothing.
 _MOST_MISSED, _MISSED_BY_LARGER = 1e-4, 1e-6
-_MOST_TRAINING_BYTES = 1 << 30
-# A vocabulary of this size has room for the most frequent words of any text.
-_ROOM_FOR_WORDS = 5000
+# Unigram's trainer takes about ten times as long as the others.
+_MOST_TRAINING_BYTES: dict[Model, int] = {"wordpiece": 1 << 30, "bpe": 1 << 30, "unigram": 1 << 27}
+# A vocabulary of this size has room for the most frequent words of any text, if they are short: a text
+# without blanks has "words" that occur a few times.
+_ROOM_FOR_WORDS, _SHORT_WORD = 5000, 8
 _CHECKED_WORDS = 100
 _SPACED = normalizer(lowercase=False)
 _CHECKED_CHARACTERS = 4_000_000
 
 
-def train(
-    texts: Iterable[str],
-    characters: np.ndarray,
-    vocab_size: int,
-    *,
-    lowercase: bool,
-    alphabet_size: int | None = None,
-) -> Tokenizer:
-    """A WordPiece tokenizer of at most `vocab_size` tokens. It depends on the arguments alone.
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a trained vocabulary depends on, besides the text.
+
+    keep_accents: of lower-cased text
+    alphabet: the largest number of characters to keep; None chooses one by the text, see `_alphabet`
+    """
+
+    model: Model = "wordpiece"
+    vocab_size: int = 30_000
+    lowercase: bool = True
+    keep_accents: bool = False
+    alphabet: int | None = None
+
+
+def train(texts: Iterable[str], characters: np.ndarray, options: TrainingOptions) -> TextTokenizer:
+    """A tokenizer of at most `vocab_size` tokens. It depends on the arguments alone.
 
     characters: how often each code point occurs in the texts, (0x110000,) int64
-    alphabet_size: the largest number of characters to keep; None chooses one by the text, see `_alphabet`
 
     DataError if a vocabulary with room for them lacks some of the most frequent words.
     """
-    normalize = normalizer(lowercase=lowercase)
-    alphabet = _alphabet(characters, normalize, vocab_size, alphabet_size)
+    normalize = _normalizer(options)
+    alphabet: list[str] | None = None
+    if options.model != "bpe":
+        alphabet = _alphabet(characters, normalize, options)
+    words: Counter[str] = Counter()
+    stride = int(characters.sum()) // _CHECKED_CHARACTERS + 1
+    counted = _count_words(texts, words, normalize, _pre_tokenizer(options, alphabet), stride)
+    if options.model == "wordpiece":
+        backend = _wordpiece(counted, options, alphabet or [])
+    elif options.model == "bpe":
+        backend = _bpe(counted, options)
+    else:
+        backend = _unigram(counted, options, _strange(characters, normalize, alphabet or []))
+    trained = TextTokenizer(backend, dict(SPECIAL))
+    if options.vocab_size >= _ROOM_FOR_WORDS:
+        _check_frequent_words(words, alphabet, trained)
+    return trained
+
+
+def sampling_stride(text_bytes: int, model: Model) -> int:
+    """n, where the vocabulary of a text of this size is trained on every nth document."""
+    return -(-text_bytes // _MOST_TRAINING_BYTES[model])
+
+
+def _wordpiece(texts: Iterator[str], options: TrainingOptions, alphabet: list[str]) -> Tokenizer:
     continuing = [f"{CONTINUES}{character}" for character in alphabet if _continues(character)]
     trainer = WordPieceTrainer(
-        vocab_size=vocab_size,
+        vocab_size=options.vocab_size,
         special_tokens=[*SPECIAL.values(), *alphabet, *continuing],
         # Words are stripped of characters that aren't in the alphabet.
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    words: Counter[str] = Counter()
-    stride = int(characters.sum()) // _CHECKED_CHARACTERS + 1
-    learner = pipeline({}, lowercase=lowercase)
-    learner.train_from_iterator(_count_words(texts, words, normalize, stride), trainer)
-    # The characters were special tokens only for the trainer; take the vocabulary alone.
-    trained = pipeline(learner.get_vocab(with_added_tokens=True), lowercase=lowercase)
-    if vocab_size >= _ROOM_FOR_WORDS:
-        _check_frequent_words(words, alphabet, trained)
-    return trained
-
-
-def sampling_stride(text_bytes: int) -> int:
-    """n, where the vocabulary of a text of this size is trained on every nth document."""
-    return -(-text_bytes // _MOST_TRAINING_BYTES)
-
-
-def save(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None:
-    """Write a folder that `AutoTokenizer` loads; DataError if it loads another tokenizer from it.
-
-    The folder appears whole. If another process has written it meanwhile, that one's folder stays.
-
-    loaded_from: the folder or file that the tokenizer was loaded from; further files of a folder are
-        copied, except for its vocab.txt: the ids come from `tokenizer` alone
-    """
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        _write(tokenizer, partial, loaded_from)
-        _check_saved(tokenizer, partial)
-        partial.chmod(0o755)
-        partial.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(partial)
-        if not (isinstance(error, OSError) and folder.exists()):
-            raise
-
-
-def _write(tokenizer: Tokenizer, folder: Path, loaded_from: Path | None) -> None:
-    if loaded_from is not None and loaded_from.is_dir():
-        for name in TOKENIZER_FILES:
-            if name != "vocab.txt" and (loaded_from / name).is_file():
-                shutil.copyfile(loaded_from / name, folder / name)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config_path = folder / "tokenizer_config.json"
-    if not config_path.exists():
-        config_path.write_text(json.dumps(_config(tokenizer), indent=1) + "\n", encoding="utf-8")
-    tokens = tokens_by_id(tokenizer)
-    lines = "".join(f"{token}\n" for token, _ in tokens)
-    # A line's number is the token's id, so a vocabulary with gaps has no such file.
-    if tokens[-1][1] + 1 == len(tokens) == lines.count("\n"):
-        (folder / "vocab.txt").write_text(lines, encoding="utf-8")
-
-
-def _check_saved(tokenizer: Tokenizer, folder: Path) -> None:
-    from transformers import AutoTokenizer  # takes seconds
-
-    from mslt_ds.hugging_face import LOAD
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(folder, **LOAD)
-    except Exception as error:  # transformers raises any kind for a configuration it can't use
-        raise DataError(f"--tokenizer: AutoTokenizer can't load it ({error})") from error
-    expected = tokenizer.encode(PROBE, add_special_tokens=False).ids
-    found = loaded(PROBE, add_special_tokens=False)["input_ids"]
-    added = sorted(loaded.get_vocab().keys() - tokenizer.get_vocab().keys())
-    if added and (file := _file_that_adds(folder, added[0])):
-        raise DataError(
-            f"--tokenizer: {file} adds {added[0]!r}, of {len(added)} tokens that the vocabulary, with which "
-            f"the text would be prepared, lacks; remove them from {file}, or add them to the vocabulary"
-        )
-    if loaded.get_vocab() != tokenizer.get_vocab() or found != expected:
-        raise DataError(
-            f"--tokenizer: AutoTokenizer makes another tokenizer of it ({len(loaded)} tokens) than "
-            f"the text would be prepared with ({tokenizer.get_vocab_size()} tokens); its "
-            "tokenizer_config.json contradicts its tokenizer.json or vocab.txt"
-        )
-
-
-def _file_that_adds(folder: Path, token: str) -> str | None:
-    """The name of the first settings file that holds `token`; None if none does."""
-    names = ("added_tokens.json", "special_tokens_map.json")
-    quoted = (json.dumps(token), json.dumps(token, ensure_ascii=False))
-    for name in names:
-        path = folder / name
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if any(form in text for form in quoted):
-            return name
-    return None
-
-
-def _config(tokenizer: Tokenizer) -> dict[str, Any]:
-    settings = json.loads(tokenizer.to_str())["normalizer"] or {}
-    return {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": settings.get("lowercase", False),
-        **{f"{name}_token": token for name, token in SPECIAL.items()},
+    settings = {
+        "alphabet": alphabet,
+        "lowercase": options.lowercase,
+        "strip_accents": False if options.keep_accents else None,
     }
+    learner = pipeline({}, **settings)
+    learner.train_from_iterator(texts, trainer)
+    # The characters were special tokens only for the trainer; take the vocabulary alone.
+    return pipeline(learner.get_vocab(with_added_tokens=True), **settings)
+
+
+def _bpe(texts: Iterator[str], options: TrainingOptions) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = _normalizer(options)
+    backend.pre_tokenizer = _pre_tokenizer(options, None)
+    backend.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=options.vocab_size,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    put_between(backend, SPECIAL["cls"], SPECIAL["sep"])
+    return backend
+
+
+def _unigram(texts: Iterator[str], options: TrainingOptions, strange: dict[int, str]) -> Tokenizer:
+    """strange: characters to leave out, as `str.translate` takes them; the trainer keeps all others"""
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = _normalizer(options)
+    backend.pre_tokenizer = _pre_tokenizer(options, None)
+    backend.decoder = decoders.Metaspace()
+    trainer = UnigramTrainer(
+        vocab_size=options.vocab_size,
+        special_tokens=list(SPECIAL.values()),
+        unk_token=SPECIAL["unk"],
+        show_progress=False,
+    )
+    backend.train_from_iterator((text.translate(strange) for text in texts), trainer)
+    put_between(backend, SPECIAL["cls"], SPECIAL["sep"])
+    return backend
+
+
+def _normalizer(options: TrainingOptions) -> normalizers.Normalizer:
+    clean = normalizer(
+        lowercase=options.lowercase,
+        strip_accents=False if options.keep_accents else None,
+        handle_chinese_chars=options.model == "wordpiece",
+    )
+    return (
+        normalizers.Sequence([normalizers.NFKC(), clean]) if options.model == "unigram" else clean
+    )
+
+
+def _pre_tokenizer(
+    options: TrainingOptions, alphabet: list[str] | None
+) -> pre_tokenizers.PreTokenizer:
+    if options.model == "wordpiece":
+        return pre_tokenizer(alphabet)
+    if options.model == "bpe":
+        # A text's first word has the same tokens as anywhere else.
+        return pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
 
 
 def _alphabet(
-    characters: np.ndarray,
-    normalize: normalizers.BertNormalizer,
-    vocab_size: int,
-    size: int | None,
+    characters: np.ndarray, normalize: normalizers.Normalizer, options: TrainingOptions
 ) -> list[str]:
     """The most frequent characters after normalization, sorted by code point.
 
-    size: how many at most. None takes about as many as BERT has. If these miss more than _MOST_MISSED of
-        the text, as in Chinese or Korean, it takes as many as half of the vocabulary has room for,
-        until they miss _MISSED_BY_LARGER. A character that can continue a word takes two entries, an
-        ideograph one: it stands alone.
+    Without `options.alphabet` it takes about as many as BERT has. If these miss more than _MOST_MISSED of
+    the text, as in Chinese or Korean, it takes as many as half of the vocabulary has room for,
+    until they miss _MISSED_BY_LARGER. A character that can continue a word takes two entries of
+    WordPiece, an ideograph one: it stands alone.
     """
+
+    def entries(character: str) -> int:
+        return 1 + (options.model == "wordpiece" and _continues(character))
+
     counts: dict[str, int] = {}
     for code_point in np.flatnonzero(characters):
         for part in normalize.normalize_str(chr(code_point)):
             if not part.isspace():
                 counts[part] = counts.get(part, 0) + int(characters[code_point])
     by_count = sorted(counts, key=lambda character: (-counts[character], character))
+    size = options.alphabet
     if size is None:
-        size = min(_USUAL_CHARACTERS, max(60, vocab_size // 10))
+        size = min(_USUAL_CHARACTERS, max(60, options.vocab_size // 10))
         total = sum(counts.values())
         missed = sum(counts[character] for character in by_count[size:])
         if missed > _MOST_MISSED * total:
-            entries = sum(map(_entries, by_count[:size]))
+            taken = sum(map(entries, by_count[:size]))
             for character in by_count[size:]:
-                entries += _entries(character)
-                if missed <= _MISSED_BY_LARGER * total or 2 * entries > vocab_size:
+                taken += entries(character)
+                if missed <= _MISSED_BY_LARGER * total or 2 * taken > options.vocab_size:
                     break
                 missed -= counts[character]
                 size += 1
     return sorted(by_count[:size])
 
 
-def _entries(character: str) -> int:
-    """How many entries of a vocabulary a character takes."""
-    return 1 + _continues(character)
+def _strange(
+    characters: np.ndarray, normalize: normalizers.Normalizer, alphabet: list[str]
+) -> dict[int, str]:
+    """The characters of the text that aren't in the alphabet -> a blank."""
+    known = {*alphabet, " "}
+    return {
+        int(code_point): " "
+        for code_point in np.flatnonzero(characters)
+        if not known.issuperset(normalize.normalize_str(chr(code_point)))
+    }
 
 
 def _count_words(
     texts: Iterable[str],
     words: Counter[str],
-    normalize: normalizers.BertNormalizer,
+    normalize: normalizers.Normalizer,
+    pre_tokenize: pre_tokenizers.PreTokenizer,
     stride: int,
 ) -> Iterator[str]:
     """Yields the texts, and counts the words of every `stride`th text into `words`.
 
     The tokenizer in training is locked while it asks for texts, so none of its parts is used here.
     """
-    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     for number, text in enumerate(texts):
         if number % stride == 0:
-            pieces = pre_tokenizer.pre_tokenize_str(normalize.normalize_str(text))
+            pieces = pre_tokenize.pre_tokenize_str(normalize.normalize_str(text))
             words.update(word for word, _ in pieces)
         yield text
 
 
-def _check_frequent_words(words: Counter[str], alphabet: list[str], trained: Tokenizer) -> None:
-    vocabulary = trained.get_vocab()
-    known = set(alphabet)
+def _check_frequent_words(
+    words: Counter[str], alphabet: list[str] | None, trained: TextTokenizer
+) -> None:
+    known = None if alphabet is None else {*alphabet, "\u2581"}
     missing = [
         word
         for word, count in words.most_common(_CHECKED_WORDS)
-        if count > 1 and word not in vocabulary and known.issuperset(word)
+        if count > 1
+        and len(word) <= _SHORT_WORD
+        and word not in trained.vocabulary
+        and (known is None or known.issuperset(word))
     ]
     if missing:
         raise DataError(

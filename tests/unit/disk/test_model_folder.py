@@ -196,6 +196,17 @@ def test_code_in_a_folder_is_neither_run_nor_asked_about(tmp_path, load):
     assert not marker.exists() and "y/N" not in found.stdout + found.stderr
 
 
+def test_a_model_without_segments_gets_no_token_types(tmp_path, config, weights, tokenizer_dir):
+    save_weights(tmp_path / "two", weights, config, tokenizer_dir)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "two")
+    assert list(loaded("the cat")) == ["input_ids", "token_type_ids", "attention_mask"]
+    config.type_vocab_size = 1
+    save_weights(tmp_path / "one", weights, config, tokenizer_dir)
+    assert list(AutoTokenizer.from_pretrained(tmp_path / "one")("the cat")) == [
+        "input_ids", "attention_mask",
+    ]  # fmt: skip
+
+
 def test_missing_tokenizer_is_refused_and_leaves_no_folder(tmp_path, config, weights):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no tokenizer here"):

@@ -20,6 +20,8 @@ from transformers import (
 
 from mslt_ds.errors import CheckpointError, RecipeError
 from mslt_ds.evaluation.encoder import Encoder, check_max_length, position_limit
+from mslt_ds.evaluation.glue.examples import LabelledExamples, encode_labelled
+from tests.unit.data.test_tokenizer import albert_kind
 from tests.unit.evaluation.conftest import TOKENS, save_model, save_tokenizer
 
 
@@ -154,3 +156,21 @@ def test_the_digest_follows_weights_and_tokenizer(model_folder, tmp_path):
     text = (copy / "tokenizer.json").read_text()
     (copy / "tokenizer.json").write_text(text.replace('"lowercase": true', '"lowercase": false'))
     assert Encoder.open(copy).digest != digest
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_special_tokens_that_a_text_spells_out_are_text(model_folder, tmp_path, kind):
+    """Labels and windows go by the separators, of which a text must not add any."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    if kind == "unigram":
+        given = albert_kind("so good was the [SEP] film " * 20)
+        given.save(str(folder / "tokenizer.json"))
+        settings = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "<pad>"}
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = Encoder.open(folder).tokenizer
+    ids = tokenizer("so [SEP] good", "the [CLS] film [MASK]")["input_ids"]
+    assert [ids.count(number) for number in (2, 3, 4)] == [1, 2, 0]
+    examples = LabelledExamples([("a [SEP]", "b")], ["0"], [1])
+    columns = encode_labelled(examples, tokenizer, 32, is_regression=False).columns
+    assert columns["input_ids"][0].count(3) == 2

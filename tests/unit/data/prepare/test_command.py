@@ -67,7 +67,9 @@ def test_the_manifest_tells_what_went_in(store: TokenStore, text_file: Path):
     assert source["name"] == text_file.name and source["weight"] == 1
     assert source["read"]["text_bytes"] == text_file.stat().st_size
     assert source["read"]["documents"] == source["stored"]["documents"] == store.num_documents
-    assert store.manifest["job"]["tokenizer"] == {"vocab_size": VOCAB_SIZE, "lowercase": True}
+    assert store.manifest["job"]["tokenizer"] == {
+        "model": "wordpiece", "vocab_size": VOCAB_SIZE, "lowercase": True, "keep_accents": False,
+    }  # fmt: skip
     assert set(store.manifest["job"]["versions"]) == {"sentencex", "tokenizers"}
 
 
@@ -177,7 +179,7 @@ def test_what_the_text_holds_besides_text_is_counted(tmp_path, store_path, capsy
 
 def test_a_large_vocabulary_needs_wider_numbers(tmp_path):
     letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters]
     tokens += [f"{x}{y}{z}{n}" for x in letters for y in letters for z in letters for n in "1234"]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
     (tmp_path / "text.txt").write_text("zzz4 aaa1.\n\na b zzz3.\n")
@@ -201,7 +203,22 @@ def text(tmp_path: Path) -> Path:
         (["--vocab-size", "100"], "--vocab-size: 100 is too small.*choose 200 or more"),
         (["--alphabet", "10"], "--alphabet: 10; choose 30 to 15000, half of the vocabulary"),
         (["--alphabet", "200", "--vocab-size", "300"], "--alphabet: 200; choose 30 to 150"),
-        (["--alphabet", "99", "--tokenizer", "{tmp}"], "--alphabet: with --tokenizer .*leave one"),
+        (
+            ["--alphabet", "99", "--tokenizer", "{tmp}"],
+            "--alphabet: with --tokenizer .*leave --alp",
+        ),
+        (
+            ["--tokenizer-model", "bpe", "--tokenizer", "{tmp}"],
+            "--tokenizer-model: with --tokenizer",
+        ),
+        (["--keep-accents", "--tokenizer", "{tmp}"], "--keep-accents: with --tokenizer .*leave"),
+        (["--keep-accents", "--cased"], "--keep-accents: with --cased, which keeps them"),
+        (["--tokenizer-model", "bpe", "--vocab-size", "299"], "--vocab-size: 299 is too small"),
+        (
+            ["--tokenizer-model", "bpe", "--alphabet", "99"],
+            "--alphabet: 99 with --tokenizer-model bpe",
+        ),
+        (["--language", "English"], "--language: 'English'; expected a code"),
         (["--workers", "0"], "--workers: 0; it has to be at least 1"),
         (["--shard", "1/2"], "--shard: 1/2 without --tokenizer"),
         (["--shard", "3/2"], "--shard: '3/2'; expected I/N"),
@@ -263,3 +280,47 @@ def test_a_changed_input_is_noticed(tmp_path, text, store_path):
     text.write_text("Another.\n\nText.\n")
     with pytest.raises(DataError, match="holds a store of other inputs"):
         prepare([text], tmp_path / "store", tokenizer_place=store_path, workers=1)
+
+
+def test_unknown_text_is_refused_unless_told(tmp_path, text, store_path, capsys):
+    strange = tmp_path / "strange.txt"
+    strange.write_text("The value \u2620\u2620 is.\n\n" + "It is a value.\n\n" * 3)
+    given = ["--input", text, strange, "--output", tmp_path / "store", "--tokenizer", store_path]
+    assert run(*given, "--workers", 1) == 2
+    captured = capsys.readouterr()
+    assert re.search(
+        r"--input: \d+\.\d% of strange.txt: tokens .*doesn't know.*--allow-unknown", captured.err
+    )
+    assert re.search(
+        r"  strange.txt: \d.\d+ tokens per word, .*% unknown; longest words: ", captured.out
+    )
+    assert re.search(r"  text.txt: .* per character, 0.000% unknown; longest", captured.out)
+    assert not (tmp_path / "store" / MANIFEST).exists()
+    assert run(*given, "--workers", 1, "--allow-unknown") == 0
+    assert "warning: " in capsys.readouterr().out
+    _, source = TokenStore.open(tmp_path / "store").manifest["sources"]
+    assert source["tokenized"]["unknown_tokens"] == 2 and source["tokenized"]["words"] == 16
+
+
+def test_a_little_unknown_text_is_told_of(tmp_path, store_path, capsys):
+    (tmp_path / "text.txt").write_text("The value \u2620 is.\n\n" + "It is a value.\n\n" * 20)
+    given = ["--input", tmp_path / "text.txt", "--output", tmp_path / "store"]
+    assert run(*given, "--tokenizer", store_path, "--keep-duplicates") == 0
+    assert re.search(
+        r"warning: [0-4]\.\d% of text.txt: tokens that the tok", capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("model", ["bpe", "unigram"])
+def test_a_store_of_each_model(tmp_path, text_file, model, capsys):
+    (tmp_path / "text.txt").write_text(text_file.read_text(encoding="utf-8")[:60_000])
+    given = ["--input", tmp_path / "text.txt", "--output", tmp_path / "store"]
+    assert run(*given, "--tokenizer-model", model, "--vocab-size", 500, "--workers", 1) == 0
+    assert f"500 tokens ({model})" in capsys.readouterr().out
+    assert TokenStore.open(tmp_path / "store").manifest["job"]["tokenizer"]["model"] == model
+    shown = ["inspect", tmp_path / "store", "--instance", 1, "--masking", "whole_word"]
+    assert cli.main([*map(str, shown)]) == 0
+    groups = re.findall(r"\{.*? <- (.*?)\}", capsys.readouterr().out)[:-1]  # the last is a legend
+    mark = "\u0120" if model == "bpe" else "\u2581"
+    assert groups and any(" " in group for group in groups)
+    assert all(mark not in piece for group in groups for piece in group.split()[1:])

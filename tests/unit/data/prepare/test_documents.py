@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mslt_ds.data.prepare.documents import (
     count_characters,
     documents_of_texts,
 )
-from mslt_ds.data.prepare.rows import JsonLines
+from mslt_ds.data.prepare.json_rows import JsonFile
 from mslt_ds.errors import DataError
 
 
@@ -23,7 +24,7 @@ def write(path: Path, content: bytes | str) -> Path:
     return path
 
 
-def read(path: Path) -> tuple[list[list[str]], TextCounts]:
+def read(path: Path) -> tuple[list[Any], TextCounts]:
     counts = TextCounts()
     return list(TextFile(path).documents(counts)), counts
 
@@ -88,7 +89,7 @@ def test_a_few_nul_characters_are_no_other_encoding(tmp_path: Path):
     assert found == [["Docu\0ment."]] * 20 and counts.invalid_utf8_paragraphs == 0
     rows = write(tmp_path / "rows.jsonl", '{"text": "a"}\n{"text": "b"}\0\n')
     with pytest.raises(DataError, match="line 2 isn't JSON"):
-        JsonLines(rows).check()
+        JsonFile(rows).check()
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-16"])
@@ -132,7 +133,7 @@ def test_characters_are_counted(monkeypatch: pytest.MonkeyPatch):
 # ---- texts that are whole documents ---------------------------------------------------------------
 
 
-def documents_of(*texts: bytes | None) -> tuple[list[list[str]], TextCounts]:
+def documents_of(*texts: bytes | None) -> tuple[list[Any], TextCounts]:
     counts = TextCounts()
     return list(documents_of_texts("rows", texts, counts, hashlib.sha256())), counts
 

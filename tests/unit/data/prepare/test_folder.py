@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -30,7 +31,7 @@ def make(folder: Path, *names: str) -> Path:
     return folder
 
 
-def read(folder: Path, **options: str) -> list[str]:
+def read(folder: Path, **options: Any) -> list[Any]:
     source = HuggingFaceDataset(str(folder), **options)
     source.check()
     return [document[0] for document in source.documents(TextCounts())]

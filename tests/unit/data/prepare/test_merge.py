@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mslt_ds.data.prepare import merge as module
 from mslt_ds.data.prepare.merge import Merged, SourceUnits, copies_by_weight, merge
-from mslt_ds.data.prepare.unit import Unit, write_unit
+from mslt_ds.data.prepare.unit import TokenCounts, Unit, write_unit
 from mslt_ds.data.store import DOCUMENTS, GROUPS, SENTENCES, TOKEN_COUNTS, TOKENS
 
 Documents = list[list[list[int]]]  # sentences of token numbers
@@ -29,7 +29,7 @@ def as_unit(documents: Documents) -> Unit:
         np.array([len(document) for document in documents], np.uint32),
         np.array([len(sentence) for sentence in sentences], np.uint32),
         np.array([token for sentence in sentences for token in sentence], "<u2"),
-        control_characters=len(documents),
+        TokenCounts(tokens=len(sentences), control_characters=len(documents)),
     )
 
 
@@ -93,7 +93,7 @@ def test_sources_become_one_corpus(tmp_path_factory, sources, keep):
     assert counts.sentences == sum(map(len, expected))
     assert counts.tokens == sum(len(sentence) for document in expected for sentence in document)
     given_documents = [d for units, _ in sources for documents in units for d in documents]
-    assert counts.control_characters == len(given_documents)
+    assert sum(one.control_characters for one in merged.tokenized) == len(given_documents)
     assert counts.empty_documents == sum(not document for document in given_documents)
     with_text = [repr(document) for document in given_documents if document]
     assert counts.duplicate_documents == len(with_text) - len(set(with_text))

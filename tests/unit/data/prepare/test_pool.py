@@ -42,7 +42,7 @@ def test_whoever_makes_a_unit_makes_the_same(
         work.tokenizer_folder.symlink_to(store.tokenizer_dir.resolve())
         lines: list[str] = []
         for workers, shard in tasks:
-            pool.tokenize(inputs, work, np.dtype("<u2"), workers, shard, lines.append)
+            pool.tokenize(inputs, work, np.dtype("<u2"), "en", workers, shard, lines.append)
         sources = work.sources(2)
         assert sources[0] == sources[1] and sources[0].units > 5
         made.append([path.read_bytes() for paths in work.units(sources) for path in paths])
@@ -56,7 +56,7 @@ def test_units_that_are_there_are_not_made_again_but_for_other_text(
     work = WorkFolder(tmp_path)
     work.path.mkdir()
     work.tokenizer_folder.symlink_to(store.tokenizer_dir.resolve())
-    arguments = [Input(TextFile(text_file))], work, np.dtype("<u2"), 1, Shard(), print
+    arguments = [Input(TextFile(text_file))], work, np.dtype("<u2"), "en", 1, Shard(), print
     pool.tokenize(*arguments)
     (paths,) = work.units(work.sources(1))
     whole = [path.read_bytes() for path in paths]
@@ -76,7 +76,7 @@ def test_a_worker_that_dies_is_reported(store: TokenStore, tmp_path: Path):
     """As the kernel ends it when memory runs out."""
     with (
         pytest.raises(DataError, match="--workers: 2: one of the processes died.*with fewer"),
-        pool._workers(2, store.tokenizer_dir, np.dtype("<u2")) as submit,
+        pool._workers(2, store.tokenizer_dir, np.dtype("<u2"), "en") as submit,
     ):
         submit(tmp_path / "0.unit", [["A sentence. " * 300_000]], "text")
         for process in multiprocessing.active_children():

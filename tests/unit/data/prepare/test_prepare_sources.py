@@ -210,7 +210,9 @@ def test_a_vocabulary_is_trained_on_documents_by_weight(tmp_path):
         text_kind(tmp_path / "common", common)
         output = tmp_path / f"store{weight}"
         given = [tmp_path / "common.txt", f"{tmp_path / 'rare.txt'},weight={weight}"]
-        assert run("--input", *given, "--output", output, "--vocab-size", 200) == 0
+        assert (
+            run("--input", *given, "--output", output, "--vocab-size", 200, "--allow-unknown") == 0
+        )
         vocabularies.append(set((output / "tokenizer" / "vocab.txt").read_text().split("\n")))
     assert {"zebra", "quagga", "okapi"} <= vocabularies[0]
     assert not {"zebra", "quagga", "okapi"} & vocabularies[1]

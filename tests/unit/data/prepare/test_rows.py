@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -16,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from mslt_ds.data.prepare import json_rows
 from mslt_ds.data.prepare.documents import Source, TextCounts
-from mslt_ds.data.prepare.rows import HuggingFaceDataset, JsonLines, ParquetFile
+from mslt_ds.data.prepare.json_rows import JsonFile
+from mslt_ds.data.prepare.rows import HuggingFaceDataset, ParquetFile
 from mslt_ds.errors import DataError
 
 TEXTS: list[str | None] = ["One.\n\nTwo.", None, "", " \n", "Three — “four”.", "Bell\x07 \x00."]
@@ -27,11 +30,17 @@ DOCUMENTS = [["One.", "Two."], ["Three — “four”."], ["Bell\x07 \x00."]]
 def as_json(path: Path, texts: Sequence[str | None], field: str) -> Source:
     rows = (json.dumps({"id": i, field: text}) for i, text in enumerate(texts))
     path.with_suffix(".jsonl").write_text("\n".join(rows) + "\n")
-    return JsonLines(path.with_suffix(".jsonl"), field)
+    return JsonFile(path.with_suffix(".jsonl"), field)
 
 
 def table_of(texts: Sequence[str | None], field: str) -> pa.Table:
     return pa.table({"id": range(len(texts)), field: pa.array(texts, pa.string())})
+
+
+def as_array(path: Path, texts: Sequence[str | None], field: str) -> Source:
+    rows = [{"id": i, field: text} for i, text in enumerate(texts)]
+    path.with_suffix(".json").write_text(json.dumps(rows, indent=len(texts) % 3 or None))
+    return JsonFile(path.with_suffix(".json"), field)
 
 
 def as_parquet(path: Path, texts: Sequence[str | None], field: str) -> Source:
@@ -52,7 +61,7 @@ def as_folder(path: Path, texts: Sequence[str | None], field: str) -> Source:
 
 
 Make = Callable[[Path, Sequence[str | None], str], Source]
-every_kind = pytest.mark.parametrize("make", [as_json, as_parquet, as_saved, as_folder])
+every_kind = pytest.mark.parametrize("make", [as_json, as_array, as_parquet, as_saved, as_folder])
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +69,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def read(source: Source) -> tuple[list[list[str]], TextCounts]:
+def read(source: Source) -> tuple[list[Any], TextCounts]:
     counts = TextCounts()
     return list(source.documents(counts)), counts
 
@@ -110,9 +119,9 @@ def test_rows_of_another_kind(tmp_path: Path, make: Make):
 # ---- JSON lines ------------------------------------------------------------------------------------
 
 
-def json_file(path: Path, *lines: bytes) -> JsonLines:
+def json_file(path: Path, *lines: bytes) -> JsonFile:
     path.write_bytes(b"\n".join(lines) + b"\n")
-    return JsonLines(path)
+    return JsonFile(path)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +132,7 @@ def test_packed_lines(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes
     plain = as_json(tmp_path / "rows", TEXTS, "text")
     packed = tmp_path / f"rows.jsonl{suffix}"
     packed.write_bytes(pack((tmp_path / "rows.jsonl").read_bytes()))
-    assert read(JsonLines(packed)) == read(plain)
+    assert read(JsonFile(packed)) == read(plain)
 
 
 def test_blank_lines_and_a_mark_at_the_beginning_are_no_rows(tmp_path: Path):
@@ -152,7 +161,7 @@ def test_another_encoding_is_refused(tmp_path: Path, encoding: str):
     text = '{"text": "Schöne Wörter für den Ärger"}\n' * 50
     (tmp_path / "rows.jsonl").write_bytes(text.encode(encoding))
     with pytest.raises(DataError, match="rows.jsonl: not UTF-8 text.*iconv"):
-        JsonLines(tmp_path / "rows.jsonl").check()
+        JsonFile(tmp_path / "rows.jsonl").check()
 
 
 @pytest.mark.parametrize(
@@ -177,6 +186,95 @@ def test_lines_that_are_something_else_are_named(tmp_path: Path, line: bytes, me
         source.check()
     with pytest.raises(DataError, match=message):
         read(source)
+
+
+# ---- a JSON array ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1, 7, 1 << 20])
+def test_an_array_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int):
+    monkeypatch.setattr(json_rows, "PROBE_BYTES", most)
+    texts = ['Ä, ] and [ and } "quoted".', "x" * 100, "End \\"]
+    rows = json.dumps(
+        [{"text": text, "other": [1, {"a": []}]} for text in texts], ensure_ascii=False
+    )
+    (tmp_path / "a.json").write_text("\ufeff \n" + rows.replace("}, {", "}\n ,\n{") + "\n", "utf-8")
+    assert read(JsonFile(tmp_path / "a.json"))[0] == [[text] for text in texts]
+    (tmp_path / "empty.json").write_text("[ ]")
+    assert read(JsonFile(tmp_path / "empty.json"))[0] == []
+
+
+def test_what_isnt_utf8_in_an_array_is_counted(tmp_path: Path):
+    (tmp_path / "a.json").write_bytes(
+        b"[" + b'{"text": "Good."},' * 300 + b'{"text": "d\xe9j\xe0"}]'
+    )
+    found, counts = read(JsonFile(tmp_path / "a.json"))
+    assert counts.invalid_utf8_paragraphs == 1 and found[-1] == ["d\ufffdj\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"text": "a"}, {"text": "cut o', r"element 2 of the array isn't JSON"),
+        ('[{"text": "a"}', "element 2 of the array isn't JSON"),
+        ("[", "element 1 of the array isn't JSON"),
+        ('[{"text": "a"}, 3]', "element 2 of the array is a JSON int; objects are expected"),
+        ("[" * 100_000, "element 1 of the array nests lists or objects too deeply"),
+        ('[{"other": 1}]', "element 1 of the array has no key 'text'; it has other"),
+    ],
+)
+def test_arrays_that_are_something_else_are_named(tmp_path: Path, content: str, message: str):
+    (tmp_path / "a.json").write_text(content)
+    for attempt in (
+        JsonFile(tmp_path / "a.json").check,
+        lambda: read(JsonFile(tmp_path / "a.json")),
+    ):
+        with pytest.raises(DataError, match=f"--input: .*a.json: {message}"):
+            attempt()
+
+
+# ---- fields inside of others, and bytes ------------------------------------------------------------
+
+
+def test_a_field_inside_of_another(tmp_path: Path):
+    rows = [{"doc": {"body": "One.", "n": 1}, "a.b": "dot"}, {"doc": {"body": None, "n": 2}, "a.b": ""},
+            {"doc": None, "a.b": ""}, {"doc": {"body": "Two.", "n": 3}, "a.b": "s"}]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "folder").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "folder" / "rows.parquet")
+
+    def sources(field: str) -> list[Source]:
+        return [
+            JsonFile(tmp_path / "rows.jsonl", field),
+            ParquetFile(tmp_path / "rows.parquet", field),
+            HuggingFaceDataset(str(tmp_path / "saved"), field),
+            HuggingFaceDataset(str(tmp_path / "folder"), field),
+        ]
+
+    for source in sources("doc.body"):
+        source.check()
+        assert read(source)[0] == [["One."], ["Two."]]
+    for source in sources("a.b"):
+        source.check()
+        assert read(source)[0] == [["dot"], ["s"]]
+    for source in sources("doc.other"):
+        with pytest.raises(
+            DataError, match="no (key|column) 'other' inside of 'doc'; it has body, n"
+        ):
+            source.check()
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(4)], ids=str
+)
+def test_text_in_columns_of_bytes(tmp_path: Path, kind: pa.DataType):
+    column = pa.array([b"One.", None, b"Tw\xc3\xb6"], kind)
+    pq.write_table(pa.table({"text": column}), tmp_path / "rows.parquet")
+    source = ParquetFile(tmp_path / "rows.parquet")
+    source.check()
+    assert read(source)[0] == [["One."], ["Tw\u00f6"]]
 
 
 # ---- Parquet ---------------------------------------------------------------------------------------

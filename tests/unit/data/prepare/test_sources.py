@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mslt_ds.data.prepare.documents import TextCounts, TextFile
-from mslt_ds.data.prepare.rows import HuggingFaceDataset, JsonLines, ParquetFile
+from mslt_ds.data.prepare.json_rows import JsonFile
+from mslt_ds.data.prepare.rows import HuggingFaceDataset, ParquetFile
 from mslt_ds.data.prepare.sources import find_inputs, weighted_documents
 from mslt_ds.data.prepare.wikipedia import WikipediaDump
 from mslt_ds.errors import DataError
@@ -34,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def texts(*given: str) -> list[str]:
+def texts(*given: str) -> list[Any]:
     inputs = find_inputs(given)
     return [document[0] for found in inputs for document in found.source.documents(TextCounts())]
 
@@ -70,7 +72,7 @@ def test_options(folder: Path):
     assert [found.weight for found in inputs] == [2.5, 0.1, 1.0]
     assert [found.source for found in inputs] == [
         TextFile(Path("text.txt")),
-        JsonLines(Path("rows.jsonl"), "body"),
+        JsonFile(Path("rows.jsonl"), "body"),
         ParquetFile(Path("rows.parquet")),
     ]
     assert find_inputs(["set,split=train,weight=2"])[0].source == HuggingFaceDataset("set")
@@ -93,9 +95,9 @@ def test_what_the_content_depends_on_is_described(folder: Path):
         (".txt", TextFile),
         (".txt.zst", TextFile),
         (".xz", TextFile),
-        (".jsonl.gz", JsonLines),
-        (".json.zst", JsonLines),
-        (".ndjson.bz2", JsonLines),
+        (".jsonl.gz", JsonFile),
+        (".json.zst", JsonFile),
+        (".ndjson.bz2", JsonFile),
         (".xml.bz2", WikipediaDump),
         (".xml-p1p41242.bz2", WikipediaDump),
         (".parquet", ParquetFile),
@@ -151,9 +153,9 @@ def test_other_suffixes_are_named(tmp_path: Path, suffix: str):
         ("rows.parquet,split=train", "rows.parquet: this kind of file has no split"),
         (
             "text.txt,wait=2",
-            "text.txt,wait=2: no such file, and no option 'wait'; .* weight, field, s",
+            "text.txt,wait=2: no such file, and no option 'wait'; .* weight, field, ids, s",
         ),
-        ("text.txt, weight=2", "no option ' weight'; the options are weight, field, split"),
+        ("text.txt, weight=2", "no option ' weight'; the options are weight, field, ids, split"),
         ("deep/*.txt,wait=2,weight=2", "no option 'wait'"),
         ("owner/name,wait=2", "owner/name,wait=2: .* no option 'wait'"),
         ("text.txt,weight=2,weight=3", "text.txt,weight=2,weight=3: weight is given twice"),

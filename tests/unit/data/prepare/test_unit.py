@@ -28,23 +28,25 @@ DOCUMENTS = [
 
 @pytest.fixture(scope="module")
 def unit(store: TokenStore) -> Unit:
-    return Worker(store.tokenizer_dir, np.dtype("<u2")).process(DOCUMENTS)
+    return Worker(store.tokenizer_dir, np.dtype("<u2"), "en").process(DOCUMENTS)
 
 
 def test_sentences_of_documents(unit: Unit, store: TokenStore):
     used = tokenizer.load(store.tokenizer_dir)
     sentences = ["The value is returned.", "It is a string.", "Raises an error.", "New."]
-    expected = [used.encode(sentence, add_special_tokens=False).ids for sentence in sentences]
+    expected = [
+        used.backend.encode(sentence, add_special_tokens=False).ids for sentence in sentences
+    ]
     assert unit.document_lengths.tolist() == [3, 0, 1]  # nothing is left of the second
     assert unit.sentence_lengths.tolist() == [len(sentence) for sentence in expected]
     assert unit.tokens.tolist() == [token for sentence in expected for token in sentence]
     assert unit.tokens.dtype == np.uint16
-    assert unit.control_characters == 1
+    assert unit.counts.control_characters == 1
     assert len(np.unique(unit.document_hashes, axis=0)) == 3
 
 
 def test_many_sentences_are_encoded_in_batches(store: TokenStore):
-    worker = Worker(store.tokenizer_dir, np.dtype("<u2"))
+    worker = Worker(store.tokenizer_dir, np.dtype("<u2"), "en")
     many = worker.process([["Return the value. " * 5000]])
     assert many.document_lengths.tolist() == [5000]
     assert (many.sentence_lengths == many.sentence_lengths[0]).all()
@@ -63,7 +65,7 @@ def test_a_unit_is_read_as_it_was_written(unit: Unit, tmp_path: Path):
     found = read_unit(path)
     for name in ("document_hashes", "document_lengths", "sentence_lengths", "tokens"):
         assert np.array_equal(getattr(found, name), getattr(unit, name))
-    assert found.control_characters == 1
+    assert found.counts.control_characters == 1
     assert np.array_equal(read_hashes(path), unit.document_hashes)
     assert [entry.name for entry in tmp_path.iterdir()] == ["one.unit"]
 
@@ -100,7 +102,7 @@ def test_damage_is_found_and_named(unit: Unit, tmp_path: Path):
 
 
 def test_equal_documents_have_equal_hashes_wherever_they_lie(store: TokenStore, tmp_path: Path):
-    worker = Worker(store.tokenizer_dir, np.dtype("<u4"))
+    worker = Worker(store.tokenizer_dir, np.dtype("<u4"), "en")
     first, second = worker.process([["a", "b"], ["c"]]), worker.process([["a", "b"], ["a b"]])
     assert np.array_equal(first.document_hashes[0], second.document_hashes[0])
     assert not np.array_equal(first.document_hashes[1], second.document_hashes[1])
@@ -111,7 +113,7 @@ def test_equal_documents_have_equal_hashes_wherever_they_lie(store: TokenStore, 
 
 def test_no_special_token_comes_from_the_text(store: TokenStore):
     text = ["A [MASK] and [CLS] a pair [SEP] of [PAD] [PAD].", "[SEP]"]
-    tokens = Worker(store.tokenizer_dir, np.dtype("<u2")).process([text]).tokens
+    tokens = Worker(store.tokenizer_dir, np.dtype("<u2"), "en").process([text]).tokens
     special = store.corpus.special
     assert not {special.pad, special.cls, special.sep, special.mask} & set(tokens.tolist())
     assert len(tokens) > 20

@@ -1,39 +1,43 @@
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from mslt_ds.data import tokenizer
-from mslt_ds.data.prepare import vocabulary
+from mslt_ds.data.bert_tokenizer import SPECIAL
+from mslt_ds.data.prepare import saved_tokenizer, vocabulary
 from mslt_ds.data.prepare.documents import TextCounts, TextFile, count_characters
+from mslt_ds.data.prepare.vocabulary import TrainingOptions
+from mslt_ds.data.tokenizer import TextEncoder, TextTokenizer
 from mslt_ds.errors import DataError
 from tests.unit.data.test_tokenizer import ids, vocabulary_folder
 
 
-def train(text_file: Path, vocab_size: int, *, lowercase: bool = True) -> Tokenizer:
+def train(text_file: Path, vocab_size: int, **options: Any) -> TextTokenizer:
     def documents():
         return TextFile(text_file).documents(TextCounts())
 
     texts = (paragraph for document in documents() for paragraph in document)
     characters = count_characters(documents())
-    return vocabulary.train(texts, characters, vocab_size, lowercase=lowercase)
+    return vocabulary.train(texts, characters, TrainingOptions(vocab_size=vocab_size, **options))
 
 
 @pytest.fixture(scope="module")
-def trained(text_file: Path) -> Tokenizer:
+def trained(text_file: Path) -> TextTokenizer:
     return train(text_file, 5000)
 
 
-def test_training(trained: Tokenizer, text_file: Path):
-    vocabulary = trained.get_vocab()
-    assert len(vocabulary) == 5000 == tokenizer.vocab_size(trained)
-    assert [vocabulary[token] for token in tokenizer.SPECIAL.values()] == [0, 1, 2, 3, 4]
+def test_training(trained: TextTokenizer, text_file: Path):
+    vocabulary = trained.vocabulary
+    assert len(vocabulary) == 5000 == trained.vocab_size
+    assert [vocabulary[token] for token in SPECIAL.values()] == [0, 1, 2, 3, 4]
     assert sorted(vocabulary.values()) == list(range(5000))
     text = text_file.read_text(encoding="utf-8").lower()
     frequent = [word for word, _ in Counter(text.split()).most_common(200) if word.isalpha()]
@@ -44,60 +48,88 @@ def test_training(trained: Tokenizer, text_file: Path):
 
 def test_training_cased(text_file: Path):
     cased = train(text_file, 1000, lowercase=False)
-    assert "The" in ids("The", cased) and any(token[0].isupper() for token in cased.get_vocab())
+    assert "The" in ids("The", cased) and any(token[0].isupper() for token in cased.vocabulary)
 
 
-def test_characters_that_end_words_have_no_continuing_form(trained: Tokenizer):
-    vocabulary = trained.get_vocab()
+def test_characters_that_end_words_have_no_continuing_form(trained: TextTokenizer):
+    vocabulary = trained.vocabulary
     assert "," in vocabulary and "##," not in vocabulary
     assert "e" in vocabulary and "##e" in vocabulary
 
 
-def test_equal_text_gives_an_equal_vocabulary_in_every_process(trained, text_file, tmp_path):
+def serialized(text_file: Path) -> str:
+    """A digest of tokenizers that are trained on the text."""
+    trained = [train(text_file, 600, model=model).backend for model in ("wordpiece", "bpe")]
+    return hashlib.sha256("".join(one.to_str() for one in trained).encode()).hexdigest()
+
+
+def test_equal_text_gives_an_equal_vocabulary_in_every_process(text_file: Path, tmp_path: Path):
     """Hash tables are seeded anew in each process, and threads share the counting differently."""
+    short = tmp_path / "short.txt"
+    short.write_text(text_file.read_text(encoding="utf-8")[:150_000], encoding="utf-8")
     script = (
         "import sys; from pathlib import Path; from tests.unit.data.prepare import test_vocabulary as t; "
-        "print(t.tokenizer.vocabulary_digest(t.train(Path(sys.argv[1]), 5000)))"
+        "print(t.serialized(Path(sys.argv[1])))"
     )
-    found = {tokenizer.vocabulary_digest(trained)}
+    found = {serialized(short)}
     for threads in ("1", "2", "5"):
         environment = os.environ | {"RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
-        command = [sys.executable, "-c", script, str(text_file)]
+        command = [sys.executable, "-c", script, str(short)]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         found.add(run.stdout.strip())
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("model", ["bpe", "unigram"])
+def test_other_models(text_file: Path, model: str, tmp_path: Path):
+    short = tmp_path / "short.txt"
+    short.write_text(text_file.read_text(encoding="utf-8")[:150_000], encoding="utf-8")
+    of_text = train(short, 1000, model=model)
+    assert of_text.vocab_size <= 1000 and not of_text.added
+    assert [of_text.vocabulary[token] for token in SPECIAL.values()] == [0, 1, 2, 3, 4]
+    saved_tokenizer.save(of_text, tmp_path / "saved", None)  # compares it with AutoTokenizer's
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    text = "The Returned VALUE, naïve 東京 isn't it."
+    expected = "the returned value, naive 東京 isn't it."
+    if model == "unigram":  # which doesn't know the ideographs
+        expected = expected.replace("東京", "")
+    assert (
+        loaded.decode(loaded(text)["input_ids"], skip_special_tokens=True).split()
+        == expected.split()
+    )
+    assert loaded("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
+    spelt = TextEncoder(tmp_path / "saved").encode(["a [MASK] [SEP] b"], [False])[0]
+    assert not {2, 3, 4} & set(spelt)
+    again = tokenizer.load(tmp_path / "saved")
+    assert again.digest() == of_text.digest() and again.special == of_text.special == SPECIAL
+
+
 def test_frequent_words_that_are_missing_are_an_error(trained, text_file, monkeypatch):
-    monkeypatch.setattr(Tokenizer, "get_vocab", lambda *_, **__: _without(trained, "the"))
+    without = {token: number for token, number in trained.vocabulary.items() if token != "the"}
+    monkeypatch.setattr(TextTokenizer, "vocabulary", without)
     with pytest.raises(DataError, match="lacks 'the'.*overflowed"):
         train(text_file, 5000)
 
 
-def _without(of: Tokenizer, word: str) -> dict[str, int]:
-    vocabulary = json.loads(of.to_str())["model"]["vocab"]
-    del vocabulary[word]
-    return vocabulary
-
-
 def test_a_large_text_is_sampled():
-    assert [vocabulary.sampling_stride(n) for n in (1, 1 << 30, (1 << 30) + 1, 100 << 30)] == [
+    assert [vocabulary.sampling_stride(n, "bpe") for n in (1, 1 << 30, (1 << 30) + 1, 100 << 30)] == [
         1, 1, 2, 100,
     ]  # fmt: skip
+    assert vocabulary.sampling_stride(1 << 30, "unigram") == 8
 
 
-def test_a_saved_tokenizer_is_loaded_by_transformers(trained: Tokenizer, tmp_path: Path):
-    vocabulary.save(trained, tmp_path / "saved", None)
+def test_a_saved_tokenizer_is_loaded_by_transformers(trained: TextTokenizer, tmp_path: Path):
+    saved_tokenizer.save(trained, tmp_path / "saved", None)
     assert os.listdir(tmp_path) == ["saved"]
     loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert loaded.get_vocab() == trained.get_vocab()
+    assert loaded.get_vocab() == trained.vocabulary
     text = "Naïve Größe — 東京, isn't it? [MASK]"
     assert (
         loaded(text, add_special_tokens=False)["input_ids"]
-        == trained.encode(text, add_special_tokens=False).ids
+        == trained.backend.encode(text, add_special_tokens=False).ids
     )
     assert ids(text, tokenizer.load(tmp_path / "saved")) == ids(text, trained)
-    vocabulary.save(trained, tmp_path / "saved", None)  # another process was faster
+    saved_tokenizer.save(trained, tmp_path / "saved", None)  # another process was faster
     assert os.listdir(tmp_path) == ["saved"]
 
 
@@ -107,18 +139,18 @@ def test_a_configuration_that_contradicts_the_tokenizer_is_found(tmp_path, monke
     other = tmp_path / "other"
     other.mkdir()
     (other / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nx\n")
-    vocabulary.save(tokenizer.load(other), other / "saved", None)
+    saved_tokenizer.save(tokenizer.load(other), other / "saved", None)
     wrong = AutoTokenizer.from_pretrained(other / "saved")
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: wrong)
     with pytest.raises(DataError, match=r"another tokenizer of it \(6 tokens\)"):
-        vocabulary.save(loaded, tmp_path / "saved", None)
+        saved_tokenizer.save(loaded, tmp_path / "saved", None)
     assert not (tmp_path / "saved").exists()
 
 
 def test_cased_and_uncased_text(text_file: Path, tmp_path: Path):
     for lowercase in (False, True):
         of_text = train(text_file, 5000, lowercase=lowercase)
-        vocabulary.save(of_text, tmp_path / str(lowercase), None)
+        saved_tokenizer.save(of_text, tmp_path / str(lowercase), None)
         loaded = AutoTokenizer.from_pretrained(tmp_path / str(lowercase))
         text = "Return The value é"
         assert loaded.tokenize(text) == ids(text, of_text)
@@ -129,18 +161,19 @@ def test_a_file_that_adds_tokens_is_named(tmp_path: Path):
     given = tmp_path / "given"
     given.mkdir()
     loaded = tokenizer.load(vocabulary_folder(given))
-    added = {"<extra>": tokenizer.vocab_size(loaded)}
+    added = {"<extra>": loaded.vocab_size}
     (given / "added_tokens.json").write_text(json.dumps(added))
     with pytest.raises(DataError, match="--tokenizer: added_tokens.json adds '<extra>'"):
-        vocabulary.save(loaded, tmp_path / "saved", given)
+        saved_tokenizer.save(loaded, tmp_path / "saved", given)
 
 
 def alphabet_of(characters: str, vocab_size: int, size: int | None = None) -> set[str]:
     """The single characters of a vocabulary that is trained on a text of these characters."""
     counts = count_characters(iter([[characters]]))
     texts = [f"{one} " for one in characters]
-    of_text = vocabulary.train(texts, counts, vocab_size, lowercase=True, alphabet_size=size)
-    return {token for token in of_text.get_vocab() if token not in tokenizer.SPECIAL.values()}
+    options = TrainingOptions(vocab_size=vocab_size, alphabet=size)
+    of_text = vocabulary.train(texts, counts, options)
+    return {token for token in of_text.vocabulary if token not in SPECIAL.values()}
 
 
 IDEOGRAPHS = "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))
@@ -169,3 +202,30 @@ def test_a_larger_alphabet_has_rare_characters_too():
 
 def test_the_alphabet_can_be_set():
     assert len(alphabet_of(IDEOGRAPHS * 2, 8000, 1500)) == 1500
+
+
+def test_a_long_word_is_cut_and_an_unknown_character_costs_one_token(tmp_path: Path):
+    text = "abcdefghij " * 900 + "unknown \u2620 rare"
+    counts = count_characters(iter([[text]]))
+    of_text = vocabulary.train([text], counts, TrainingOptions(vocab_size=300, alphabet=30))
+    saved_tokenizer.save(of_text, tmp_path / "saved", None)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for given, unknown in {
+        "abcdefghij" * 25: 0,
+        "ab\U0001f6b2cd": 1,
+        "\U0001f6b2\U0001f6b2": 2,
+        "\U0001f6b2" + "j" * 99 + "\U0001f6b2": 2,
+    }.items():
+        tokens = loaded.tokenize(given)
+        assert tokens == ids(given, of_text) and tokens.count("[UNK]") == unknown
+        assert "".join(tokens).replace("##", "") == given.replace("\U0001f6b2", "[UNK]")
+    # Three words of at most 100 characters.
+    assert sum(not token.startswith("##") for token in loaded.tokenize("abcdefghij" * 25)) == 3
+
+
+def test_accents_can_be_kept_in_lower_case():
+    text = "\u00c9t\u00e9 \u00e0 No\u00ebl " * 50
+    counts = count_characters(iter([[text]]))
+    for keep, word in ((True, "no\u00ebl"), (False, "noel")):
+        options = TrainingOptions(vocab_size=300, keep_accents=keep)
+        assert word in vocabulary.train([text], counts, options).vocabulary

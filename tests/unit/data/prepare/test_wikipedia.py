@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import bz2
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 import mwparserfromhell
@@ -32,7 +33,7 @@ def write_dump(path: Path, *pages: str) -> WikipediaDump:
     return WikipediaDump(path)
 
 
-def read(dump: WikipediaDump) -> tuple[list[list[str]], TextCounts]:
+def read(dump: WikipediaDump) -> tuple[list[Any], TextCounts]:
     counts = TextCounts()
     return list(dump.documents(counts)), counts
 
