@@ -20,7 +20,7 @@ SHELL_SCRIPTS := $(wildcard scripts/*.sh demo/*.sh slurm/*.sh docker/*.sh) .ci/r
 DOCKERFILES := docker/Dockerfile docker/Dockerfile.cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slurm chaos image bench bench-gpu lint format typecheck docs clean
+.PHONY: help setup demo test test-fast test-slurm chaos image bench bench-gpu lint format typecheck audit docs clean
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,8 +72,14 @@ format: $(INSTALLED) ## Rewrite the Python files as ruff would have them
 typecheck: $(INSTALLED) ## pyright
 	$(BIN)/pyright
 
+audit: ## Known vulnerabilities of the pinned packages; asks the package index's advisories
+	test -x .audit/bin/pip-audit || { "$(PYTHON)" -m venv .audit && \
+	    .audit/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/audit.txt; }
+	.audit/bin/pip-audit --strict --no-deps --disable-pip $(addprefix --requirement requirements/, \
+	    build.txt torch.txt constraints.txt audit.txt)
+
 docs: $(INSTALLED) ## The documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Everything that was made, the environment too
-	rm -rf $(VENV) .demo .chaos build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .audit .demo .chaos build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -5,7 +5,11 @@ there, and the remedy. An entry point prints the message without a traceback (`r
 process with the class's `exit_code`.
 """
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class MsltError(Exception):
@@ -60,7 +64,20 @@ class RunIsAliveError(MsltError):
     exit_code = 6
 
 
-def first_line(error: Exception) -> str:
+@contextmanager
+def failures_as(make: Callable[[str], MsltError]) -> Iterator[None]:
+    """Turn whatever another package raises inside of this block into the error that `make` makes of the
+    first line of its message. tokenizers and safetensors raise plain exceptions, and panics of
+    compiled code aren't even an `Exception`."""
+    try:
+        yield
+    except (MsltError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise make(first_line(error)) from error
+
+
+def first_line(error: BaseException) -> str:
     """The first line of another package's message, to quote in one of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ import numpy as np
 from mslt_ds.errors import DataError
 
 FORMAT = 2
+_MOST = 1 << 48  # tokens; the index of an epoch has room for as many sentences
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 TOKENS, SENTENCES = "tokens.bin", "sentences.bin"
@@ -166,7 +168,12 @@ class TokenStore:
     def verify(self) -> None:
         """Read every file; DataError names the first one whose checksum differs from the manifest."""
         for name, checksum in self.manifest["checksums"].items():
-            found = file_digest(self.path / name)
+            try:
+                found = file_digest(self.path / name)
+            except OSError as error:
+                raise DataError(
+                    f"{self.path / name}: can't be read ({error.strerror}); prepare the store again"
+                ) from error
             if found != checksum:
                 raise DataError(
                     f"{self.path / name}: damaged, its sha256 is {found[:16]}… and "
@@ -189,7 +196,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: no {MANIFEST} here, so this isn't a token store, or its preparation was "
             "interrupted; run the same `mslt-ds prepare` again"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path / MANIFEST}: can't be read ({error}); prepare the store again"
         ) from error
@@ -203,7 +210,47 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path / MANIFEST}: damaged, it lacks {', '.join(missing)}; prepare the store again"
         )
+    if wrong := list(_wrong_values(manifest)):
+        raise DataError(
+            f"{path / MANIFEST}: damaged, {wrong[0]} isn't what `mslt-ds prepare` writes; prepare the "
+            "store again"
+        )
     return manifest
+
+
+def _wrong_values(manifest: dict[str, Any]) -> Iterator[str]:
+    """The keys whose values can't be right. Paths are made of the checksums' names, memory is mapped by the
+    numbers."""
+
+    def is_count(value: object, low: int, high: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value < high
+
+    for key in ("vocab_size", "num_documents", "num_sentences", "num_tokens"):
+        if not is_count(manifest[key], 1, _MOST):
+            yield key
+            return
+    for key in ("digest", "vocabulary_digest"):
+        if not isinstance(manifest[key], str):
+            yield key
+    special, checksums = manifest["special_tokens"], manifest["checksums"]
+    if not (
+        isinstance(special, dict)
+        and special.keys() == {field.name for field in fields(SpecialTokens)}
+        and all(is_count(number, 0, manifest["vocab_size"]) for number in special.values())
+    ):
+        yield "special_tokens"
+    if not (
+        isinstance(checksums, dict)
+        and checksums.keys() == set(ARRAYS)
+        and all(isinstance(checksum, str) for checksum in checksums.values())
+    ):
+        yield "checksums"
+    sources = manifest.get("sources", [])
+    if not (
+        isinstance(sources, list)
+        and all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in sources)
+    ):
+        yield "sources"
 
 
 def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models
 from mslt_ds.data.bert_tokenizer import from_vocabulary_file, put_between
 from mslt_ds.data.store import MANIFEST, TOKENIZER, SpecialTokens
 from mslt_ds.data.word_starts import continuing_tokens, text_of, word_marks
-from mslt_ds.errors import DataError, first_line
+from mslt_ds.errors import DataError, failures_as
 
 ROLES = {
     "cls": ("cls_token", "bos_token"),
@@ -48,6 +48,7 @@ hold a token store or a model as well. Their order is part of an evaluation's fi
 PROBE = "The quick brown fox — naïve, 3.14 — jumped over 東京's lazy dogs, didn't it? Unaffable!"
 """A text on which tokenizers with different settings are likely to differ."""
 _CHECKED_WORDS = 100
+_MOST_IDS = 1 << 24  # fifty times as many as any known vocabulary; arrays of this size are made
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,12 @@ class TextEncoder:
                     'tokenizer.json, mark it "special": true under added_tokens and use a '
                     "pre_tokenizer that takes it apart, such as BertPreTokenizer"
                 )
-        # Where a word that follows a blank has tokens of its own (byte-level BPE), so has a sentence.
+        # In byte-level BPE the tokens of a word that follows a blank are others, and so are a sentence's that
+        # follows another. Instances hold documents without their line ends, so a blank stands there.
         self._between = "" if self._ids("a a")[-1:] == self._ids("a")[-1:] else " "
 
     def encode(self, sentences: list[str], follows: list[bool]) -> list[list[int]]:
-        """The token ids of each sentence. follows: whether it follows another in its paragraph"""
+        """The token ids of each sentence. follows: whether it follows another in its document"""
         texts = [
             self._between + sentence if after else sentence
             for sentence, after in zip(sentences, follows, strict=True)
@@ -179,24 +181,26 @@ def load(place: Path) -> TextTokenizer:
     DataError if it can't be read, gives two tokens one id, or doesn't find the words of its own
     vocabulary.
     """
+    with failures_as(lambda problem: DataError(f"--tokenizer: {place}: can't be read ({problem})")):
+        backend = _backend(place)
+        _check_ids(backend, place)
+        folder = place if place.is_dir() else place.parent
+        tokenizer = _with_roles(backend, _settings(folder))
+        _check_words(tokenizer, place)
+    return tokenizer
+
+
+def _backend(place: Path) -> Tokenizer:
     file = place
     if place.is_dir():
         names = ("tokenizer.json", "vocab.txt")
         file = next((place / name for name in names if (place / name).is_file()), place / names[1])
-    try:
-        if file.suffix == ".json":
-            backend = Tokenizer.from_file(str(file))
-            backend.no_truncation()
-            backend.no_padding()
-        else:
-            backend = from_vocabulary_file(file)
-        settings = _settings(file.parent)
-    except Exception as error:  # tokenizers raises plain Exception
-        raise DataError(f"--tokenizer: {place}: can't be read ({first_line(error)})") from error
-    _check_ids(backend, place)
-    tokenizer = _with_roles(backend, settings)
-    _check_words(tokenizer, place)
-    return tokenizer
+    if file.suffix != ".json":
+        return from_vocabulary_file(file)
+    backend = Tokenizer.from_file(str(file))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -248,8 +252,13 @@ def _unknown_of(backend: Tokenizer) -> str | None:
 
 
 def _check_ids(backend: Tokenizer, place: Path) -> None:
-    """DataError if two tokens have the same id."""
+    """DataError if two tokens have the same id, or one is out of all proportion."""
     by_id = sorted(backend.get_vocab().items(), key=lambda item: item[::-1])
+    if not by_id or by_id[-1][1] >= _MOST_IDS:
+        raise DataError(
+            f"--tokenizer: {place}: its vocabulary has {len(by_id)} tokens with ids up to "
+            f"{by_id[-1][1] if by_id else 0}; expected some tokens, and ids below {_MOST_IDS}"
+        )
     for (token, number), (other, next_number) in pairwise(by_id):
         if number == next_number:
             raise DataError(

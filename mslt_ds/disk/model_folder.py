@@ -154,8 +154,6 @@ def _copy_tokenizer(source: Path, target: Path, config: PretrainedConfig) -> Non
         "input_ids", *(["token_type_ids"] if has_segments else []), "attention_mask",
     ]  # fmt: skip
     # A tokenizer that doesn't know its length says 1e30, or nothing.
-    length = family_of(config).longest_sequence(
-        config.max_position_embeddings, config.pad_token_id
-    )
+    length = family_of(config).longest_sequence(config.max_position_embeddings, config.pad_token_id)
     settings["model_max_length"] = min(length, settings.get("model_max_length") or length)
     path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

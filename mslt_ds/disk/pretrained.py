@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from mslt_ds.data.tokenizer import PROBE
 from mslt_ds.disk.model_folder import check_tokenizer, load_weights, read_config
-from mslt_ds.errors import CheckpointError, DataError, first_line
+from mslt_ds.errors import CheckpointError, DataError, failures_as
 from mslt_ds.hugging_face import LOAD, quiet
 from mslt_ds.model.families import family_of
 from mslt_ds.state import Weights
@@ -99,11 +99,12 @@ def _tokenizer(folder: Path) -> Any:
 
     # Without files, AutoTokenizer would make a tokenizer that knows no words.
     check_tokenizer(folder)
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(folder, **LOAD)
-    except Exception as error:  # whatever is raised for files that mean nothing
-        raise DataError(f"{folder}: its tokenizer can't be loaded ({first_line(error)})") from error
+
+    def failed(problem: str) -> DataError:
+        return DataError(f"{folder}: its tokenizer can't be loaded ({problem})")
+
+    with failures_as(failed), quiet():
+        return AutoTokenizer.from_pretrained(folder, **LOAD)
 
 
 def _get(config: PretrainedConfig, key: str) -> object:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from mslt_ds.data.tokenizer import TOKENIZER_FILES, spell_out
-from mslt_ds.errors import CheckpointError, RecipeError, first_line
+from mslt_ds.errors import CheckpointError, RecipeError, failures_as, first_line
 from mslt_ds.hugging_face import LOAD, quiet, weight_files
 
 _POOLERS = ("pooler",)
@@ -46,15 +46,16 @@ class Encoder:
             files = weight_files(path)
         except CheckpointError as error:
             raise CheckpointError(f"--model: {error}") from error
-        try:
-            with quiet():
-                config = AutoConfig.from_pretrained(path, **LOAD)
-                tokenizer = AutoTokenizer.from_pretrained(path, split_special_tokens=True, **LOAD)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise CheckpointError(
-                f"--model: {path}: {first_line(error)}; the folder needs a configuration and a "
+
+        def failed(problem: str) -> CheckpointError:
+            return CheckpointError(
+                f"--model: {path}: {problem}; the folder needs a configuration and a "
                 "tokenizer that Hugging Face's Auto classes know"
-            ) from error
+            )
+
+        with failures_as(failed), quiet():
+            config = AutoConfig.from_pretrained(path, **LOAD)
+            tokenizer = AutoTokenizer.from_pretrained(path, split_special_tokens=True, **LOAD)
         if not tokenizer.is_fast:
             raise CheckpointError(
                 f"--model: {path}: its tokenizer has no fast form; save the folder with tokenizer.json"

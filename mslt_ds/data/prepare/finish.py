@@ -201,7 +201,9 @@ def _check_unknown(
 
 
 def _cut(word: str) -> str:
-    return word if len(word) <= _WORD_SHOWN else f"{word[:_WORD_SHOWN]}…"
+    """The word's beginning as it can be printed: control characters would reach the terminal."""
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in word[:_WORD_SHOWN])
+    return shown if len(word) <= _WORD_SHOWN else f"{shown}…"
 
 
 def _unknown_share(counts: TokenCounts) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mslt_ds.data.bert_tokenizer import LONGEST_WORD
 from mslt_ds.data.tokenizer import PROBE, TOKENIZER_FILES, TextTokenizer
-from mslt_ds.errors import DataError, first_line
+from mslt_ds.errors import DataError, failures_as
 
 _PROBES = (
     PROBE,
@@ -76,14 +76,12 @@ def _check_saved(tokenizer: TextTokenizer, folder: Path) -> None:
 
     from mslt_ds.hugging_face import LOAD, quiet
 
-    try:
-        with quiet():
-            loaded = AutoTokenizer.from_pretrained(folder, **LOAD)
-            found = [loaded(probe, add_special_tokens=False)["input_ids"] for probe in _PROBES]
-    except Exception as error:  # transformers raises any kind for a configuration it can't use
-        raise DataError(
-            f"--tokenizer: AutoTokenizer can't load it ({first_line(error)})"
-        ) from error
+    def failed(problem: str) -> DataError:
+        return DataError(f"--tokenizer: AutoTokenizer can't load it ({problem})")
+
+    with failures_as(failed), quiet():
+        loaded = AutoTokenizer.from_pretrained(folder, **LOAD)
+        found = [loaded(probe, add_special_tokens=False)["input_ids"] for probe in _PROBES]
     expected = [tokenizer.backend.encode(probe, add_special_tokens=False).ids for probe in _PROBES]
     vocabulary = loaded.get_vocab()
     added = sorted(vocabulary.keys() - tokenizer.vocabulary.keys())

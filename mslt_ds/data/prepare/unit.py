@@ -134,11 +134,13 @@ class Worker:
     ) -> Iterator[tuple[int, list[int]]]:
         sentences: list[tuple[int, str, bool]] = []  # with whether it follows another
         for number, document in enumerate(documents):
+            follows = False
             for paragraph in document:
                 if isinstance(paragraph, str):
                     counts.add_paragraph(paragraph)
-                    found = segment.sentences(paragraph, self._language)
-                    sentences += [(number, text, place > 0) for place, text in enumerate(found)]
+                    for sentence in segment.sentences(paragraph, self._language):
+                        sentences.append((number, sentence, follows))
+                        follows = True
         for first in range(0, len(sentences), _SENTENCES_PER_BATCH):
             batch = sentences[first : first + _SENTENCES_PER_BATCH]
             ids = self._encoder.encode(

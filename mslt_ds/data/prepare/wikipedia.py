@@ -34,6 +34,7 @@ _SWITCH = re.compile(r"__[^\W\d_a-z]+(?:_[^\W\d_a-z]+)*__")
 _EMPTY_BRACKETS = re.compile(r"\s*[(\[][\s,;:–-]*[)\]]")
 _BEFORE_PUNCTUATION = re.compile(r"[ \xa0]+([,.;:])")
 _AFTER_BRACKET = re.compile(r"\([\s,;:]+")
+_BLANKS = re.compile(r" {2,}")  # around what shows no text
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def plain_text(wikicode: Any, hidden: frozenset[str] = PREFIXES_EVERYWHERE) -> s
     text = _SWITCH.sub("", _text_of(wikicode, hidden))
     text = _EMPTY_BRACKETS.sub("", text)
     text = _AFTER_BRACKET.sub("(", text)
-    return _BEFORE_PUNCTUATION.sub(r"\1", text)
+    return _BLANKS.sub(" ", _BEFORE_PUNCTUATION.sub(r"\1", text))
 
 
 def _article(page: ElementTree.Element) -> str | None:

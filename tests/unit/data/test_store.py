@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from mslt_ds.data import inspect
 from mslt_ds.data.store import ARRAYS, FORMAT, MANIFEST, TOKENS, TokenStore, token_dtype
 from mslt_ds.errors import DataError
+from tests.fuzzing import damaged
 from tests.unit.data.conftest import VOCAB_SIZE
 
 
@@ -103,3 +107,29 @@ def test_same_vocabulary(store: TokenStore, copy: Path):
     manifest = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps(manifest | {"vocabulary_digest": "other"}))
     assert not store.same_vocabulary(TokenStore.open(copy))
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_manifest_with_wrong_values_raises_no_library_error(store_path, tmp_path, data):
+    if not (tmp_path / "copy").exists():
+        shutil.copytree(store_path, tmp_path / "copy")
+    manifest = json.loads((store_path / MANIFEST).read_text())
+    content = data.draw(damaged({key: value for key, value in manifest.items() if key != "job"}))
+    (tmp_path / "copy" / MANIFEST).write_text(json.dumps(content))
+    try:
+        store = TokenStore.open(tmp_path / "copy")
+        store.verify()
+        inspect.figures(store)
+    except DataError as error:
+        assert str(tmp_path / "copy") in str(error)
+
+
+def test_a_manifest_names_no_files_outside_of_its_folder(copy: Path):
+    """Nor does it make them read: a checksum in an error would tell what they hold."""
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["checksums"]["../secret"] = "0"
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    (copy.parent / "secret").write_text("secret")
+    with pytest.raises(DataError, match="damaged, checksums isn't what"):
+        TokenStore.open(copy)

@@ -1,7 +1,10 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -19,6 +22,7 @@ from mslt_ds.data.bert_tokenizer import SPECIAL, pipeline
 from mslt_ds.data.prepare import saved_tokenizer
 from mslt_ds.data.tokenizer import TextEncoder, TextTokenizer
 from mslt_ds.errors import DataError
+from tests.fuzzing import damaged
 
 WORDS = ["the", "un", "##believ", "##able", "cat", "a", "##s", ",", "é", "e", "2", "##2"]
 
@@ -362,3 +366,55 @@ def test_roles_that_share_a_token_get_one_each(tmp_path: Path):
     loaded = tokenizer.load(tmp_path)
     assert loaded.special["cls"] == "<|endoftext|>" and loaded.added == ("[SEP]", "[MASK]", "[PAD]")
     assert loaded.backend.encode("a").ids[0] == 0
+
+
+# ---- whatever a folder holds -----------------------------------------------------------------------
+
+
+def only_our_errors(folder: Path) -> None:
+    try:
+        TextEncoder(tokenizer.find(folder)).encode(["the cat [MASK] \u732b"], [True])
+    except DataError as error:
+        assert str(error).startswith("--tokenizer: ")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bert"])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_tokenizer_with_wrong_values_raises_no_library_error(kind: str, tmp_path: Path, data):
+    if not (tmp_path / "whole").exists():
+        (tmp_path / "whole").mkdir()
+        if kind == "bert":
+            spelling_tokenizer().save(str(tmp_path / "whole" / "tokenizer.json"))
+            (tmp_path / "whole" / "tokenizer_config.json").write_text('{"mask_token": "[MASK]"}')
+        else:
+            folder_of_kind(kind, tmp_path / "whole")
+    name = data.draw(st.sampled_from(["tokenizer.json", "tokenizer.json", "tokenizer_config.json"]))
+    content = json.loads((tmp_path / "whole" / name).read_text())
+    wrong = data.draw(damaged(content))
+    shutil.copytree(tmp_path / "whole", tmp_path / "wrong", dirs_exist_ok=True)
+    (tmp_path / "wrong" / name).write_text(json.dumps(wrong))
+    only_our_errors(tmp_path / "wrong")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["tokenizer.json", "vocab.txt", "tokenizer_config.json"]),
+    content=st.binary(max_size=60)
+    | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")),
+)
+def test_files_of_anything_raise_no_library_error(tmp_path: Path, name: str, content: bytes):
+    (folder := tmp_path / "folder").mkdir(exist_ok=True)
+    vocabulary_folder(folder)
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+    (folder / name).write_bytes(content)
+    only_our_errors(folder)
+
+
+def test_an_id_out_of_all_proportion_is_refused(tmp_path: Path):
+    content = json.loads(tokenizer.load(vocabulary_folder(tmp_path)).backend.to_str())
+    content["model"]["vocab"]["dog"] = 1 << 30
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="18 tokens with ids up to 1073741824; expected"):
+        tokenizer.load(tmp_path)

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mslt_ds.errors import RecipeError
 from mslt_ds.recipe import deepspeed_json
 from mslt_ds.recipe.loading import parse_recipe
+from tests.fuzzing import anything, damaged
 
 DS_CONFIGS = Path(__file__).parents[3] / "ds_configs"
 
@@ -167,3 +170,20 @@ def test_a_bucket_of_no_elements_is_refused(tmp_path, key):
 def test_json_that_could_be_read_in_two_ways_or_none_is_refused(tmp_path, text, words):
     with pytest.raises(RecipeError, match=words):
         parse(tmp_path, text)
+
+
+WHOLE = {
+    "train_batch_size": 64, "gradient_clipping": 1.0, "amp": None, "steps_per_print": 10,
+    "bf16": {"enabled": True}, "fp16": {"enabled": "auto", "loss_scale_window": 500},
+    "zero_optimization": {"stage": 1, "reduce_bucket_size": 5e8, "overlap_comm": True},
+    "comms_logger": {"enabled": True},
+}  # fmt: skip
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=damaged(WHOLE) | anything | st.text(max_size=30))
+def test_whatever_it_holds_is_told_of_in_one_way(tmp_path, content):
+    try:
+        parse(tmp_path, content if isinstance(content, str) else json.dumps(content))
+    except RecipeError as error:
+        assert "deepspeed.config" in str(error) or "train.precision" in str(error)

@@ -7,17 +7,20 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AlbertConfig
 
+from mslt_ds.config.messages import _model_in
+from mslt_ds.config.sections import RunConfig
 from mslt_ds.config.strict_yaml import dump
 from mslt_ds.data.store import MANIFEST
 from mslt_ds.errors import RecipeError
 from mslt_ds.optim.lamb_reference import LambOptions
 from mslt_ds.plan.methods import build_plan
 from mslt_ds.recipe.loading import load_recipe, parse_recipe
+from tests.fuzzing import anything
 
 RECIPE = {
     "name": "run",
@@ -362,3 +365,38 @@ def test_a_project_that_wandb_does_not_take_is_named(project):
     (line,) = problems(telemetry={"wandb": {"project": project}})
     assert line.startswith("telemetry.wandb.project: ") and "WANDB_ENTITY" in line
     assert "mode" not in line
+
+
+def keys_of(section: type, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """All keys of a section and of those inside of it."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append((*prefix, name))
+        if (inner := _model_in(field.annotation)) is not None:
+            keys += keys_of(inner, (*prefix, name))
+    return keys
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.sampled_from(keys_of(RunConfig)), anything), min_size=1, max_size=3))
+def test_any_value_of_any_key_is_taken_or_told_of(changes):
+    changed = copy.deepcopy(RECIPE)
+    for path, value in changes:
+        section = changed
+        for part in path[:-1]:
+            if not isinstance(section.get(part), dict):
+                section[part] = {}
+            section = section[part]
+        section[path[-1]] = value
+    try:
+        parse_recipe(changed)
+    except RecipeError as error:
+        assert str(error)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(alphabet=" \n\t:-[]{}&*!|>%@`#'\"?,.a0", max_size=40) | st.text(max_size=40))
+def test_any_text_is_a_recipe_or_told_of(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
+    with pytest.raises(RecipeError):
+        load_recipe(tmp_path / "recipe.yaml")

@@ -142,3 +142,23 @@ def test_missing_package_is_named_with_the_key(monkeypatch):
         EnvironmentProblem, match=r"^telemetry\.wandb\.enabled: true, .*pip install"
     ):
         wandb_sink.check_installed()
+
+
+def test_no_secret_of_the_environment_gets_into_the_runs_folder(
+    tmp_path, no_network, monkeypatch, capfd
+):
+    secrets = {
+        "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567",
+        "HF_TOKEN": "hf_abcdefgh12345678",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    sink = WandbSink(recipe(tmp_path), tmp_path)
+    sink.write({"event": "step", "step": 1, "loss": 1.0})
+    sink.close()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    printed = "".join(capfd.readouterr())
+    for name, value in secrets.items():
+        assert not [path for path in files if value.encode() in path.read_bytes()], name
+        assert value not in printed, name

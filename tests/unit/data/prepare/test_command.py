@@ -302,6 +302,14 @@ def test_unknown_text_is_refused_unless_told(tmp_path, text, store_path, capsys)
     assert source["tokenized"]["unknown_tokens"] == 2 and source["tokenized"]["words"] == 16
 
 
+def test_no_control_character_of_a_word_reaches_the_terminal(tmp_path, store_path, capsys):
+    (tmp_path / "text.txt").write_text("A \x1b[31mword\x07.\n\nThe value.\n")
+    given = ["--input", tmp_path / "text.txt", "--output", tmp_path / "store", "--allow-unknown"]
+    assert run(*given, "--tokenizer", store_path, "--workers", 1) == 0
+    printed = capsys.readouterr().out
+    assert "[31mword" in printed and "\x1b" not in printed and "\x07" not in printed
+
+
 def test_a_little_unknown_text_is_told_of(tmp_path, store_path, capsys):
     (tmp_path / "text.txt").write_text("The value \u2620 is.\n\n" + "It is a value.\n\n" * 20)
     given = ["--input", tmp_path / "text.txt", "--output", tmp_path / "store"]

@@ -134,6 +134,7 @@ def test_sentences_of_ids(tmp_path: Path, kind: str):
     tokens = [token for token, _ in loaded.tokens_by_id()]
     words = ["".join(tokens[number] for number in part) for part in found]
     words = [one.replace("\u2581", " ").replace("\u0120", " ").strip() for one in words]
+    words = [one.replace("<0x3F><0x21>", "?!") for one in words]  # bytes of Llama's kind
     if kind == "albert":  # its vocabulary has neither ? nor !, which are one unknown token
         text = text.replace("?!", "")
         assert words[0] == "the cat sat." and len(words) == 2

@@ -62,7 +62,7 @@ def test_articles_are_documents_and_other_pages_are_counted(tmp_path: Path):
     ("wikitext", "text"),
     [
         ("A [[city]] and [[Paris|the city]]s.", "A city and the citys."),
-        ("See [http://x.org the site] or [http://x.org] or http://x.org.", "See the site or  or."),
+        ("See [http://x.org the site] or [http://x.org] or http://x.org.", "See the site or or."),
         ("Text.<ref name=a>{{cite book|title=B}}</ref><ref name=a /> More.", "Text. More."),
         ("''Italic'', '''bold''' and <sub>x</sub><br>y.", "Italic, bold and x y."),
         ("[[File:A.jpg|thumb|A [[cat]].]]Text.[[Category:Cats]][[de:Katze]]", "Text."),
