@@ -35,6 +35,7 @@ _COMMANDS = {
         "Draw and measure what the heads of a run or a model look at.",
     ),
     "push": ("mslt_ds.push", "Upload a run's models and their cards to the Hugging Face Hub."),
+    "probe": ("mslt_ds.probe", "Compare growth operators some hundred steps after the growth."),
     "train": ("mslt_ds.train", "Run a recipe in a single process."),
 }
 

@@ -1,0 +1,108 @@
+"""Does staged training pay? Runs the cells of an experiment, and draws its tables and figures.
+
+    python -m benchmarks.evidence run --scale tiny|small|base [--cells GLOB] [--shard I/N] [--hours H] --output DIR
+    python -m benchmarks.evidence time --scale tiny|small|base --output DIR
+    python -m benchmarks.evidence show --output DIR
+
+`run` trains the cells that are missing and may be stopped and started at any moment. `--experiment
+FILE` takes an experiment of one's own instead of a scale. `time` measures the steps of every method
+in turns and needs a machine that does nothing else. See docs/evidence.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+from benchmarks.evidence import drawing, running, timing
+from benchmarks.evidence.experiment import load
+from mslt_ds.atomic import replace_text
+from mslt_ds.errors import DataError, MsltError, report
+from mslt_ds.shard import Shard
+
+SCALES = ("tiny", "small", "base")
+FOLDER = Path(__file__).parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        results = running.Results(options.output.resolve())
+        if options.command == "show":
+            return _show(results)
+        experiment = _take(options, results)
+        if options.command == "time":
+            timing.measure(experiment, results, steps=options.steps, repeats=options.repeats)
+            return 0
+        missing = running.run(
+            experiment,
+            results,
+            pattern=options.cells,
+            shard=Shard.parse(options.shard),
+            hours=options.hours,
+        )
+    except MsltError as error:
+        return report(error)
+    print(f"cells still missing, as far as the results so far decide: {missing}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train the cells that are missing")
+    time = commands.add_parser("time", help="measure the steps of every method, in turns")
+    show = commands.add_parser("show", help="draw tables and figures of the cells so far")
+    for command in (run, time):
+        which = command.add_mutually_exclusive_group(required=True)
+        which.add_argument("--scale", choices=SCALES)
+        which.add_argument("--experiment", type=Path, metavar="FILE")
+    run.add_argument("--cells", default="*", metavar="GLOB", help="only cells of such names")
+    run.add_argument("--shard", default="1/1", metavar="I/N", help="one of N processes")
+    run.add_argument("--hours", type=float, metavar="H", help="stop after so many hours")
+    time.add_argument("--steps", type=int, default=30, help="of each stage in each turn")
+    time.add_argument("--repeats", type=int, default=3, help="turns")
+    for command in (run, time, show):
+        command.add_argument("--output", type=Path, required=True, metavar="DIR")
+    return parser
+
+
+def _take(options: argparse.Namespace, results: running.Results) -> running.Experiment:
+    """The experiment; DataError if the folder holds results of another one."""
+    path = options.experiment or FOLDER / f"{options.scale}.yaml"
+    experiment = load(path)
+    text = path.read_text()
+    if results.experiment.exists() and results.experiment.read_text() != text:
+        raise DataError(
+            f"{results.experiment}: differs from {path}, so these are the results of another "
+            "experiment; choose another --output, or remove this file if they still belong together"
+        )
+    results.folder.mkdir(parents=True, exist_ok=True)
+    replace_text(results.experiment, text)
+    return experiment
+
+
+def _show(results: running.Results) -> int:
+    if not results.experiment.exists():
+        raise DataError(f"{results.folder}: holds no experiment; `run` makes one")
+    timed = json.loads(results.timing.read_text()) if results.timing.exists() else {}
+    evidence = drawing.Evidence(
+        load(results.experiment), results.read(), timed.get("step_seconds", {})
+    )
+    drawing.draw(evidence, results.folder)
+    for table in drawing.tables(evidence).values():
+        print(f"\n{table.title}\n\n{table.markdown()}")
+    print("\n".join(drawing.progress(evidence)))
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

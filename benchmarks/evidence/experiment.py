@@ -1,0 +1,273 @@
+"""An experiment: methods, budgets, learning rates and seeds, and the cells that follow from them.
+
+A pure description, without files and processes. A *cell* is one pretraining run. What a budget buys is
+the same for all methods: the FLOPs (`mslt_ds.plan.flops`) that the `reference` method spends on the
+budget's steps. So every method has as many steps as its own FLOPs allow, and its schedule decays at
+the end of its own steps.
+
+Cells come in parts, because later ones depend on the losses of earlier ones:
+
+    tune      every method at every learning rate, the smallest budget, the first seed
+    main      every method at its tuned rate, every budget, every seed
+    check     the tuned rate's neighbours in the grid at the largest budget, the first seed
+    variants  one factor changed, at the smallest budget, the first seed
+    finals    the best `finalists` variants at the largest budget, the first seed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from mslt_ds.config import strict_yaml
+from mslt_ds.config.messages import describe
+from mslt_ds.config.sections import Positive, Section, Share
+from mslt_ds.errors import RecipeError
+from mslt_ds.plan.flops import instance_flops
+from mslt_ds.recipe.loading import Recipe, parse_recipe
+
+Changes = dict[str, Any]
+"""Nested keys of a recipe. In `plan.stages`, `share` stands for `steps`: a share of all steps."""
+
+
+class Corpus(Section):
+    """Where the text comes from: the docstrings of installed packages, or files."""
+
+    packages: list[str] | None = None
+    train: list[str] | None = None  # text files, relative to the current directory
+    held_out: list[str] | None = None
+    vocab_size: Positive
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Corpus:
+        if (self.packages is None) == (self.train is None or self.held_out is None):
+            raise ValueError("give either packages, or both train and held_out")
+        return self
+
+
+class Variant(Section):
+    """A method with one factor changed."""
+
+    of: str
+    changes: Changes
+
+
+class Experiment(Section):
+    """The keys of an experiment's YAML."""
+
+    recipe: Changes  # what all cells share
+    launch: list[str]  # the command that trains, without --config
+    threads: Positive = 1  # of each process
+    corpus: Corpus
+    reference: str = "full"
+    budgets: list[Positive]  # in steps of the reference method, increasing
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of a cell's steps
+    decay_share: Share = 0.2  # of a cell's steps, where the schedule is wsd
+    learning_rates: list[Annotated[float, Field(gt=0)]]
+    seeds: list[int]
+    methods: dict[str, Changes]
+    variants: dict[str, Variant] = Field(default_factory=dict)
+    finalists: Annotated[int, Field(ge=0)] = 2
+
+    @model_validator(mode="after")
+    def _names(self) -> Experiment:
+        known = self.methods.keys()
+        wrong = {self.reference, *(variant.of for variant in self.variants.values())} - known
+        if wrong:
+            raise ValueError(f"{min(wrong)} isn't one of the methods {', '.join(known)}")
+        if twice := known & self.variants.keys():
+            raise ValueError(f"{min(twice)} is a method and a variant")
+        if sorted(set(self.budgets)) != self.budgets:
+            raise ValueError(f"budgets {self.budgets} have to increase")
+        return self
+
+    def changes_of(self, method: str) -> Changes:
+        """What a method or a variant changes in the recipe that all cells share."""
+        if method in self.methods:
+            return self.methods[method]
+        variant = self.variants[method]
+        return merged(self.methods[variant.of], variant.changes)
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One pretraining run."""
+
+    method: str
+    budget: int  # in steps of the reference method
+    learning_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Also where its result lies: mslt/750/1e-03/1."""
+        return f"{self.method}/{self.budget}/{self.learning_rate:.3g}/{self.seed}"
+
+
+Losses = Mapping[Cell, float]
+"""Finished cells -> final held-out loss, infinite where the run diverged."""
+
+
+def load(path: Path) -> Experiment:
+    """The experiment in the file at `path`. RecipeError lists all problems."""
+    try:
+        return Experiment.model_validate(strict_yaml.read_mapping(path))
+    except ValidationError as error:
+        lines = (f"{path}: {line}" for line in describe(error, Experiment))
+        raise RecipeError("\n".join(lines)) from None
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Changes:
+    """`base` with nested `changes`; lists are replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(old, value) if nested else value
+    return result
+
+
+# ---- which cells there are -----------------------------------------------------------------
+
+
+def parts(experiment: Experiment, losses: Losses) -> dict[str, list[Cell]]:
+    """Part -> its cells, as far as the losses so far decide which they are."""
+    small, large = experiment.budgets[0], experiment.budgets[-1]
+    first = experiment.seeds[0]
+    rates = {method: tuned_rate(experiment, method, losses) for method in experiment.methods}
+    found: dict[str, list[Cell]] = {
+        "tune": [
+            Cell(method, small, rate, first)
+            for method in experiment.methods
+            for rate in experiment.learning_rates
+        ],
+        "main": [
+            Cell(method, budget, rate, seed)
+            for seed in experiment.seeds
+            for budget in experiment.budgets
+            for method, rate in rates.items()
+            if rate is not None
+        ],
+        "check": [
+            Cell(method, large, neighbour, first)
+            for method, rate in rates.items()
+            if rate is not None
+            for neighbour in neighbours(experiment.learning_rates, rate)
+        ],
+        "variants": [
+            Cell(name, small, rate, first)
+            for name, variant in experiment.variants.items()
+            if (rate := rates[variant.of]) is not None
+        ],
+    }
+    done = [cell for cell in found["variants"] if cell in losses]
+    finals = []
+    if len(done) == len(experiment.variants):
+        best = sorted(done, key=lambda cell: losses[cell])[: experiment.finalists]
+        finals = [Cell(cell.method, large, cell.learning_rate, first) for cell in best]
+    return found | {"finals": finals}
+
+
+def cells(experiment: Experiment, losses: Losses) -> list[Cell]:
+    """All cells that are known so far, each once, in the order in which to run them."""
+    return list(dict.fromkeys(cell for part in parts(experiment, losses).values() for cell in part))
+
+
+def tuned_rate(experiment: Experiment, method: str, losses: Losses) -> float | None:
+    """The best of the grid at the smallest budget; None until all of the grid is done."""
+    small, first = experiment.budgets[0], experiment.seeds[0]
+    grid = [Cell(method, small, rate, first) for rate in experiment.learning_rates]
+    if any(cell not in losses for cell in grid):
+        return None
+    return min(grid, key=lambda cell: losses[cell]).learning_rate
+
+
+def neighbours(rates: list[float], rate: float) -> list[float]:
+    """The next lower and the next higher rate of the grid, where there are such."""
+    ordered = sorted(rates)
+    place = ordered.index(rate)
+    return [ordered[i] for i in (place - 1, place + 1) if 0 <= i < len(ordered)]
+
+
+# ---- what a cell runs ----------------------------------------------------------------------
+
+
+def recipe_of(experiment: Experiment, cell: Cell, vocab_size: int) -> Changes:
+    """The keys of the cell's recipe; data paths and folders aren't among them."""
+    reference = Cell(experiment.reference, cell.budget, cell.learning_rate, cell.seed)
+    budget = flops(experiment, reference, cell.budget, vocab_size)
+    return _with_steps(experiment, cell, steps_within(experiment, cell, budget, vocab_size))
+
+
+def steps_within(experiment: Experiment, cell: Cell, budget: float, vocab_size: int) -> int:
+    """The most steps whose FLOPs are at most `budget`."""
+    fewest = len(_with_steps(experiment, cell, 1)["plan"].get("stages") or ()) or 16
+    low, high = fewest, fewest + 1
+    while flops(experiment, cell, high, vocab_size) <= budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = flops(experiment, cell, middle, vocab_size) <= budget
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+def flops(experiment: Experiment, cell: Cell, steps: int, vocab_size: int) -> float:
+    """FLOPs of the cell's method over `steps` steps."""
+    return sum(stage_flops(checked(_with_steps(experiment, cell, steps)), vocab_size))
+
+
+def stage_flops(recipe: Recipe, vocab_size: int) -> list[float]:
+    """FLOPs of each stage of a recipe."""
+    return [
+        instance_flops(recipe.config, stage, vocab_size).total
+        * stage.global_batch_size
+        * stage.steps
+        for stage in recipe.plan.stages
+    ]
+
+
+def checked(recipe: Changes) -> Recipe:
+    """The recipe with a placeholder for the data, as the main program sees it."""
+    return parse_recipe(merged({"name": "cell", "data": {"path": "store"}}, recipe))
+
+
+def _with_steps(experiment: Experiment, cell: Cell, steps: int) -> Changes:
+    recipe = merged(experiment.recipe, experiment.changes_of(cell.method))
+    plan = dict(recipe["plan"])
+    if plan["method"] == "custom":
+        plan["stages"] = _stages(plan["stages"], steps)
+    else:
+        plan["total_steps"] = steps
+    schedule = dict(recipe.get("schedule", {}))
+    schedule["warmup_steps"] = round(experiment.warmup_share * steps)
+    if schedule.get("name") == "wsd":
+        schedule["decay_steps"] = max(1, round(experiment.decay_share * steps))
+    optimizer = {"learning_rate": cell.learning_rate}
+    changes = {"plan": plan, "schedule": schedule, "optimizer": optimizer, "seed": cell.seed}
+    return merged(recipe, changes)
+
+
+def _stages(stages: list[Changes], steps: int) -> list[Changes]:
+    """Stages with `share`s of `steps`, at least one step each."""
+    shares = [stage["share"] for stage in stages]
+    if not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise RecipeError(f"plan.stages: the shares {shares} sum to {sum(shares):g}, not to 1")
+    ends = [round(steps * sum(shares[:i])) for i in range(len(shares) + 1)]
+    return [
+        {key: value for key, value in stage.items() if key != "share"}
+        | {"steps": max(1, end - start)}
+        for stage, start, end in zip(stages, ends, ends[1:], strict=False)
+    ]
+
+
+def digest_of(recipe: Changes) -> str:
+    """16 hexadecimal digits that stand for the keys of a recipe."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,306 @@
+"""Runs the cells of an experiment that are missing, each as a run of the main program.
+
+A folder of results holds
+
+    data/{train,valid}/      token stores, made where they are missing
+    runs/<cell>/             the run of a cell that isn't finished, to go on with
+    cells/<cell>.json        the result of a finished cell
+    logs/<cell>.log          what the main program printed
+
+Cells are runs that resume, so this program may be stopped and started at any moment.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.evidence.experiment import (
+    Cell,
+    Changes,
+    Experiment,
+    cells,
+    checked,
+    digest_of,
+    merged,
+    recipe_of,
+    stage_flops,
+)
+from mslt_ds.atomic import replace_text
+from mslt_ds.config import strict_yaml
+from mslt_ds.data.store import TokenStore
+from mslt_ds.disk.model_folder import load_weights
+from mslt_ds.distributed.signals import EXIT_CODE_STOPPED
+from mslt_ds.distributed.world import device_name
+from mslt_ds.errors import DivergenceError, MsltError
+from mslt_ds.shard import Shard
+from mslt_ds.telemetry.metrics import read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+_CURVE_POINTS = 60
+
+
+class CellError(MsltError):
+    """The main program failed on a cell."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder of an experiment's results."""
+
+    folder: Path
+
+    @property
+    def train(self) -> Path:
+        return self.folder / "data" / "train"
+
+    @property
+    def experiment(self) -> Path:
+        """A copy of the experiment's YAML."""
+        return self.folder / "experiment.yaml"
+
+    @property
+    def timing(self) -> Path:
+        return self.folder / "timing.json"
+
+    @property
+    def valid(self) -> Path:
+        return self.folder / "data" / "valid"
+
+    def run_dir(self, cell: Cell) -> Path:
+        return self.folder / "runs" / cell.name.replace("/", "_")
+
+    def log(self, cell: Cell) -> Path:
+        return self.folder / "logs" / f"{cell.name.replace('/', '_')}.log"
+
+    def result(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f"{cell.name}.json"
+
+    def read(self) -> dict[Cell, dict[str, Any]]:
+        """Finished cells -> their results."""
+        found = {}
+        for path in sorted((self.folder / "cells").rglob("*.json")):
+            result = json.loads(path.read_text())
+            found[Cell(**result["cell"])] = result
+        return found
+
+    def losses(self) -> dict[Cell, float]:
+        """Finished cells -> final held-out loss, infinite where the run diverged."""
+        return {
+            cell: float("inf") if result["diverged"] else result["held_out_loss"]
+            for cell, result in self.read().items()
+        }
+
+
+def prepare(experiment: Experiment, results: Results) -> None:
+    """Make the token stores where they are missing."""
+    corpus = experiment.corpus
+    done = results.folder / "data" / ".done"
+    if done.exists():
+        return
+    data = results.folder / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    train, held_out = corpus.train, corpus.held_out
+    if corpus.packages:
+        script = str(ROOT / "demo" / "docstring_corpus.py")
+        _call(script, "--output", str(data / "text"), "--packages", *corpus.packages)
+        train, held_out = [str(data / "text/train.txt")], [str(data / "text/heldout.txt")]
+    assert train is not None and held_out is not None  # Corpus checks it
+    command = ["-m", "mslt_ds.cli", "prepare"]
+    _call(*command, "--input", *train, "--output", str(results.train),
+          "--vocab-size", str(corpus.vocab_size))  # fmt: skip
+    _call(*command, "--input", *held_out, "--output", str(results.valid),
+          "--tokenizer", str(results.train))  # fmt: skip
+    done.touch()
+
+
+def run(
+    experiment: Experiment, results: Results, *, pattern: str, shard: Shard, hours: float | None
+) -> int:
+    """Run the missing cells whose name matches `pattern`; the number that is still missing.
+
+    shard: this process's part of the cells
+    hours: after which a running cell is stopped, with a checkpoint; None: no limit
+    """
+    prepare(experiment, results)
+    end = None if hours is None else time.monotonic() + 3600 * hours
+    vocab_size = TokenStore.open(results.train).vocab_size
+    # A result decides which cells follow, so the list is made anew after each.
+    while cell := next(_missing(experiment, results, pattern, shard), None):
+        print(f"{time.strftime('%H:%M:%S')} {cell.name}", flush=True)
+        if not _run_cell(experiment, results, cell, vocab_size, end):
+            print(f"stopped in {cell.name}; the same command goes on")
+            break
+    return len(list(_missing(experiment, results, "*", Shard())))
+
+
+def _missing(
+    experiment: Experiment, results: Results, pattern: str, shard: Shard
+) -> Iterator[Cell]:
+    losses = results.losses()
+    for cell in cells(experiment, losses):
+        if (
+            cell not in losses
+            and shard.takes(_number(cell))
+            and fnmatch.fnmatch(cell.name, pattern)
+        ):
+            yield cell
+
+
+def _number(cell: Cell) -> int:
+    """Which shard a cell belongs to must not depend on which cells are known yet."""
+    return int.from_bytes(hashlib.blake2b(cell.name.encode(), digest_size=8).digest(), "little")
+
+
+def _run_cell(
+    experiment: Experiment, results: Results, cell: Cell, vocab_size: int, end: float | None
+) -> bool:
+    """Train the cell and write its result. False if time ended first."""
+    recipe = recipe_of(experiment, cell, vocab_size)
+    run_dir, log = results.run_dir(cell), results.log(cell)
+    for folder in (run_dir.parent, log.parent, results.result(cell).parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    recipe_file = run_dir.with_suffix(".yaml")
+    replace_text(recipe_file, strict_yaml.dump(merged(recipe, places(results, run_dir))))
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            [*launch(experiment), "--config", str(recipe_file)],
+            stdout=output, stderr=subprocess.STDOUT, env=environment(experiment),
+        )  # fmt: skip
+        code = _wait(process, end)
+    if code == EXIT_CODE_STOPPED:
+        return False
+    if code not in (0, DivergenceError.exit_code):
+        tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:])
+        raise CellError(
+            f"{cell.name}: the main program ended with exit code {code}; {log}:\n{tail}"
+        )
+    outcome = _outcome(run_dir, stage_flops(checked(recipe), vocab_size), diverged=code != 0)
+    digests = {
+        "recipe": digest_of(recipe),
+        "train": TokenStore.open(results.train).digest,
+        "valid": TokenStore.open(results.valid).digest,
+    }
+    result = {
+        "cell": {
+            "method": cell.method, "budget": cell.budget,
+            "learning_rate": cell.learning_rate, "seed": cell.seed,
+        },
+        **outcome, "digests": digests, "machine": _machine(experiment),
+    }  # fmt: skip
+    replace_text(results.result(cell), json.dumps(result) + "\n")
+    shutil.rmtree(run_dir)
+    recipe_file.unlink()
+    return True
+
+
+def launch(experiment: Experiment) -> list[str]:
+    """The command that trains; `python` is this interpreter."""
+    return [sys.executable if word == "python" else word for word in experiment.launch]
+
+
+def environment(experiment: Experiment) -> dict[str, str]:
+    """Of the process that trains."""
+    return os.environ | {"OMP_NUM_THREADS": str(experiment.threads)}
+
+
+def places(results: Results, run_dir: Path) -> Changes:
+    """The keys of a recipe that say where its data and its run lie."""
+    return {
+        "name": run_dir.name,
+        "output_dir": str(run_dir.parent),
+        "data": {"path": str(results.train), "eval_path": str(results.valid)},
+    }
+
+
+def _wait(process: subprocess.Popen[bytes], end: float | None) -> int:
+    """The exit code. At `end`, and if this program is stopped, the run is asked to stop."""
+    asked = False
+    while True:
+        try:
+            return process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            if end is not None and time.monotonic() > end and not asked:
+                process.send_signal(signal.SIGTERM)
+                asked = True
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGTERM)
+            asked = True
+
+
+def _outcome(run_dir: Path, flops: list[float], *, diverged: bool) -> Changes:
+    """What the run's files say of it. flops: of each stage."""
+    lines = list(read_lines(run_dir / "metrics.jsonl"))
+    steps = [line for line in lines if "event" not in line]
+    ends = [line for line in lines if line.get("event") == "stage_end"]
+    plan = json.loads((run_dir / "plan.json").read_text())
+    every = max(1, len(steps) // _CURVE_POINTS)
+    found: Changes = {
+        "diverged": diverged,
+        "steps": plan["total_steps"],
+        "flops": sum(flops),
+        "stages": [
+            {
+                "depth": stage["depth"],
+                "trainable_layers": stage["trainable_layers"],
+                "steps": stage["steps"],
+                "seq_length": stage["seq_length"],
+                "global_batch_size": stage["global_batch_size"],
+                "flops": cost,
+                "median_step_seconds": end.get("median_step_seconds"),
+                "held_out_loss": end.get("eval_mlm_loss"),
+            }
+            # A run that diverged has fewer ends than stages.
+            for stage, cost, end in zip(plan["stages"], flops, ends, strict=False)
+        ],
+        "curve": [[line["step"], _rounded(line["mlm_loss"])] for line in steps[::every]],
+    }
+    if diverged:
+        return found
+    last = next(line for line in lines if line.get("event") == "run_end")
+    return found | {
+        "held_out_loss": ends[-1]["eval_mlm_loss"],
+        "unigram_entropy": last["unigram_entropy"],
+        "weights": weights_digest(run_dir / "model"),
+    }
+
+
+def _rounded(loss: float | None) -> float | None:
+    return None if loss is None else round(loss, 4)
+
+
+def weights_digest(folder: Path) -> str:
+    """16 hexadecimal digits of the names and bytes of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_weights(folder).items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _machine(experiment: Experiment) -> dict[str, Any]:
+    return {
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "threads": experiment.threads,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "deepspeed", "transformers", "mslt-ds")},
+    }
+
+
+def _call(*arguments: str) -> None:
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)

@@ -1,0 +1,179 @@
+"""Which cells an experiment has, what each of them runs, and the tables of their results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.evidence import experiment as design
+from benchmarks.evidence.drawing import Evidence, crossing, draw, flops_at, tables
+from benchmarks.evidence.experiment import Cell, cells, load, parts, recipe_of, tuned_rate
+from benchmarks.evidence.timing import shortened
+from mslt_ds.errors import RecipeError
+
+FOLDER = Path(design.__file__).parent
+TINY = load(FOLDER / "tiny.yaml")
+VOCAB = 1000
+
+
+def losses_of(experiment: design.Experiment, wanted: list[Cell]) -> dict[Cell, float]:
+    """Made-up losses: the higher rate is better for `mslt`, the lower one for `full`."""
+    sign = {"full": 1.0}
+    return {c: 5.0 + sign.get(c.method, -1.0) * c.learning_rate - c.budget / 1000 for c in wanted}
+
+
+def run_all(experiment: design.Experiment) -> dict[Cell, float]:
+    losses: dict[Cell, float] = {}
+    while missing := [cell for cell in cells(experiment, losses) if cell not in losses]:
+        losses |= losses_of(experiment, missing)
+    return losses
+
+
+def test_later_cells_follow_from_the_losses_of_earlier_ones():
+    first = parts(TINY, {})
+    assert len(first.pop("tune")) == 4 and not any(first.values())
+    losses = losses_of(TINY, parts(TINY, {})["tune"])
+    assert tuned_rate(TINY, "full", losses) == 3e-3 and tuned_rate(TINY, "mslt", losses) == 1e-2
+    second = parts(TINY, losses)
+    assert {(c.method, c.learning_rate) for c in second["main"]} == {("full", 3e-3), ("mslt", 1e-2)}
+    assert len(second["main"]) == 2 * len(TINY.budgets) * len(TINY.seeds)
+    assert [c.learning_rate for c in second["check"]] == [1e-2, 3e-3]
+    assert not second["finals"]
+    everything = run_all(TINY)
+    assert [c.name for c in parts(TINY, everything)["finals"]] == ["mslt_random/80/0.01/1"]
+    assert len(everything) == 4 + 8 - 2 + 2 + 1 + 1
+
+
+def test_a_diverged_run_never_gives_the_tuned_rate():
+    losses = losses_of(TINY, parts(TINY, {})["tune"])
+    losses[Cell("mslt", 40, 1e-2, 1)] = math.inf
+    assert tuned_rate(TINY, "mslt", losses) == 3e-3
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small", "base"])
+def test_every_cell_of_a_scale_is_a_recipe_and_keeps_to_the_budget(scale):
+    experiment = load(FOLDER / f"{scale}.yaml")
+    small = experiment.budgets[0]
+    for method in [*experiment.methods, *experiment.variants]:
+        cell = Cell(method, small, 1e-3, 5)
+        recipe = recipe_of(experiment, cell, VOCAB)
+        checked = design.checked(recipe)
+        assert checked.config.seed == 5 and checked.config.optimizer.learning_rate == 1e-3
+        steps = checked.plan.total_steps
+        allowed = design.flops(experiment, Cell("full", small, 1e-3, 5), small, VOCAB)
+        spent = design.flops(experiment, cell, steps, VOCAB)
+        assert 0.85 * allowed < spent <= allowed, method
+    assert (
+        design.checked(recipe_of(experiment, Cell("full", small, 1e-3, 1), VOCAB)).plan.total_steps
+        == small
+    )
+
+
+def test_a_scale_s_schedule_ends_where_the_cell_ends():
+    recipe = recipe_of(TINY, Cell("mslt", 80, 1e-3, 1), VOCAB)
+    config, plan = design.checked(recipe).config, design.checked(recipe).plan
+    assert config.schedule.decay_steps == round(0.2 * plan.total_steps)
+    assert config.schedule.warmup_steps == round(0.05 * plan.total_steps)
+
+
+def test_the_stages_of_a_timing_are_those_of_the_cell():
+    recipe = recipe_of(TINY, Cell("mslt", 80, 1e-3, 1), VOCAB)
+    short, whole = design.checked(shortened(recipe, 3)).plan, design.checked(recipe).plan
+    assert [stage.steps for stage in short.stages] == [3, 3, 3]
+    assert [(s.depth, s.frozen_layers) for s in short.stages] == [
+        (s.depth, s.frozen_layers) for s in whole.stages
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("reference: full", "reference: fall", "fall isn't one of the methods"),
+        ("budgets: [40, 80]", "budgets: [80, 40]", r"\[80, 40\] have to increase"),
+        ("finalists: 1", "finalist: 1", "finalist"),
+        ("{packages: [pydantic], vocab_size: 1000}", "{vocab_size: 1000}", "either packages"),
+    ],
+)
+def test_a_mistake_in_an_experiment_is_named(tmp_path, old, new, named):
+    text = (FOLDER / "tiny.yaml").read_text()
+    if old not in text:
+        text += f"\n{old}\n"
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace(old, new))
+    with pytest.raises(RecipeError, match=named):
+        load(path)
+
+
+# ---- tables --------------------------------------------------------------------------------
+
+
+def result_of(cell: Cell, loss: float) -> dict:
+    stages = [{"steps": 10, "flops": 1e9}, {"steps": 30, "flops": 6e9}]
+    return {
+        "diverged": False, "held_out_loss": loss, "unigram_entropy": 6.0, "steps": 40,
+        "flops": 7e9, "stages": stages, "curve": [[0, 7.0], [10, 5.9], [20, 5.6], [30, None]],
+    }  # fmt: skip
+
+
+def evidence() -> Evidence:
+    losses = run_all(TINY)
+    results = {cell: result_of(cell, loss) for cell, loss in losses.items()}
+    return Evidence(TINY, results, {"full": [0.1, 0.2], "mslt": [0.05, 0.1]})
+
+
+def test_the_tables_hold_what_the_cells_hold(tmp_path):
+    found = tables(evidence())
+    assert found.keys() == {"budgets", "reached", "rates", "check", "variants"}
+    row = found["budgets"].rows[0]
+    # 10 steps of 0.1 s and 30 of 0.2 s; 5.6 is the first below 6.0 - 0.3, at step 20 of 40.
+    assert row == [
+        "40",
+        "full",
+        "0.003",
+        "2",
+        "4.963",
+        "4.963 to 4.963",
+        "7e+09",
+        "40",
+        "0.1",
+        "50%",
+    ]
+    # mslt at the smallest budget is already as good: half the steps, half the time of each.
+    assert (
+        found["reached"].rows[1][2:] == ["more than 100%", ""]
+        or float(found["reached"].rows[1][2].removeprefix("at most ").rstrip("%")) <= 100
+    )
+    draw(evidence(), tmp_path)
+    with (tmp_path / "tables" / "budgets.csv").open() as file:
+        assert list(csv.reader(file))[1] == row
+    assert (tmp_path / "figures" / "budgets.svg").exists()
+
+
+def test_a_diverged_cell_is_told_and_not_averaged_away():
+    shown = evidence()
+    cell = Cell("full", 40, 1e-2, 1)
+    shown.results[cell] = json.loads(json.dumps(shown.results[cell])) | {"diverged": True}
+    assert "diverged" in tables(shown)["rates"].rows[0][2]
+
+
+@given(st.lists(st.floats(4, 6), min_size=2, max_size=4), st.floats(4, 6))
+def test_the_crossing_lies_between_the_budgets_that_enclose_the_goal(losses, goal):
+    budgets = [100 * 2**i for i in range(len(losses))]
+    found = crossing([(math.log(b), loss) for b, loss in zip(budgets, losses, strict=True)], goal)
+    if found is None:
+        assert all(loss > goal for loss in losses)
+        return
+    first = next(i for i, loss in enumerate(losses) if loss <= goal)
+    assert budgets[max(0, first - 1)] * 0.999 <= found <= budgets[first] * 1.001
+
+
+def test_flops_of_a_step_inside_of_a_stage():
+    result = result_of(Cell("full", 40, 1e-3, 1), 5.0)
+    assert flops_at(result, 0) == 0 and flops_at(result, 10) == 1e9
+    assert flops_at(result, 25) == 1e9 + 3e9 and flops_at(result, 40) == 7e9
