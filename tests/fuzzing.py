@@ -36,7 +36,7 @@ def put(value: Any, path: Path, new: Any) -> Any:
     """A copy of a JSON value with `new` at `path`."""
     if not path:
         return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy: Any = dict(value) if isinstance(value, dict) else list(value)
     copy[path[0]] = put(value[path[0]], path[1:], new)
     return copy
 
