@@ -21,7 +21,8 @@ from mslt_ds.analysis.attention import (
     load_model,
     store_batches,
 )
-from mslt_ds.analysis.attention_page import read_findings
+from mslt_ds.analysis.attention_command import find, find_snapshots
+from mslt_ds.analysis.attention_page import attention_section, heads_csv, read_findings
 from mslt_ds.analysis.report_command import read_runs, report_page
 from mslt_ds.cli import main
 from mslt_ds.data.store import TokenStore
@@ -167,17 +168,18 @@ def test_command_on_a_run(run, store_folder, tmp_path):
     assert main(["report", str(run), "--output", str(tmp_path), "--attention", str(run)]) == 2
 
 
-def test_command_on_a_model_of_another_family(tmp_path):
+def test_a_model_of_another_family(tmp_path):
     folder = save_albert(tmp_path / "albert")
-    out = tmp_path / "out"
-    options = ["--text", TEXT, "--output", str(out), "--layers", "2", "--heads", "4", "1"]
-    assert main(["attention", str(folder), *options]) == 0
-    found = json.loads((out / "attention.json").read_text())
-    maps = np.array(found["maps"]["model"])
-    assert maps.shape == (4, 4, len(found["tokens"]), len(found["tokens"]))
+    record, snapshots = find_snapshots(folder)
+    found = find(record, snapshots, TEXT, store=None, sequences=1, seq_length=64)
+    maps = np.array(found.maps["model"])
+    assert maps.shape == (4, 4, len(found.tokens), len(found.tokens))
     assert maps.sum(-1) == pytest.approx(1)
-    assert found["tokens"][0] == "[CLS]" and "film" in found["tokens"]
-    assert found["sequences"] == 0
+    assert found.tokens[0] == "[CLS]" and "film" in found.tokens
+    assert (found.sequences, found.between_stages) == (0, [])
+    section = attention_section(found, layers=[1], heads=[3, 0])
+    assert "sentence alone" in section.text
+    assert len(heads_csv(found).splitlines()) == 1 + 4 * 4
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ def test_steps_without_a_line_count_as_the_last_that_has_one(tmp_path):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line.get("step") != 99 or "event" in line]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read(folder).stage_seconds(1) == pytest.approx(100 * 0.2)
+    run = read(folder)
+    assert run.stage_seconds(1) == pytest.approx(100 * 0.2)
+    assert run.total_training_seconds == pytest.approx(sum(map(run.stage_seconds, (1, 2, 3))))
 
 
 def test_states(tmp_path):
