@@ -149,7 +149,10 @@ def find(
         batches = list(store_batches(store, sequences, min(seq_length, longest)))
         findings.sequences = sum(len(batch["input_ids"]) for batch in batches)
         _check_vocabulary(store, tokenizer)
-    measure(findings, snapshots, batches, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    # Tokenizers of language models have a token that begins a text, and one that ends it.
+    cls = next((i for i in (tokenizer.cls_token_id, tokenizer.bos_token_id) if i is not None), -1)
+    sep = next((i for i in (tokenizer.sep_token_id, tokenizer.eos_token_id) if i is not None), -1)
+    measure(findings, snapshots, batches, cls, sep)
     return findings
 
 

@@ -61,7 +61,7 @@ def model_card(
     last = stage if at == "end" else stage - 1
     title = run.name if (stage, at) == (stages, "end") else f"{run.name}, {at} of stage {stage}"
     parts = [
-        _metadata(run, scores),
+        _metadata(run, folder, scores),
         f"# {title}",
         _what(run, config, stage, at),
         "## Training",
@@ -79,11 +79,11 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(run: RunRecord, scores: Sequence[Score]) -> str:
+def _metadata(run: RunRecord, folder: Path, scores: Sequence[Score]) -> str:
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "fill-mask",
-        "mask_token": "[MASK]",
+        **_mask_token(folder),
         "tags": ["mslt-ds", "pretraining", str(run.plan.get("method", "custom"))],
     }
     if scores:
@@ -95,6 +95,16 @@ def _metadata(run: RunRecord, scores: Sequence[Score]) -> str:
         "# language: the language of the text, such as en\n"
         "# datasets: the text's name at the hub, if it has one\n---"
     )
+
+
+def _mask_token(folder: Path) -> dict[str, str]:
+    """What a reader of the card writes for a word to fill in, if the tokenizer's settings say it."""
+    path = folder / "tokenizer_config.json"
+    found = (
+        json.loads(path.read_text(encoding="utf-8")).get("mask_token") if path.is_file() else None
+    )
+    token = found.get("content") if isinstance(found, dict) else found
+    return {"mask_token": token} if token else {}
 
 
 def _result(score: Score) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def run(tmp_path):
         (folder / name / "config.json").write_text(json.dumps(CONFIG))
         (folder / name / "model.safetensors").write_bytes(name.encode() * 10)
         (folder / name / "vocab.txt").write_text("[PAD]\n")
+        settings = {"mask_token": {"content": "<mask>", "lstrip": True}}
+        (folder / name / "tokenizer_config.json").write_text(json.dumps(settings))
         write_model_card(folder, name)
     return folder
 
@@ -112,6 +114,7 @@ def test_card_tells_what_was_trained(run):
     card = (run / "stages" / "2" / "end" / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["library_name"] == "transformers" and "license" not in metadata
+    assert metadata["mask_token"] == "<mask>"
     assert "\n# license: " in card
     for text in (
         "# mslt, end of stage 2\n",
