@@ -39,7 +39,7 @@ from mslt_ds.distributed.sharing import (
 )
 from mslt_ds.distributed.signals import StopFlag, Stopped
 from mslt_ds.distributed.traffic import TrafficMeter
-from mslt_ds.distributed.watchdog import Watchdog
+from mslt_ds.distributed.watchdog import INDEX_PATIENCE, Watchdog
 from mslt_ds.distributed.world import World, check_equal_on_all_ranks, check_same_on_all_ranks
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.errors import RecipeError
@@ -190,8 +190,9 @@ class Run:
                 telemetry.event("rolled_back", vars(rollbacks[-1]) | {"to_step": state.step})
             try:
                 while (stage := self._next_stage(state)) is not None:
-                    watchdog.doing(f"the beginning of stage {stage.index}")
+                    watchdog.doing(f"the index for stage {stage.index}", INDEX_PATIENCE)
                     data = self.batches.training(stage, state), self.batches.evaluation(stage)
+                    watchdog.doing(f"the beginning of stage {stage.index}")
                     engine = self._begin_stage(stage, state, meter)
                     # The engine holds the tensors now.
                     state = TrainingState(state.step, passed_over=state.passed_over)
@@ -207,7 +208,8 @@ class Run:
                             state = engine.state(stage.end_step)
                             if not self._is_finite(state):
                                 return trace.not_finite()
-                            self._end_stage(stage, state, engine, data[1], trace, stop, telemetry)
+                            held_out = data[1] and _told(data[1], watchdog, stage)
+                            self._end_stage(stage, state, engine, held_out, trace, stop, telemetry)
                 watchdog.doing("the export of the model")
                 self._export(state, telemetry)
             except Stopped:
@@ -453,6 +455,15 @@ class Run:
         self.folder.save_model(name, depth, weights)
         if self.world.is_main:
             write_model_card(self.folder.path, name)
+
+
+def _told(
+    batches: Iterator[GlobalBatch], watchdog: Watchdog, stage: Stage
+) -> Iterator[GlobalBatch]:
+    """The batches; the watchdog is told of each."""
+    for batch in batches:
+        watchdog.doing(f"the evaluation after stage {stage.index}")
+        yield batch
 
 
 def _tell_skipped(telemetry: Telemetry, result: StepResult) -> None:

@@ -9,8 +9,8 @@ group), and a thread judges what it hears. `judge` is pure.
   read, a GPU, a lock.
 * After a library's error in a collective, a rank that isn't heard of for a few seconds is its cause.
 
-What may take long (a first step, which compiles; an index, a checkpoint, a stage's beginning) is given
-PATIENCE times the time. The thread also writes the stacks of all threads where a step takes SLOW times
+What may take long (a first step, which compiles; a checkpoint, a stage's beginning) is given PATIENCE
+times the time, and the index of an epoch, which is made of the whole text, INDEX_PATIENCE times. The thread also writes the stacks of all threads where a step takes SLOW times
 the median.
 """
 
@@ -36,7 +36,7 @@ import torch.distributed as dist
 from mslt_ds.distributed.signals import StopFlag, Stopped, end_process
 from mslt_ds.errors import LostRank, report
 
-PATIENCE = 6.0
+PATIENCE, INDEX_PATIENCE = 6.0, 60.0
 SLOW, SLOW_SECONDS = 10.0, 10.0
 """A step is slow that takes SLOW times the median, and SLOW_SECONDS at least."""
 _BEAT_SECONDS = 1.0
@@ -55,7 +55,7 @@ class Beat:
     step: int = 0
     doing: str = "the start of the run"
     waits: bool = False  # for the other ranks, in a collective
-    patient: bool = True  # may take long
+    patience: float = PATIENCE  # how many times the usual time it may take
     moves: int = 0  # counts what it has begun
     beats: int = 0
     stop: str | None = None  # why it was told to stop
@@ -87,7 +87,8 @@ def judge(
     silent_after: seconds after which a rank is gone that isn't heard of, where a collective has failed
     """
     if silent_after is None:
-        silent_after = _limit(mine, timeout)
+        # What takes longer still doesn't keep its threads from telling so.
+        silent_after = timeout * min(mine.patience, PATIENCE)
     if now - read > silent_after:
         return [0], f"hasn't answered for {now - read:.0f} s, whose store all use"
     silent = [rank for rank, one in enumerate(heard) if now - one.at > silent_after]
@@ -95,16 +96,12 @@ def judge(
         seconds = min(now - heard[rank].at for rank in silent)
         return silent, f"hasn't been heard of for {seconds:.0f} s"
     idle = now - max(one.moved for one in heard)
-    if idle <= max(_limit(one.beat, timeout) for one in heard):
+    if idle <= max(timeout * one.beat.patience for one in heard):
         return None
     last = min(one.beat.step for one in heard)
     behind = [rank for rank, one in enumerate(heard) if one.beat.step == last]
     hang = [rank for rank in behind if not heard[rank].beat.waits] or behind
     return hang, f"hasn't moved on for {idle:.0f} s"
-
-
-def _limit(beat: Beat, timeout: float) -> float:
-    return timeout * (PATIENCE if beat.patient else 1.0)
 
 
 class Watchdog:
@@ -137,16 +134,16 @@ class Watchdog:
             if self._step_began is not None:
                 self._step_seconds.append(now - self._step_began)
             self._step_began = None if first else now
-        self._begin(f"step {step}", step=step, waits=True, patient=first)
+        self._begin(f"step {step}", step=step, waits=True, patience=PATIENCE if first else 1.0)
 
-    def doing(self, what: str) -> None:
-        """Something else begins, which may take long."""
+    def doing(self, what: str, patience: float = PATIENCE) -> None:
+        """Something else begins, or goes on, which may take long."""
         self._step_began = None
-        self._begin(what, waits=False, patient=True)
+        self._begin(what, waits=False, patience=patience)
 
     def waiting_for_data(self, step: int) -> None:
         """The batch of `step` is waited for."""
-        self._begin(f"the batch of step {step}", waits=False, patient=True)
+        self._begin(f"the batch of step {step}", waits=False, patience=PATIENCE)
 
     def _lost(self) -> LostRank | None:
         """After an error in a collective: the rank that has gone. Waits some seconds."""
@@ -183,7 +180,7 @@ class Watchdog:
     ) -> None:
         """A library's error is LostRank where another rank is its cause."""
         try:
-            if isinstance(error, RuntimeError):
+            if isinstance(error, RuntimeError) and self._world_size > 1:
                 if self._flag.is_set and not self._flag.is_held:
                     raise Stopped from None  # as the others have, a moment before
                 if (lost := self._lost()) is not None:
@@ -191,13 +188,13 @@ class Watchdog:
         finally:
             self._closed.set()
 
-    def _begin(self, doing: str, *, waits: bool, patient: bool, step: int | None = None) -> None:
+    def _begin(self, doing: str, *, waits: bool, patience: float, step: int | None = None) -> None:
         mine = self._mine
         self._mine = replace(
             mine,
             doing=doing,
             waits=waits,
-            patient=patient,
+            patience=patience,
             step=mine.step if step is None else step,
             moves=mine.moves + 1,
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mslt_ds.distributed.watchdog import PATIENCE, Beat, Heard, judge
+from mslt_ds.distributed.watchdog import INDEX_PATIENCE, PATIENCE, Beat, Heard, judge
 
 TIMEOUT = 10.0
-IN_STEP = Beat("a", step=7, doing="step 7", waits=True, patient=False)
-AT_DATA = Beat("b", step=6, doing="the batch of step 7", patient=True)
+IN_STEP = Beat("a", step=7, doing="step 7", waits=True, patience=1.0)
+AT_DATA = Beat("b", step=6, doing="the batch of step 7")
 NOW = 1000.0
 
 
@@ -41,6 +41,9 @@ def test_one_that_may_take_long_is_given_more_time():
     assert blamed(heard(AT_DATA), heard(AT_DATA, late), mine=AT_DATA) == [1]
     assert blamed(heard(IN_STEP, 0, 11), heard(AT_DATA, 0, 11)) == []
     assert blamed(heard(IN_STEP, 0, late), heard(AT_DATA, 0, late)) == [1]
+    index = Beat("b", doing="an index", patience=INDEX_PATIENCE)
+    assert blamed(heard(index, 0, late), heard(index, 0, late), mine=index) == []
+    assert blamed(heard(index), heard(index, late), mine=index) == [1]
 
 
 def test_after_an_error_a_few_seconds_are_enough():
@@ -53,8 +56,8 @@ def test_rank_0_is_blamed_for_a_store_that_does_not_answer():
 
 
 def test_of_ranks_that_all_live_the_one_that_the_others_wait_for_is_blamed():
-    hung = Beat("c", step=7, doing="step 7", waits=False, patient=False)
+    hung = Beat("c", step=7, doing="step 7", waits=False, patience=1.0)
     assert blamed(heard(IN_STEP, 0, 11), heard(hung, 0, 12), heard(IN_STEP, 0, 13)) == [1]
-    behind = Beat("c", step=6, doing="step 6", waits=True, patient=False)
+    behind = Beat("c", step=6, doing="step 6", waits=True, patience=1.0)
     assert blamed(heard(IN_STEP, 0, 11), heard(behind, 0, 12)) == [1]
     assert blamed(heard(IN_STEP, 0, 11), heard(IN_STEP, 0, 12)) == [0, 1]
