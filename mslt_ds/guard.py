@@ -6,6 +6,7 @@ This module decides what follows. Pure: it takes what happened step by step, and
 * A few consecutive skipped steps are tolerated: the next batch may be sound.
 * `train.max_skipped_steps` in a row mean that the weights or the data from there on are not. The run
   goes back to its last checkpoint and passes over those batches.
+* So does a run that skips more than half of the last WINDOW times as many steps, in a row or not.
 * With `train.spike_sigmas`, so does a step whose loss or gradient norm lies that many standard
   deviations above the mean of the last `train.spike_window` steps.
 
@@ -25,6 +26,8 @@ from dataclasses import dataclass, field
 from mslt_ds.config.sections import TrainConfig
 from mslt_ds.errors import DivergenceError
 
+WINDOW = 4
+"""Times `train.max_skipped_steps`: the steps of which no more than half may be skipped."""
 _LEAST_HISTORY = 20
 """Steps before a mean and a standard deviation say anything."""
 
@@ -69,10 +72,12 @@ class StepGuard:
 
     settings: TrainConfig
     _in_a_row: list[StepResult] = field(default_factory=list)
+    _recent: deque[StepResult] = field(init=False)
     _losses: deque[float] = field(init=False)
     _grad_norms: deque[float] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._recent = deque(maxlen=WINDOW * self.settings.max_skipped_steps)
         self._losses = deque(maxlen=self.settings.spike_window)
         self._grad_norms = deque(maxlen=self.settings.spike_window)
 
@@ -83,17 +88,22 @@ class StepGuard:
 
     def observe(self, result: StepResult) -> GoBack | None:
         """What has to follow from a step; None: nothing."""
+        if result.scale_overflow:
+            return None
+        self._recent.append(result)
         if result.skipped:
-            if result.scale_overflow:
-                return None
             self._in_a_row.append(result)
-            if len(self._in_a_row) < self.settings.max_skipped_steps:
-                return None
-            first, last = self._in_a_row[0], self._in_a_row[-1]
+            if len(self._in_a_row) >= self.settings.max_skipped_steps:
+                skipped, where = self._in_a_row, "steps in a row"
+            else:
+                skipped = [one for one in self._recent if one.skipped]
+                where = f"of the last {len(self._recent)} steps"
+                if 2 * len(skipped) <= WINDOW * self.settings.max_skipped_steps:
+                    return None
             return GoBack(
                 result.step,
-                (first.instances[0], last.instances[1]),
-                f"{len(self._in_a_row)} steps in a row were skipped, the last because {last.reason}",
+                (skipped[0].instances[0], result.instances[1]),
+                f"{len(skipped)} {where} were skipped, the last because {result.reason}",
             )
         self._in_a_row.clear()
         for name, value, history in (

@@ -28,6 +28,18 @@ def test_so_many_skipped_steps_in_a_row_and_no_fewer():
     assert back.step == 5 and back.instances == (30, 60)
 
 
+def test_more_than_half_of_the_steps_although_no_two_in_a_row_are_too_many():
+    def verdicts(pattern: list[bool]) -> list[GoBack | None]:
+        guard = StepGuard(settings(max_skipped_steps=3))
+        steps = enumerate(pattern * 20)
+        return [guard.observe(result(step, skipped)) for step, skipped in steps]
+
+    assert not any(verdicts([True, False]))  # half
+    back = next(filter(None, verdicts([True, True, False])))
+    assert back.step == 9 and back.instances == (0, 100)
+    assert back.reason.startswith("7 of the last 10 steps were skipped")
+
+
 def test_the_loss_scales_search_is_not_counted():
     guard = StepGuard(settings(max_skipped_steps=1))
     assert guard.observe(result(0, True, loss=1.0, scale_overflow=True)) is None
