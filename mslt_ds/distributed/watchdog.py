@@ -224,7 +224,7 @@ class Watchdog:
             if beat.beats != before.beat.beats:
                 moved = now if beat.moves != before.beat.moves else before.moved
                 self._heard[rank] = Heard(beat, now, moved)
-            if beat.stop is not None and rank != self._rank:
+            if beat.stop is not None and rank != self._rank and not self._closed.is_set():
                 self._flag.set(f"rank {rank} ({beat.stop})")
 
     def _watch(self) -> None:
