@@ -44,6 +44,8 @@ _RANKS_PER_BEAT = 32  # with more, each beats less often
 _SILENT_BEATS = 5.0
 """After an error in a collective, a rank that misses so many beats is gone."""
 _OTHERS_WAIT_SECONDS = 3.0
+_HEAR_BEATS = 2.5
+"""After so many beats all others have heard what a rank says."""
 _MOST_DUMPS = 20
 
 
@@ -156,11 +158,19 @@ class Watchdog:
         self._failed.clear()
         return None
 
+    def _let_all_hear(self) -> None:
+        """Wait until all ranks have been told to stop, or had the time to hear that this one was."""
+        end = time.monotonic() + _HEAR_BEATS * self._interval
+        while time.monotonic() < end and not all(
+            one.beat.stop for rank, one in enumerate(self._heard) if rank != self._rank
+        ):
+            time.sleep(0.05)
+
     # ---- the threads -------------------------------------------------------------------------
 
     def __enter__(self) -> Watchdog:
         now = time.monotonic()
-        self._heard = [Heard(Beat("a host not heard of"), now, now)] * self._world_size
+        self._heard = [Heard(self._mine, now, now)]
         if self._world_size > 1:
             # A connection of its own: another thread may wait for long on the group's.
             group_store: Any = dist.distributed_c10d._get_default_store()
@@ -168,6 +178,7 @@ class Watchdog:
             self._store.set_timeout(timedelta(seconds=self._timeout))
             self._tell(self._mine)
             dist.barrier()
+            self._heard = [Heard(beat, now, now) for beat in self._ask()]
         for work in (self._exchange, self._watch):
             threading.Thread(target=work, name=f"mslt{work.__name__}", daemon=True).start()
         return self
@@ -185,6 +196,8 @@ class Watchdog:
                     raise Stopped from None  # as the others have, a moment before
                 if (lost := self._lost()) is not None:
                     raise lost from None
+            if isinstance(error, Stopped):
+                self._let_all_hear()
         finally:
             self._closed.set()
 
@@ -209,14 +222,18 @@ class Watchdog:
             if self._store is not None:
                 try:
                     self._tell(mine)
-                    keys = [f"mslt/beat/{rank}" for rank in range(self._world_size)]
-                    everyones = [Beat(**json.loads(v)) for v in self._store.multi_get(keys)]
+                    everyones = self._ask()
                 except (RuntimeError, ValueError):  # the store is gone: `_read` tells it
                     continue
             self._hear(everyones, time.monotonic())
 
     def _tell(self, beat: Beat) -> None:
         self._store.set(f"mslt/beat/{self._rank}", json.dumps(asdict(beat)))
+
+    def _ask(self) -> list[Beat]:
+        """All ranks' last beats."""
+        keys = [f"mslt/beat/{rank}" for rank in range(self._world_size)]
+        return [Beat(**json.loads(value)) for value in self._store.multi_get(keys)]
 
     def _hear(self, everyones: Sequence[Beat], now: float) -> None:
         self._read = now
