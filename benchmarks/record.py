@@ -1,10 +1,11 @@
-"""Writes the figures of a benchmark, with command, hardware and versions, as a dated JSON to `results/`."""
+"""Writes the figures of a benchmark, with command, commit, hardware and versions, as a dated JSON to `results/`."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -37,6 +38,7 @@ def write(
     content = {
         "date": now.isoformat(timespec="seconds"),
         "command": ["python", "-m", *command],
+        "commit": _commit(),
         "device": device_name(device or torch.device("cpu")),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
@@ -52,3 +54,18 @@ def write(
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written to {path}")
     return path
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with a plus sign if files differ from it; None without Git."""
+    git = ["git", "-C", str(RESULTS.parent)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout else "")

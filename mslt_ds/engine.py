@@ -41,6 +41,7 @@ from mslt_ds.optim.backends import build_lamb
 from mslt_ds.optim.masters import NamedMasters
 from mslt_ds.recipe import deepspeed_json
 from mslt_ds.state import LossScaleField, TrainingState, step_counts
+from mslt_ds.timing import BACKWARD, SUFFIX, timed
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ class StageEngine:
 
         -> (losses,) this micro-batch's parts, detached
         """
-        sums: tuple[Tensor, ...] = self._engine(*inputs)
+        with timed(SUFFIX):
+            sums: tuple[Tensor, ...] = self._engine(*inputs)
         parts = [total / number for total, number in zip(sums, denominators, strict=True)]
         loss = sum(parts[1:], start=parts[0])
         # DeepSpeed averages over ranks; the factor undoes that.
@@ -178,7 +180,7 @@ class StageEngine:
             self.loss_scale() if self._scales_loss_itself else 1.0
         )
         weight = factor + 0.0 * loss.detach()  # NaN where the loss is infinite or NaN
-        with self._meter.backward():
+        with self._meter.backward(), timed(BACKWARD):
             self._engine.backward(loss * weight, scale_wrt_gas=False)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the micro-batch, and does nothing else

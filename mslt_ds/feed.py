@@ -23,6 +23,7 @@ from torch import Tensor
 from mslt_ds.data.loader import GlobalBatch, MicroBatch
 from mslt_ds.model.rows import join
 from mslt_ds.model.staged import FrozenPrefix
+from mslt_ds.timing import PREFIX, timed
 
 
 class SuffixInputs(NamedTuple):
@@ -138,7 +139,8 @@ class Feed:
         if self._prefix is None:
             return [SuffixInputs(each, None, None) for each in fields]
         joined, split = join(fields)
-        hidden_states = split(self._prefix(joined))
+        with timed(PREFIX):
+            hidden_states = split(self._prefix(joined))
         return [
             SuffixInputs(*pair, self._prefix.decoder_weight)
             for pair in zip(fields, hidden_states, strict=True)

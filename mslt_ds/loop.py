@@ -31,6 +31,7 @@ from mslt_ds.feed import Feed
 from mslt_ds.guard import GoBack, StepGuard, StepResult
 from mslt_ds.model.objective import Objective
 from mslt_ds.telemetry.memory import memory_metrics
+from mslt_ds.timing import DATA, OPTIMIZER, timed
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Hooks:
     """(step, metrics), every `log_every_steps` steps."""
     skipped: Callable[[StepResult], None]
     """For each step that was skipped."""
+    step_done: Callable[[int, int, int], None]
+    """(step, instances of all ranks, real tokens of this rank), after each step."""
     checkpoint: Callable[[int], bool]
     """(steps done) -> whether all numbers are finite, else nothing was written; every
     `checkpoint_every_steps` steps and before an early end, but not after the last step."""
@@ -106,8 +109,13 @@ def train_steps(
         loss_parts = torch.stack(parts).sum(0)
         parts.clear()
         rate = hooks.learning_rate(step)
-        skipped = engine.step(rate)
-        window.add(fed.batch.num_instances)
+        with timed(OPTIMIZER):
+            skipped = engine.step(rate)
+        tokens = fed.batch.count_tokens()
+        window.add(fed.batch.num_instances, tokens)
+        began = time.perf_counter()
+        hooks.step_done(step, fed.batch.num_instances, tokens)
+        window.leave_out(time.perf_counter() - began)
         logged = next_step % hooks.log_every_steps == 0
         losses = None
         if logged or guard.needs_values:
@@ -237,29 +245,38 @@ class _Window:
     def restart(self) -> None:
         """Leave out what was not training, such as writing a checkpoint."""
         self._traffic.take()
-        self._steps = self._instances = 0
+        self._steps = self._instances = self._tokens = 0
         self._waited = 0.0
         self._began = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Time just spent on what was not training, such as writing a profile."""
+        self._began += seconds
 
     def waiting_for(self, batches: Iterable[GlobalBatch]) -> Iterator[GlobalBatch]:
         """The batches; how long each was waited for is counted."""
         iterator = iter(batches)
         while True:
             began = time.perf_counter()
-            batch = next(iterator, None)
+            with timed(DATA):
+                batch = next(iterator, None)
             if batch is None:
                 return
             self._waited += time.perf_counter() - began
             yield batch
 
-    def add(self, instances: int) -> None:
+    def add(self, instances: int, tokens: int) -> None:
         self._steps += 1
         self._instances += instances
+        self._tokens += tokens
 
     def metrics(self, losses: dict[str, float]) -> dict[str, Any]:
-        """Rates of the window, which starts anew. `losses` were read from the device: it's idle."""
+        """Rates of the window, which starts anew. `losses` were read from the device: it's idle. A
+        collective, for the tokens of all ranks."""
         seconds = time.perf_counter() - self._began
         steps, instances, waited = self._steps, self._instances, self._waited
+        tokens = torch.tensor(self._tokens, device=self._device)
+        dist.all_reduce(tokens)
         traffic = self._traffic.take()
         self.restart()
         return (
@@ -268,6 +285,7 @@ class _Window:
             | {
                 "step_seconds": seconds / steps,
                 "sequences_per_second": instances / seconds,
+                "tokens_per_second": int(tokens) / seconds,
                 "data_wait_seconds": waited / steps,
                 "elements_reduced": traffic.gradients_reduced // steps,
                 "elements_gathered": traffic.parameters_gathered // steps,

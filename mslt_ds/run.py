@@ -58,7 +58,10 @@ from mslt_ds.report.model_card import write_model_card
 from mslt_ds.report.summary import print_summary
 from mslt_ds.state import TrainingState, Weights
 from mslt_ds.telemetry import Telemetry
+from mslt_ds.telemetry.observer import StageObserver
+from mslt_ds.telemetry.rates import Rates
 from mslt_ds.telemetry.starts import add_start
+from mslt_ds.telemetry.waits import Waits
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Keys that may differ between nodes: where files lie, how they are read.
@@ -142,7 +145,7 @@ class Run:
         the batches in question, and tries again. DivergenceError after `train.max_rollbacks`.
         Stopped where the run was told to stop.
         """
-        stop, meter = StopRequest(flag), TrafficMeter()
+        stop, meter, waits = StopRequest(flag), TrafficMeter(), Waits()
         timeout = self.config.train.hang_timeout_seconds
         with Watchdog(flag, self.folder.path, timeout) as watchdog:
             check_same_on_all_ranks(self._shared())
@@ -150,7 +153,7 @@ class Run:
             if self.world.is_main:
                 add_start(self.folder.path, self.world, self.device, self.batches.digests)
             rollbacks: list[GoBack] = []
-            while (back := self._attempt(rollbacks, stop, meter, watchdog)) is not None:
+            while (back := self._attempt(rollbacks, stop, meter, waits, watchdog)) is not None:
                 rollbacks.append(back)
                 check_rollbacks(rollbacks, self.config.train.max_rollbacks)
             if self.world.is_main:
@@ -174,6 +177,7 @@ class Run:
         rollbacks: list[GoBack],
         stop: StopRequest,
         meter: TrafficMeter,
+        waits: Waits,
         watchdog: Watchdog,
     ) -> GoBack | None:
         """The stages from the last state on. Why the run has to go back; None: it's complete."""
@@ -198,7 +202,7 @@ class Run:
                     state = TrainingState(state.step, passed_over=state.passed_over)
                     with closing(engine), stop.held():
                         trace = self._train_stage(
-                            stage, state, engine, data[0], stop, meter, watchdog, telemetry
+                            stage, state, engine, data[0], stop, meter, waits, watchdog, telemetry
                         )
                         if trace.go_back is not None:
                             return trace.go_back
@@ -369,6 +373,7 @@ class Run:
         batches: Iterator[GlobalBatch],
         stop: StopRequest,
         meter: TrafficMeter,
+        waits: Waits,
         watchdog: Watchdog,
         telemetry: Telemetry,
     ) -> StageTrace:
@@ -382,27 +387,38 @@ class Run:
                 self.folder.save_checkpoint(reached)
             return finite
 
+        observer = StageObserver(
+            telemetry, stage, state.step, self._rates, waits, self.device,
+            profile_in=self.folder.path if self.world.is_main else None,
+        )  # fmt: skip
         hooks = Hooks(
             learning_rate=partial(learning_rate, self.config, self.recipe.plan),
-            log=lambda step, metrics: telemetry.log(step, {"stage": stage.index} | metrics),
+            log=observer.log,
+            step_done=observer.step_done,
             skipped=partial(_tell_skipped, telemetry),
             checkpoint=save_checkpoint,
             log_every_steps=self.config.telemetry.log_every_steps,
             checkpoint_every_steps=self.config.checkpoint.every_steps,
         )
-        return train_steps(
-            engine,
-            self._feed(engine, stage),
-            batches,
-            self.config.data.objective,
-            steps=range(state.step, stage.end_step),
-            hooks=hooks,
-            guard=StepGuard(self.config.train),
-            stop=stop,
-            traffic=meter.traffic,
-            watchdog=watchdog,
-            device=self.device,
-        )
+        with closing(observer):
+            return train_steps(
+                engine,
+                self._feed(engine, stage),
+                batches,
+                self.config.data.objective,
+                steps=range(state.step, stage.end_step),
+                hooks=hooks,
+                guard=StepGuard(self.config.train),
+                stop=stop,
+                traffic=meter.traffic,
+                watchdog=watchdog,
+                device=self.device,
+            )
+
+    @cached_property
+    def _rates(self) -> Rates:
+        vocab_size = self.description["vocab_size"]
+        return Rates.on(self.config, vocab_size, self.device, self.world.world_size)
 
     def _end_stage(
         self,

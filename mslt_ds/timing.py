@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch.profiler import record_function
 
-PREFIX, SUFFIX, BACKWARD, REDUCTION, OPTIMIZER, DATA = PARTS = (
-    "prefix", "suffix forward", "backward", "reduction", "optimizer", "data",
-)  # fmt: skip
+PREFIX, SUFFIX, BACKWARD = "prefix", "suffix forward", "backward"
+REDUCTION, OPTIMIZER, DATA = "reduction", "optimizer", "data"
+PARTS: tuple[str, ...] = (PREFIX, SUFFIX, BACKWARD, REDUCTION, OPTIMIZER, DATA)
 _LABEL = "mslt_ds: "
 
 

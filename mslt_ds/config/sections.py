@@ -239,6 +239,7 @@ class TrainConfig(Section):
     # Without a sign of life of a rank, or a step of all, before the others end; six times as long
     # where an index is made, code is compiled or files are written.
     hang_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    profile_steps: NotNegative = 0  # steps of each stage that torch's profiler records; 0: none
     # Skipped steps in a row (loss or gradient not finite) before the run goes back to its last
     # checkpoint and passes over their batches, and how often it may.
     max_skipped_steps: Positive = 5

@@ -55,6 +55,10 @@ class GlobalBatch:
     num_instances: int  # instances in the global batch, all ranks together
     instances: tuple[int, int]  # of the endless sequence: its first, and the one after its last
 
+    def count_tokens(self) -> int:
+        """Tokens of this rank's micro-batches, padding left out; counted in main memory."""
+        return sum(int(batch.fields["attention_mask"].sum()) for batch in self.micro_batches)
+
 
 def global_batches(
     store: TokenStore,

@@ -9,11 +9,13 @@ is gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from mslt_ds.timing import REDUCTION, timed
 
 # For each method of the backend, the position of the argument with this rank's contribution.
 _REDUCTIONS = {"all_reduce": 0, "reduce": 0, "reduce_scatter": 1, "reduce_scatter_tensor": 1}
@@ -65,7 +67,8 @@ class TrafficMeter:
         def counted(*args: Any, **kwargs: Any) -> Any:
             operands = [*args, *kwargs.values()]
             count(_elements(operands[position]))
-            return method(self._backend, *args, **kwargs)
+            with timed(REDUCTION) if self._in_backward else nullcontext():
+                return method(self._backend, *args, **kwargs)
 
         setattr(self._backend, name, counted)
 

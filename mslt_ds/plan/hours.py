@@ -166,10 +166,15 @@ def with_hours(
             continue
         figures = _figures(model, twin, step_time, gpus, price, 0.0)
         twins[name] = figures | {
-            "share_of_its_hours": run["hours"] / figures["hours"],
+            # Of the steps alone: nobody knows what is between the twin's.
+            "share_of_its_hours": _hours_of_steps(run, plan) / figures["hours"],
             "share_by_layer_passes": _passes(plan.stages) / _passes(twin),
         }
     return description | {"stages": stages} | run | {"twins": twins}
+
+
+def _hours_of_steps(figures: dict[str, Any], plan: Plan) -> float:
+    return figures["seconds_per_step"] * plan.total_steps / 3600
 
 
 def _figures(

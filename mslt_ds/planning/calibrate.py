@@ -164,12 +164,12 @@ def _stores(config: RunConfig, folder: Path) -> dict[str, str]:
 
 
 def make_up_store(folder: Path) -> Path:
-    """A token store of made-up text under `folder`, with a vocabulary of 1,000: 400 documents, 6 MB."""
+    """A token store of made-up text under `folder`, with a vocabulary of 1,000: 100 documents, 1 MB."""
     text, store = folder / "text.txt", folder / "store"
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 8))) for _ in range(5000)]
     with text.open("w", encoding="utf-8") as file:
-        for _ in range(400):
+        for _ in range(100):
             for _ in range(20):
                 sentences = (" ".join(draw.choices(words, k=draw.randint(5, 25))) for _ in range(6))
                 file.write(". ".join(sentences) + ".\n")

@@ -58,6 +58,17 @@ def event_text(line: Line, plan: Plan) -> str | None:
             f"{where}: depth {stage.depth}, {stage.trainable_layers} layers train, "
             f"steps {line['step']:,} to {stage.end_step:,} at sequence length {stage.seq_length}"
         )
+    if line["event"] == "first_step":
+        since = "the command" if line["since"] == "command" else "the last step before"
+        return f"{where}: first step done {line['seconds']:.1f} s after {since}"
+    if line["event"] == "profile":
+        seconds = line["step_seconds"]
+        parts = (f"{name} {part / seconds:.0%}" for name, part in line["parts"].items())
+        return (
+            f"{where}: {line['profiled_steps']} steps profiled, {seconds:.3f} s each: {', '.join(parts)}; "
+            f"{line['tokens_per_second']:,.0f} tokens/s, {line['padding']:.1%} padding"
+            + (f", MFU {line['mfu']:.1%}" if "mfu" in line else "")
+        )
     if line["event"] == "stage_end":
         parts = [f"{where} done"]
         if line.get("median_step_seconds") is not None:

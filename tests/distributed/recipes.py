@@ -77,3 +77,9 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of steps, events left out."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if "event" not in line]
+
+
+def events_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of events."""
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "event" in line]

@@ -3,6 +3,7 @@ fp32 numbers cross every boundary."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from tests.distributed.recipes import (
     LAYERS,
     SCRIPTS,
+    events_of,
     metrics_of,
     moved_in,
     recipe,
@@ -29,7 +31,8 @@ def runs(module_launch, store, tmp_path_factory) -> Path:
     for precision in ("fp32", "bf16"):
         for zero in (0, 1, 2):
             recipes.append(
-                recipe(store, folder, f"{precision}-{zero}", train={"precision": precision},
+                recipe(store, folder, f"{precision}-{zero}",
+                       train={"precision": precision, "profile_steps": 2 if zero == 0 else 0},
                        deepspeed=zero_config(folder, zero))
             )  # fmt: skip
     module_launch(
@@ -104,6 +107,51 @@ def test_what_is_reduced_is_the_suffix_and_nothing_else(runs, case):
     assert expected[2] < 0.6 * expected[3]
     gathered = {line["elements_gathered"] > 0 for line in lines}
     assert gathered == {not case.endswith("-0")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_throughput_counts_real_tokens(runs, case):
+    lines = metrics_of(runs / case)
+    config = json.loads((runs / case / "model" / "config.json").read_text())
+    for line in lines:
+        places = line["sequences_per_second"] * 32
+        assert line["tokens_per_second"] == pytest.approx((1 - line["padding"]) * places)
+        assert 0 <= line["padding"] < 0.6 and line["flops_per_second"] > 0
+        assert "mfu" not in line  # the peak rate of a CPU isn't known
+    assert any(line["padding"] > 0 for line in lines)
+    # The instances of a step don't depend on ZeRO and precision, and neither do their tokens.
+    other = metrics_of(runs / "fp32-0")
+    assert [x["padding"] for x in lines] == pytest.approx([x["padding"] for x in other])
+    joint = [line["flops_per_second"] / line["sequences_per_second"] for line in lines[-4:]]
+    staged = [line["flops_per_second"] / line["sequences_per_second"] for line in lines[5:10]]
+    assert config["num_hidden_layers"] == LAYERS and min(joint) > max(staged)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_waits_for_first_steps_are_told(runs, case):
+    events = [e for e in events_of(runs / case) if e["event"] == "first_step"]
+    assert [(e["stage"], e["step"]) for e in events] == [(1, 0), (2, 5), (3, 10)]
+    assert [e["since"] for e in events] == ["command", "last_step", "last_step"]
+    assert all(0 < e["seconds"] < 600 for e in events)
+
+
+@pytest.mark.parametrize("case", ["fp32-0", "bf16-0"])
+def test_profiled_steps_are_divided_into_parts(runs, case):
+    tables = [e for e in events_of(runs / case) if e["event"] == "profile"]
+    assert [table["stage"] for table in tables] == [1, 2, 3]
+    for table in tables:
+        parts = table["parts"]
+        # The prefix runs ahead, beside the rest: parts may add up to more than the step.
+        assert sum(parts.values()) >= 0.999 * table["step_seconds"]
+        assert (parts["prefix"] > 0) == (table["stage"] == 2)
+        trained = ("suffix forward", "backward", "reduction", "optimizer", "data")
+        assert all(parts[name] > 0 for name in trained), parts
+        assert table["profiled_steps"] == 2 and table["tokens_per_second"] > 0
+        file = runs / case / "profile" / f"stage_{table['stage']}_parts.json"
+        assert json.loads(file.read_text())["parts"] == parts
+        trace = gzip.decompress((file.parent / f"stage_{table['stage']}.json.gz").read_bytes())
+        assert json.loads(trace)["traceEvents"]
+    assert not (runs / "fp32-1" / "profile").exists()
 
 
 def test_zero_stages_agree(runs):

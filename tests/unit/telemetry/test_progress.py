@@ -91,11 +91,26 @@ def test_plain_line_has_no_escape_codes_and_is_not_wrapped(plain, out):
 
 def test_stage_boundaries_are_told_at_once(plain, out):
     plain.write({"event": "stage_start", "step": 0, "stage": 1})
+    plain.write(
+        {"event": "first_step", "step": 0, "stage": 1, "seconds": 12.34, "since": "command"}
+    )
+    profile = {"event": "profile", "step": 3, "stage": 1, "profiled_steps": 2, "step_seconds": 0.2}
+    profile |= {
+        "parts": {"prefix": 0.05, "other": 0.15},
+        "tokens_per_second": 1234.0,
+        "padding": 0.1,
+    }
+    plain.write(profile)
+    plain.write(profile | {"mfu": 0.4})
     plain.write(STAGE_END)
     plain.write({"event": "stopped", "step": 1199})
     plain.write({"event": "run_end", "step": 2000})
     assert out.getvalue().splitlines() == [
         "stage 1/2: depth 2, 2 layers train, steps 0 to 1,000 at sequence length 128",
+        "stage 1/2: first step done 12.3 s after the command",
+        "stage 1/2: 2 steps profiled, 0.200 s each: prefix 25%, other 75%; 1,234 tokens/s, 10.0% padding",
+        "stage 1/2: 2 steps profiled, 0.200 s each: prefix 25%, other 75%; 1,234 tokens/s, 10.0% padding, "
+        "MFU 40.0%",
         "stage 1/2 done, median step 0.123 s, held-out MLM loss 5.500, held-out NSP loss 0.690",
         "run stopped after 1,200 steps; the same command goes on from here",
     ]
