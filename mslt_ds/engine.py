@@ -31,6 +31,7 @@ from typing import Any, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from mslt_ds.config.sections import OptimizerConfig
 from mslt_ds.distributed.traffic import TrafficMeter
@@ -185,6 +186,17 @@ class StageEngine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the micro-batch, and does nothing else
         return torch.stack(parts).detach()
+
+    def warm_up(self, inputs: SuffixInputs) -> None:
+        """Compile the suffix's passes for such inputs, if it's compiled. Leaves no gradient behind."""
+        suffix = self.model.suffix
+        if suffix.compiled is None:
+            return
+        try:
+            total = torch.stack(suffix(*inputs)).sum()
+            torch.autograd.grad(total, list(suffix.parameters()), allow_unused=True)
+        except TorchDynamoException as error:  # the backward pass is compiled when it first runs
+            suffix.compiled.give_up(error)
 
     def step(self, learning_rate: float) -> bool | Tensor:
         """Update the weights, after the `accumulate` of the step's last micro-batch.

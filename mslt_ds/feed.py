@@ -10,7 +10,7 @@ in a thread on a CPU, in a stream of its own on a GPU. Neither changes what is c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ class Feed:
         self._prefix, self._device, self._seed = prefix, device, seed
         self._at_once, self._is_ahead = at_once, ahead and prefix is not None
 
-    def training(self, batches: Iterable[GlobalBatch], first_step: int) -> Iterator[Fed]:
+    def training(self, batches: Iterable[GlobalBatch], first_step: int) -> Generator[Fed]:
         """The micro-batches of `batches`, which are those of the steps from `first_step` on."""
         passes = (
             _Pass(step, batch, batch.micro_batches[begin : begin + self._at_once])

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import statistics
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ from mslt_ds.errors import RecipeError
 from mslt_ds.feed import Feed
 from mslt_ds.guard import GoBack, StepGuard, StepResult, check_rollbacks
 from mslt_ds.loop import Hooks, StageTrace, evaluate_losses, train_steps
+from mslt_ds.model import compiled
 from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.growth import grow, grow_optimizer_state
 from mslt_ds.model.initial import fresh_parameter, fresh_weights
@@ -152,6 +155,9 @@ class Run:
             self.folder.describe(self.config, self.description)
             if self.world.is_main:
                 add_start(self.folder.path, self.world, self.device, self.batches.digests)
+                if self.config.train.compile == "auto":
+                    chosen, why = compiled.wanted("auto", self.device)
+                    print(f"train.compile: auto: {'on' if chosen else 'off'}, {why}", flush=True)
             rollbacks: list[GoBack] = []
             while (back := self._attempt(rollbacks, stop, meter, waits, watchdog)) is not None:
                 rollbacks.append(back)
@@ -295,6 +301,8 @@ class Run:
             device=self.device,
             prefix_dtype=_DTYPES[train.prefix_precision or train.precision],
         )
+        if self._compiles:
+            model.compile()
         trained = frozenset(name for name, _ in model.suffix.named_parameters())
         settings = EngineSettings(
             optimizer=self.config.optimizer,
@@ -400,10 +408,14 @@ class Run:
             log_every_steps=self.config.telemetry.log_every_steps,
             checkpoint_every_steps=self.config.checkpoint.every_steps,
         )
+        feed = self._feed(engine, stage)
+        if self._compiles:
+            watchdog.doing("compiling")
+            batches = self._warmed_up(engine, feed, batches, state.step)
         with closing(observer):
             return train_steps(
                 engine,
-                self._feed(engine, stage),
+                feed,
                 batches,
                 self.config.data.objective,
                 steps=range(state.step, stage.end_step),
@@ -419,6 +431,22 @@ class Run:
     def _rates(self) -> Rates:
         vocab_size = self.description["vocab_size"]
         return Rates.on(self.config, vocab_size, self.device, self.world.world_size)
+
+    @cached_property
+    def _compiles(self) -> bool:
+        return compiled.wanted(self.config.train.compile, self.device)[0]
+
+    def _warmed_up(
+        self, engine: StageEngine, feed: Feed, batches: Iterator[GlobalBatch], step: int
+    ) -> Iterator[GlobalBatch]:
+        """The `batches`, once prefix and suffix are compiled for what the first of them is like."""
+        began = time.perf_counter()
+        first = next(batches)
+        with closing(feed.training([first], step)) as fed:
+            engine.warm_up(next(fed).inputs)
+        if self.world.is_main:
+            print(f"train.compile: took {time.perf_counter() - began:.0f} s", flush=True)
+        return chain([first], batches)
 
     def _end_stage(
         self,

@@ -230,6 +230,8 @@ class TrainConfig(Section):
     # of tokens a micro-batch may have: multiples of 1/unpadded_sizes of its places.
     unpadded: Literal["off", "on"] = "on"
     unpadded_sizes: Positive = 64
+    # Compiled by torch.compile, frozen and trained layers apart; auto: on a GPU.
+    compile: Literal["off", "on", "auto"] = "off"
     # The frozen layers: instances of one pass (None: micro_batch_size), whether they run one pass
     # ahead (auto: on a GPU, and with several ranks), and their precision (None: precision).
     prefix_micro_batch_size: Positive | None = None

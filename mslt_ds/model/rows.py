@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 TOKEN_PLACES, PREDICTION_PLACES = "token_places", "prediction_places"
@@ -55,6 +56,10 @@ class Positions:
     in_rows: Tensor  # (batch, n) int64: positions in the row
     used: Places  # of that grid
     tokens: Tensor  # (1, count) or (batch, n) int64: the numbers of the tokens
+    by_row: Tensor | None = (
+        None  # (count,) int64: which of them come one after the other in the rows
+    )
+    cu_seqlens: Tensor | None = None  # of these queries, see Rows
 
     def gather(self, hidden_states: Tensor) -> Tensor:
         """hidden_states of the tokens -> those at the positions: (1, count, ...) or (batch, n, ...)."""
@@ -71,6 +76,9 @@ class Rows:
     mask: Tensor  # (batch, 1, 1 or seq_length, seq_length) bool: which keys a query attends to
     position_ids: Tensor  # (1, tokens), or (1, seq_length): each token's position in its row
     window: int | None = None  # a token attends to those at most so far from it; None: to its row
+    # (2 batch + 1,) int32: where the tokens of each row begin, then what is kept of the padding, then as
+    # many empty sequences as make the shape one of the batch. None where no kernel would take it.
+    cu_seqlens: Tensor | None = None
 
     @classmethod
     def of(cls, inputs: dict[str, Tensor]) -> Rows:
@@ -80,8 +88,14 @@ class Rows:
         attention_mask, chosen = inputs["attention_mask"], inputs.get(TOKEN_PLACES)
         batch, length = attention_mask.shape
         places = torch.arange(length, device=attention_mask.device) if chosen is None else chosen
+        cu_seqlens = None
+        if chosen is not None and has_varlen_kernel(attention_mask.device):
+            cu_seqlens = _cu_seqlens(chosen, attention_mask)
         return cls(
-            Places(batch, length, chosen), attention_mask[:, None, None, :], (places % length)[None]
+            Places(batch, length, chosen),
+            attention_mask[:, None, None, :],
+            (places % length)[None],
+            cu_seqlens=cu_seqlens,
         )
 
     def within(self, window: int) -> Rows:
@@ -96,6 +110,7 @@ class Rows:
         """in_rows: (batch, n) int64, positions in each row; used: (count,) int64, the places of this
         grid that are meant; None: all."""
         import torch
+        import torch.nn.functional as F
 
         batch, length, chosen = self.tokens.batch, self.tokens.length, self.tokens.chosen
         places = Places(batch, in_rows.shape[1], used)
@@ -105,7 +120,15 @@ class Rows:
             number = torch.arange(len(chosen), device=chosen.device)
             of_place = torch.zeros(batch * length, dtype=torch.int64, device=chosen.device)
             tokens = of_place.index_copy_(0, chosen, number)[tokens]
-        return Positions(in_rows, places, tokens)
+        if self.cu_seqlens is None:
+            return Positions(in_rows, places, tokens)
+        # The rows' sequences come first among those of `cu_seqlens`.
+        count = tokens.numel()
+        own = torch.arange(count, device=tokens.device) if used is None else used
+        in_order, by_row = own.sort()
+        begins = torch.arange(batch, device=tokens.device) * in_rows.shape[1]
+        begins = F.pad(torch.searchsorted(in_order, begins), (0, batch + 1), value=count)
+        return Positions(in_rows, places, tokens, by_row, begins.int())
 
     def attend(
         self,
@@ -122,8 +145,15 @@ class Rows:
 
         positions: where the queries are those of some tokens alone
         """
+        import torch
         import torch.nn.functional as F
 
+        is_half = query.dtype in (torch.float16, torch.bfloat16)
+        if self.cu_seqlens is not None and is_half and dropout == 0.0:
+            if positions is None:
+                return self._attend_varlen(query, key, value, scale)
+            if self.window is None:  # the kernel counts it from a sequence's end
+                return self._attend_varlen_at(query, key, value, scale, positions)
         places, mask = self.tokens, self.mask
         if positions is not None:
             places = positions.used
@@ -139,6 +169,60 @@ class Rows:
             scale=scale,
         )
         return places.take(context.transpose(1, 2))
+
+    def _attend_varlen(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        queries: tuple[Tensor, int] | None = None,
+    ) -> Tensor:
+        """`attend` by the kernel, which has no dropout.
+
+        queries: `cu_seqlens` of the queries, and the most of a row; None: those of the tokens
+        """
+        from torch.nn.attention import varlen
+
+        assert self.cu_seqlens is not None
+        length, reach = self.tokens.length, -1 if self.window is None else self.window
+        cu_queries, most = queries or (self.cu_seqlens, length)
+        states = (tensor.flatten(0, 1) for tensor in (query, key, value))
+        lengths = cu_queries, self.cu_seqlens, most, length
+        context = varlen.varlen_attn(*states, *lengths, scale=scale, window_size=(reach, reach))
+        assert not isinstance(context, tuple)
+        return context.unflatten(0, query.shape[:2])
+
+    def _attend_varlen_at(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, positions: Positions
+    ) -> Tensor:
+        assert positions.by_row is not None and positions.cu_seqlens is not None
+        in_rows = query.flatten(0, 1).index_select(0, positions.by_row)[None]
+        queries = positions.cu_seqlens, positions.used.length
+        context = self._attend_varlen(in_rows, key, value, scale, queries)[0]
+        back = context.new_empty(context.shape).index_copy_(0, positions.by_row, context)
+        return back.unflatten(0, query.shape[:2])
+
+
+def has_varlen_kernel(device: torch.device) -> bool:
+    """Whether torch's attention over sequences of different lengths runs there: Ampere and later."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _cu_seqlens(chosen: Tensor, attention_mask: Tensor) -> Tensor:
+    """`Rows.cu_seqlens`. What is kept of the padding makes sequences of its own, one for each row that it
+    is of: the kernel would leave its output undefined otherwise."""
+    import torch
+    import torch.nn.functional as F
+
+    batch, length = attention_mask.shape
+    kind = 2 * (chosen // length) + attention_mask.flatten()[chosen]
+    sequence = F.pad((kind[1:] != kind[:-1]).long(), (1, 0)).cumsum(0)
+    lengths = torch.zeros(2 * batch, dtype=torch.int64, device=chosen.device)
+    lengths.index_add_(0, sequence, torch.ones_like(sequence))
+    return F.pad(lengths.cumsum(0), (1, 0)).int()
 
 
 def join(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
 
+from mslt_ds.model.compiled import CompiledPart
 from mslt_ds.model.families import family_of
 from mslt_ds.model.family import Family
 from mslt_ds.model.objective import Objective
@@ -52,6 +53,7 @@ class FrozenPrefix(nn.Module):
         self._family.add_encoder(self, self._config, range(num_layers), embeddings=True)
         self.requires_grad_(False)
         self.dropout = dropout
+        self.compiled: CompiledPart | None = None
         super().train(dropout)
 
     def train(self, mode: bool = True) -> FrozenPrefix:
@@ -71,6 +73,10 @@ class FrozenPrefix(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """inputs: as of the suffix -> hidden_states: (1, tokens, hidden) or, where the whole grid runs,
         (batch, seq_length, hidden)."""
+        return (self.compiled or self.hidden_states)(inputs)
+
+    def hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
+        """`forward`, as it is."""
         family, rows = self._family, Rows.of(inputs)
         context = family.context(self, self._config, rows)
         hidden_states = family.embed(self, _tokens(inputs, rows), context)
@@ -101,6 +107,7 @@ class TrainableSuffix(nn.Module):
         layers = range(frozen_layers, config.num_hidden_layers)
         self._family.add_encoder(self, self._config, layers, embeddings=frozen_layers == 0)
         self._family.add_heads(self, self._config)
+        self.compiled: CompiledPart | None = None
 
     def forward(
         self,
@@ -114,6 +121,17 @@ class TrainableSuffix(nn.Module):
         hidden_states: out of the prefix, None where there is none
         decoder_weight: (vocab, embedding size), None where the suffix holds the embeddings
         """
+        # Evaluation is too short to be worth compiling for.
+        run = (self.compiled if self.training else None) or self.sums
+        return run(inputs, hidden_states, decoder_weight)
+
+    def sums(
+        self,
+        inputs: dict[str, Tensor],
+        hidden_states: Tensor | None,
+        decoder_weight: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """`forward`, as it is."""
         family = self._family
         if decoder_weight is None:
             decoder_weight = self.get_parameter(family.word_embeddings)
@@ -178,6 +196,13 @@ class StageModel:
             prefix = FrozenPrefix(config, frozen_layers, dropout=frozen_dropout, dtype=dtype)
             prefix.place(weights, device, prefix_dtype or dtype)
         return cls(family_of(config), prefix, suffix.to(device))
+
+    def compile(self) -> None:
+        """Compile both parts, each when it first runs in training."""
+        torch._dynamo.reset()  # what was compiled for the stage before
+        if self.prefix is not None:
+            self.prefix.compiled = CompiledPart("frozen prefix", self.prefix.hidden_states)
+        self.suffix.compiled = CompiledPart("trainable suffix", self.suffix.sums)
 
 
 def _with_rows(config: PretrainedConfig) -> PretrainedConfig:
