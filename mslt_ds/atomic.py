@@ -36,6 +36,8 @@ def replace_text(path: Path, text: str) -> None:
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to fill; it is renamed to `path` if the block ends without an exception.
 
+    The folder above isn't made: where it is gone, the disk may be, and another one be in its place.
+
     After a kill at any time, `path` is a complete folder or absent. An existing folder can be absent
     only between two renames: POSIX has no rename onto a folder that holds files.
     """
@@ -43,7 +45,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir()
     try:
         yield partial
     except BaseException:

@@ -289,6 +289,11 @@ class StageEngine:
         least = getattr(scaler, "min_scale", getattr(scaler, "min_loss_scale", None))
         return least is not None and self.loss_scale() <= least
 
+    @property
+    def frozen(self) -> TrainingState:
+        """What of `state()` doesn't train: the same object as long as the engine lives."""
+        return self._frozen
+
     def state(self, step: int) -> TrainingState:
         """The training state after `step` steps: whole on rank 0, empty elsewhere. A collective."""
         weights = self._masters.read_weights(to_rank=0)

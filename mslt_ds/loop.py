@@ -46,9 +46,10 @@ class Hooks:
     """For each step that was skipped."""
     step_done: Callable[[int, int, int], None]
     """(step, instances of all ranks, real tokens of this rank), after each step."""
-    checkpoint: Callable[[int], bool]
-    """(steps done) -> whether all numbers are finite, else nothing was written; every
-    `checkpoint_every_steps` steps and before an early end, but not after the last step."""
+    checkpoint: Callable[[int, bool], bool | None]
+    """(steps done, whether the run stops) -> whether all numbers are finite, else nothing is written;
+    None where it was left out. Every `checkpoint_every_steps` steps and before an early end, but not
+    after the last step."""
     log_every_steps: int
     checkpoint_every_steps: int
 
@@ -134,10 +135,12 @@ def train_steps(
                 return StageTrace(next_step, step_seconds, go_back=go_back)
         if saves:
             watchdog.doing(f"the checkpoint of step {next_step}")
-            if not hooks.checkpoint(next_step):
+            saved = hooks.checkpoint(next_step, stopped)
+            if saved is False:
                 trace = StageTrace(next_step, step_seconds, unsaved)
                 return replace(trace, go_back=trace.not_finite())
-            unsaved = None
+            if saved:
+                unsaved = None
             window.restart()
         if stopped:
             return StageTrace(next_step, step_seconds, unsaved, stopped=True)

@@ -32,6 +32,7 @@ from mslt_ds.disk import checkpoint, pretrained
 from mslt_ds.disk.checkpoint import CheckpointFolder
 from mslt_ds.disk.lock import RunLock
 from mslt_ds.disk.run_folder import RunFolder
+from mslt_ds.disk.writer import Writer
 from mslt_ds.distributed.agreement import StopRequest
 from mslt_ds.distributed.sharing import (
     broadcast_tensors,
@@ -102,7 +103,8 @@ class Run:
         _check_vocabularies(config, store, eval_store)
         _check_positions(recipe, store)
         vocab_size = config.model.vocab_size or store.vocab_size
-        checkpoints = CheckpointFolder(config.run_dir / "checkpoints", config.checkpoint.keep)
+        keep = config.checkpoint
+        checkpoints = CheckpointFolder(config.run_dir / "checkpoints", keep.keep, keep.keep_every)
         folder = RunFolder(
             config.run_dir,
             world.is_main,
@@ -110,6 +112,7 @@ class Run:
             checkpoint.fingerprint(config, store.digest),
             partial(_hf_config, config, vocab_size, asdict(store.corpus.special)),
             store.tokenizer_dir,
+            Writer(keep.give_up_after),
             lock,
         )
         # Importing the model's classes takes seconds. All ranks do it here, where none waits for another.
@@ -150,9 +153,12 @@ class Run:
         """
         stop, meter, waits = StopRequest(flag), TrafficMeter(), Waits()
         timeout = self.config.train.hang_timeout_seconds
-        with Watchdog(flag, self.folder.path, timeout) as watchdog:
+        with (
+            Watchdog(flag, self.folder.path, timeout) as watchdog,
+            closing(self.folder),
+        ):
             check_same_on_all_ranks(self._shared())
-            self.folder.describe(self.config, self.description)
+            on_rank_0(partial(self.folder.describe, self.config, self.description))
             if self.world.is_main:
                 add_start(self.folder.path, self.world, self.device, self.batches.digests)
                 if self.config.train.compile == "auto":
@@ -187,6 +193,7 @@ class Run:
         watchdog: Watchdog,
     ) -> GoBack | None:
         """The stages from the last state on. Why the run has to go back; None: it's complete."""
+        self._wait_for_writer(watchdog)
         state = self._last_state(rollbacks)
         with Telemetry.open(
             self.config, self.folder.path, self.recipe.plan, self.world.rank, state.step
@@ -220,9 +227,11 @@ class Run:
                                 return trace.not_finite()
                             held_out = data[1] and _told(data[1], watchdog, stage)
                             self._end_stage(stage, state, engine, held_out, trace, stop, telemetry)
-                watchdog.doing("the export of the model")
-                self._export(state, telemetry)
+                            self._wait_for_writer(watchdog)
+                self._export(state, telemetry, watchdog)
             except Stopped:
+                if self.world.is_main:
+                    self.folder.finish(state.step)
                 telemetry.event("stopped", {"step": state.step - 1, "reason": stop.flag.reason})
                 raise
         return None
@@ -253,7 +262,17 @@ class Run:
                 passed_over |= {length: (*known, back.instances)}
         return replace(state, step=step, passed_over=passed_over)
 
+    def _wait_for_writer(self, watchdog: Watchdog, *, tries_again: bool = False) -> None:
+        """Until nothing is being written any more. A collective, and one every few seconds."""
+        wait = partial(self.folder.wait, tries_again=tries_again)
+        is_done = False
+        while not is_done:
+            watchdog.doing("what is being written")
+            is_done = broadcast_value(on_rank_0(wait))
+
     def _read_last_state(self) -> TrainingState:
+        self.folder.writer.drop()
+
         def read(path: Path) -> TrainingState:
             self.folder.check_resumable(path)
             return checkpoint.load(path, self._shapes_after)
@@ -388,11 +407,13 @@ class Run:
         """The stage's steps from that of `state` on."""
         telemetry.event("stage_start", self._described(stage) | {"step": state.step})
 
-        def save_checkpoint(step: int) -> bool:
+        def save_checkpoint(step: int, stops: bool) -> bool | None:
+            if not broadcast_value(on_rank_0(self.folder.is_ready)) and not stops:
+                return None
             reached = engine.state(step)
             finite = self._is_finite(reached)
             if finite:
-                self.folder.save_checkpoint(reached)
+                self.folder.save_checkpoint(reached, engine.frozen)
             return finite
 
         observer = StageObserver(
@@ -472,19 +493,20 @@ class Run:
                 engine, self._feed(engine, stage), held_out, self.config.data.objective, stop
             )
             if losses is None:
-                self.folder.save_checkpoint(state)
+                self.folder.save_checkpoint(state, engine.frozen)
                 return
             fields |= losses
         telemetry.event("stage_end", fields)
         self._save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
-        self.folder.save_checkpoint(state)
+        self.folder.save_checkpoint(state, engine.frozen)
 
     def _described(self, stage: Stage) -> dict[str, Any]:
         described = self.description["stages"][stage.index - 1]
         return {name: described[name] for name in _DESCRIBED}
 
-    def _export(self, state: TrainingState, telemetry: Telemetry) -> None:
+    def _export(self, state: TrainingState, telemetry: Telemetry, watchdog: Watchdog) -> None:
         self._save_model("model", self.recipe.plan.stages[-1].depth, state.weights)
+        self._wait_for_writer(watchdog, tries_again=True)
         telemetry.event(
             "run_end",
             {
@@ -496,9 +518,8 @@ class Run:
 
     def _save_model(self, name: str, depth: int, weights: Weights) -> None:
         """A model of the run folder with its card. On rank 0; elsewhere nothing happens."""
-        self.folder.save_model(name, depth, weights)
-        if self.world.is_main:
-            write_model_card(self.folder.path, name)
+        write_card = partial(write_model_card, self.folder.path, name)
+        self.folder.save_model(name, depth, weights, write_card)
 
 
 def _told(

@@ -293,7 +293,12 @@ class ScheduleConfig(Section):
 
 class CheckpointConfig(Section):
     every_steps: Positive = 1000
-    keep: Positive = 2
+    keep: Positive = 2  # the newest
+    keep_every: Positive | None = (
+        None  # steps: beside them, those of its multiples; None: no others
+    )
+    # Seconds without a file that could be written, after which the run ends.
+    give_up_after: Annotated[float, Field(gt=0)] = 7200.0
 
 
 class DeepSpeedConfig(Section):

@@ -15,23 +15,26 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import re
 import shutil
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mslt_ds.atomic import replace_folder
 from mslt_ds.config.sections import RunConfig
 from mslt_ds.disk import manifest
 from mslt_ds.disk.manifest import DamageError
+from mslt_ds.disk.tensors import save_tensors
 from mslt_ds.errors import CheckpointError, EnvironmentProblem, first_line
 from mslt_ds.state import (
     MOMENTS,
@@ -49,6 +52,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 Result = TypeVar("Result")
 _NAME = re.compile(r"step_([0-9]+)")
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+_FROZEN = "frozen.safetensors"
 _DAMAGED = "damaged"
 
 # A file that gives one of these is lost. With any other error the disk is, and may come back.
@@ -115,17 +119,28 @@ class Damage:
     moved_to: Path
 
 
+@dataclass(frozen=True)
+class _FrozenFile:
+    """The newest file of what is frozen."""
+
+    state: weakref.ref[TrainingState]
+    path: Path
+    entry: manifest.Entry
+
+
 class CheckpointFolder:
-    """`<run folder>/checkpoints/step_<N>/`, the last `keep` of them.
+    """`<run folder>/checkpoints/step_<N>/`: the last `keep`, and those of each `keep_every`-th step.
 
     Entries with any other name, such as a copy `step_<N>_keep`, are left alone.
 
     damaged: what this process found damaged
     """
 
-    def __init__(self, path: Path, keep: int) -> None:
+    def __init__(self, path: Path, keep: int, keep_every: int | None = None) -> None:
         self.path = path
         self.keep = keep
+        self.keep_every = keep_every
+        self._frozen: _FrozenFile | None = None
         self.damaged: list[Damage] = []
 
     def read_newest(self, read: Callable[[Path], Result]) -> Result | None:
@@ -162,10 +177,23 @@ class CheckpointFolder:
         found = [path for path in self.path.glob("step_*") if _NAME.fullmatch(path.name)]
         return sorted(found, key=_step)
 
-    def save(self, state: TrainingState, fingerprint: dict[str, Any]) -> Path:
-        """Write `state` and remove the oldest beyond `keep`. For one rank only."""
+    def save(
+        self,
+        state: TrainingState,
+        fingerprint: dict[str, Any],
+        frozen: TrainingState | None = None,
+    ) -> Path:
+        """Write `state` and remove the oldest that need not be kept. For one rank only.
+
+        frozen: the part of `state` that doesn't change as long as this very object is given. It is
+            written once; later checkpoints have a hard link to its file, which stays as long as one of
+            them does. The parameters that train, where None.
+
+        OSError where the disk fails. The folder that holds `checkpoints` isn't made: where it is gone, so
+        is the disk.
+        """
         path = self.path / f"step_{state.step:010d}"
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(exist_ok=True)
         description = {
             "format": FORMAT,
             "step": state.step,
@@ -174,17 +202,42 @@ class CheckpointFolder:
             "optimizer_steps": step_counts(state.optimizer_state),
             "fingerprint": fingerprint,
         }
+        link = None
         with replace_folder(path) as partial:
-            save_file(_contiguous(state.weights), partial / _WEIGHTS)
-            save_file(_contiguous(moments(state.optimizer_state)), partial / _OPTIMIZER)
+            known = {}
+            if frozen is not None and frozen.weights:
+                state = state.without(frozen.weights.keys())
+                link = self._write_frozen(frozen, partial)
+                known = {_FROZEN: link.entry}
+            save_tensors(state.weights, partial / _WEIGHTS)
+            save_tensors(moments(state.optimizer_state), partial / _OPTIMIZER)
             (partial / _STATE).write_text(json.dumps(description, indent=1) + "\n")
-            # safetensors makes its files readable by the owner alone; a run folder is often shared.
-            for name in (_WEIGHTS, _OPTIMIZER):
-                shutil.copymode(partial / _STATE, partial / name)
-            manifest.write(partial, (_WEIGHTS, _OPTIMIZER, _STATE))
-        for old in self._all()[: -self.keep]:
-            shutil.rmtree(old)
+            manifest.write(partial, (_WEIGHTS, _OPTIMIZER, _STATE), known)
+        self._frozen = link and replace(link, path=path / _FROZEN)
+        self._remove_old()
         return path
+
+    def _write_frozen(self, frozen: TrainingState, partial: Path) -> _FrozenFile:
+        """Link the file of the checkpoint before, or write it."""
+        target, before = partial / _FROZEN, self._frozen
+        if before is not None and before.state() is frozen:
+            try:
+                os.link(before.path, target)
+                return before
+            except OSError:
+                pass  # it was moved, or the file system has no hard links
+        save_tensors(frozen.tensors(), target)
+        return _FrozenFile(weakref.ref(frozen), target, manifest.describe(target))
+
+    def _remove_old(self) -> None:
+        for old in self._all()[: -self.keep]:
+            if self.keep_every is not None and _step(old) % self.keep_every == 0:
+                continue
+            # First renamed: what a kill leaves is no half of a checkpoint.
+            removed = self.path / ".removed"
+            shutil.rmtree(removed, ignore_errors=True)
+            old.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 class _Format(BaseModel):
@@ -247,12 +300,17 @@ def load(path: Path, shapes_after: Callable[[int], Shapes | None]) -> TrainingSt
     counts = description.optimizer_steps
     if unknown := sorted(counts.keys() - shapes.keys()):
         raise DamageError(f"{_STATE}: the model has no parameter {unknown[0]}")
-    weights = _read_tensors(path, _WEIGHTS, shapes)
-    expected = {f"{kind}/{name}": shapes[name] for name in counts for kind in MOMENTS}
-    tensors = _read_tensors(path, _OPTIMIZER, expected)
+    tensors: dict[str, Tensor] = {}
+    for name in (_WEIGHTS, _OPTIMIZER, _FROZEN):
+        if name != _FROZEN or name in manifest.names(path):
+            tensors |= _read_tensors(path, name)
+    _check_tensors(
+        tensors,
+        {**shapes, **{f"{kind}/{name}": shapes[name] for name in counts for kind in MOMENTS}},
+    )
     state = TrainingState(
         description.step,
-        weights,
+        {name: tensors[name] for name in shapes},
         optimizer_state(tensors, counts),
         description.loss_scale,
         description.passed_over,
@@ -268,24 +326,26 @@ def load(path: Path, shapes_after: Callable[[int], Shapes | None]) -> TrainingSt
     return state
 
 
-def _read_tensors(path: Path, file: str, shapes: Shapes) -> dict[str, Tensor]:
-    """The tensors of a file; DamageError unless they are fp32 and have exactly `shapes`."""
+def _read_tensors(path: Path, file: str) -> dict[str, Tensor]:
     try:
         manifest.verify(path, [file])
-        tensors = load_file(path / file)
+        return load_file(path / file)
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], shapes: Shapes) -> None:
+    """DamageError unless `tensors` are fp32 and have exactly `shapes`."""
     if missing := sorted(shapes.keys() - tensors.keys()):
-        raise DamageError(f"{file}: {missing[0]} is missing")
+        raise DamageError(f"{missing[0]} is missing")
     if unknown := sorted(tensors.keys() - shapes.keys()):
-        raise DamageError(f"{file}: the model has no {unknown[0]}")
+        raise DamageError(f"the model has no {unknown[0]}")
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != shapes[name] or tensor.dtype != torch.float32:
             raise DamageError(
-                f"{file}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, and the model's is "
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, and the model's is "
                 f"torch.float32 of shape {shapes[name]}"
             )
-    return tensors
 
 
 def _describe(path: Path) -> _State:
@@ -322,7 +382,3 @@ def _unreadable(path: Path, error: OSError | SafetensorError) -> Exception:
 def _step(path: Path) -> int:
     """The step that the name of a checkpoint's folder says."""
     return int(path.name.removeprefix("step_"))
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}

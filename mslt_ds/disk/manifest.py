@@ -7,8 +7,7 @@ replaced. The checksum is sha256, as in a token store.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +23,9 @@ class DamageError(Exception):
     """A file isn't what was written. The message is a reason without the folder's path."""
 
 
-class _File(BaseModel):
+class Entry(BaseModel):
+    """A file, as it was written."""
+
     model_config = ConfigDict(strict=True)
 
     bytes: int
@@ -34,16 +35,25 @@ class _File(BaseModel):
 class _Manifest(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    files: dict[str, _File]
+    files: dict[str, Entry]
 
 
-def write(folder: Path, names: Iterable[str]) -> None:
-    """Describe the files `names` of `folder`."""
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
-        for name in names
-    }
-    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+def describe(path: Path) -> Entry:
+    """Size and checksum of a file."""
+    return Entry(bytes=path.stat().st_size, sha256=file_digest(path))
+
+
+def write(folder: Path, names: Iterable[str], known: Mapping[str, Entry] | None = None) -> None:
+    """Describe the files `names` of `folder`, and those that are `known`."""
+    files = {name: describe(folder / name) for name in names} | dict(known or {})
+    text = _Manifest(files=files).model_dump_json(indent=1) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def names(folder: Path) -> set[str]:
+    """The files that the folder's manifest describes; none without one. DamageError, OSError."""
+    manifest = _read(folder)
+    return set() if manifest is None else set(manifest.files)
 
 
 def exists(folder: Path) -> bool:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
@@ -25,6 +24,7 @@ from mslt_ds.data.tokenizer import TOKENIZER_FILES
 from mslt_ds.disk import manifest
 from mslt_ds.disk.card import CARD_FILE
 from mslt_ds.disk.manifest import DamageError
+from mslt_ds.disk.tensors import save_tensors
 from mslt_ds.errors import CheckpointError, DataError, first_line
 from mslt_ds.hugging_face import LOAD, quiet, weight_files
 from mslt_ds.model.families import family_of
@@ -47,12 +47,10 @@ def save_weights(
     config = copy.deepcopy(hf_config)
     config.dtype = torch.float32
     # A cast or a view must not reach the disk: one contiguous fp32 tensor for each name.
-    tensors = {name: tensor.detach().float().contiguous() for name, tensor in weights.items()}
+    tensors = {name: tensor.detach().float() for name, tensor in weights.items()}
     with replace_folder(folder) as partial:
         config.save_pretrained(partial)
-        save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
-        # safetensors makes its file readable by the owner alone; a run folder is often shared.
-        shutil.copymode(partial / "config.json", partial / WEIGHTS_FILE)
+        save_tensors(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
         if tokenizer_dir is not None:
             _copy_tokenizer(tokenizer_dir, partial, config)
         manifest.write(partial, [path.name for path in sorted(partial.iterdir())])

@@ -77,6 +77,11 @@ def recipe_problems(config: RunConfig) -> list[str]:
             else f"schedule.decay_steps: {schedule.decay_steps}, but only schedule.name wsd reads "
             f"it, not {schedule.name}"
         )
+    keep_every, every_steps = config.checkpoint.keep_every, config.checkpoint.every_steps
+    if keep_every is not None and keep_every % every_steps:
+        problems.append(
+            f"checkpoint.keep_every: {keep_every} is not a multiple of checkpoint.every_steps {every_steps}"
+        )
     lamb = config.optimizer.lamb
     if config.optimizer.name != "lamb" and lamb != type(lamb)():
         problems.append(

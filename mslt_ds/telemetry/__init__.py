@@ -6,19 +6,23 @@ Only rank 0 has sinks. On other ranks the same calls do nothing, so callers need
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from mslt_ds.config.sections import RunConfig
+from mslt_ds.errors import EnvironmentProblem
 from mslt_ds.plan.stages import Plan
 from mslt_ds.telemetry import tensorboard_sink, wandb_sink
 from mslt_ds.telemetry.metrics import Line, MetricsWriter
 from mslt_ds.telemetry.progress import open_progress
 
 METRICS_FILE = "metrics.jsonl"
+logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -34,6 +38,7 @@ class Telemetry:
 
     def __init__(self, sinks: Sequence[Sink], resume_step: int) -> None:
         self._sinks = sinks
+        self._failed: set[type] = set()
         self._step = resume_step
 
     @classmethod
@@ -52,12 +57,16 @@ class Telemetry:
             tensorboard_sink.check_installed()
         if rank != 0:
             return cls((), resume_step)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        sinks: list[Sink] = [MetricsWriter(run_dir / METRICS_FILE, resume_step)]
-        if settings.wandb.enabled:
-            sinks.append(wandb_sink.WandbSink(config, run_dir))
-        if settings.tensorboard:
-            sinks.append(tensorboard_sink.TensorboardSink(run_dir, resume_step))
+        try:
+            sinks: list[Sink] = [MetricsWriter(run_dir / METRICS_FILE, resume_step)]
+            if settings.wandb.enabled:
+                sinks.append(wandb_sink.WandbSink(config, run_dir))
+            if settings.tensorboard:
+                sinks.append(tensorboard_sink.TensorboardSink(run_dir, resume_step))
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"{run_dir} can't be written ({error.strerror or error}); free space, or check the disk"
+            ) from error
         sinks.append(open_progress(plan, resume_step))
         return cls(sinks, resume_step)
 
@@ -78,7 +87,7 @@ class Telemetry:
         """Flush and close all sinks. The object can't be used afterwards."""
         with ExitStack() as stack:  # closes all of them, even if one raises
             for sink in self._sinks:
-                stack.callback(sink.close)
+                stack.callback(self._try, sink, sink.close)
 
     def __enter__(self) -> Telemetry:
         return self
@@ -88,4 +97,16 @@ class Telemetry:
 
     def _write(self, line: Line) -> None:
         for sink in self._sinks:
-            sink.write(line)
+            self._try(sink, partial(sink.write, line))
+
+    def _try(self, sink: Sink, action: Callable[[], None]) -> None:
+        """Do it; a disk that fails is told once for each sink, and doesn't end the run."""
+        try:
+            action()
+        except OSError as error:
+            if type(sink) not in self._failed:
+                self._failed.add(type(sink))
+                logger.warning(
+                    "%s can't be written (%s); the run goes on",
+                    type(sink).__name__.removesuffix("Sink"), error.strerror or error,
+                )  # fmt: skip

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mslt_ds.atomic import flush_to_disk, replace_text
+from mslt_ds.atomic import replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,8 @@ class MetricsWriter:
 
     Faults stay whatever step they were at, since a run that went back doesn't meet them again. One that
     is met again, by a run that was killed meanwhile, isn't written twice.
+
+    A disk that fails doesn't end the run: lines are kept in memory, and written once it works again.
     """
 
     def __init__(self, path: Path, resume_step: int) -> None:
@@ -95,7 +99,9 @@ class MetricsWriter:
             self._faults = {key for line in lines if (key := _fault(line))}
             kept = [line for line in lines if line["step"] < resume_step or _fault(line)]
             replace_text(path, "".join(map(_encode, kept)))
-        self._file = path.open("a", encoding="utf-8")
+        self._pending = b""
+        self._descriptor: int | None = None
+        self._append()
 
     def write(self, line: Line) -> None:
         """Write the line to the operating system; flush events, which are few, to the disk."""
@@ -103,13 +109,44 @@ class MetricsWriter:
             if key in self._faults:
                 return
             self._faults.add(key)
-        self._file.write(_encode(line))
-        self._file.flush()
-        if "event" in line:
-            flush_to_disk(self._path)
+        fails = bool(self._pending)
+        self._pending += _encode(line).encode()
+        try:
+            self._append()
+            if "event" in line and self._descriptor is not None:
+                os.fsync(self._descriptor)
+        except OSError as error:
+            self._close()
+            if not fails:
+                logger.warning(
+                    "%s can't be written (%s); lines are kept in memory until it can",
+                    self._path, error.strerror,
+                )  # fmt: skip
 
     def close(self) -> None:
-        self._file.close()
+        """Write what is pending, if it can be."""
+        try:
+            self._append()
+        except OSError as error:
+            logger.warning(
+                "%s can't be written (%s): its last %d lines are lost",
+                self._path, error.strerror, self._pending.count(b"\n"),
+            )  # fmt: skip
+        self._close()
+
+    def _append(self) -> None:
+        # The folder isn't made: where it is gone, so is the disk.
+        if self._descriptor is None:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self._descriptor = os.open(self._path, flags, 0o666)
+        while self._pending:
+            self._pending = self._pending[os.write(self._descriptor, self._pending) :]
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = None
 
 
 def _fault(line: Line) -> str | None:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mslt_ds.errors import EnvironmentProblem
 from mslt_ds.telemetry.metrics import Line, scalars
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
 
@@ -25,16 +29,32 @@ def check_installed() -> None:
 
 
 class TensorboardSink:
-    """One event file under the run folder."""
+    """One event file under the run folder.
+
+    Where the disk fails, `write` raises OSError, and later lines go into a new file once it works again.
+    """
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(run_dir / FOLDER, purge_step=resume_step)
+        self._run_dir = run_dir
+        self._writer: SummaryWriter | None = self._open(resume_step)
 
     def write(self, line: Line) -> None:
-        for tag, value in scalars(line).items():
-            self._writer.add_scalar(tag, value, line["step"], walltime=line["time"])
+        try:
+            writer = self._writer or self._open(line["step"])
+            self._writer = writer
+            for tag, value in scalars(line).items():
+                writer.add_scalar(tag, value, line["step"], walltime=line["time"])
+        except OSError:
+            self._writer = None
+            raise
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self, purge_step: int) -> SummaryWriter:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Not made with all folders above it: where the run's folder is gone, so is the disk.
+        (self._run_dir / FOLDER).mkdir(exist_ok=True)
+        return SummaryWriter(self._run_dir / FOLDER, purge_step=purge_step)

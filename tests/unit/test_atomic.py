@@ -20,6 +20,9 @@ def fill(path, content: str) -> None:
 
 def test_folder_takes_its_name_when_complete_and_replaces_the_old_one(tmp_path):
     path = tmp_path / "new" / "model"
+    with pytest.raises(FileNotFoundError):
+        fill(path, "first")  # the disk is gone
+    path.parent.mkdir()
     for content in ("first", "second"):
         fill(path, content)
         assert (path / "sub" / "file").read_text() == content

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_a_write_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     with pytest.raises(OSError, match="no space"):
         folder.save(state_at(2), {})
     assert newest(folder) == "step_0000000001"
@@ -180,6 +181,55 @@ def test_the_folder_that_a_run_began_with_may_move_but_not_come_and_go(tmp_path)
     check_resumable(path, checkpoint.fingerprint(with_folder("/disk/runs/a/model"), "digest"))
     with pytest.raises(CheckpointError, match=r"plan\.init_from: None now, 'a folder' in"):
         check_resumable(path, checkpoint.fingerprint(parse_recipe(recipe()).config, "digest"))
+
+
+def test_those_of_each_keep_everyth_step_stay(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=2, keep_every=20)
+    for step in range(10, 80, 10):
+        folder.save(state_at(step), {})
+    steps = sorted(int(path.name.removeprefix("step_")) for path in tmp_path.iterdir())
+    assert steps == [20, 40, 60, 70]
+
+
+FROZEN = "frozen.safetensors"
+
+
+def test_what_is_frozen_is_written_once_and_stays_as_long_as_it_is_needed(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=2)
+    whole = state_at(10)
+    frozen = whole.without({"b.weight"})
+    paths = []
+    for step in (10, 20, 30):
+        changed = state_at(step).weights["b.weight"]
+        state = replace(whole, step=step, weights=whole.weights | {"b.weight": changed})
+        paths.append(folder.save(state, {}, frozen))
+        loaded = load(paths[-1])
+        assert torch.equal(loaded.weights["a.weight"], whole.weights["a.weight"])
+        assert torch.equal(loaded.weights["b.weight"], changed)
+        assert loaded.optimizer_state.keys() == {"a.weight"}
+        assert torch.equal(
+            loaded.optimizer_state["a.weight"]["exp_avg"],
+            whole.optimizer_state["a.weight"]["exp_avg"],
+        )
+    assert not paths[0].exists()
+    assert (paths[1] / FROZEN).samefile(paths[2] / FROZEN)
+    flip(paths[2] / FROZEN, -5)
+    assert folder.read_newest(load) is None  # both have the file
+    # Another engine's: nothing says that it is the same.
+    other = folder.save(whole, {}, whole.without({"b.weight"}))
+    assert (other / FROZEN).stat().st_nlink == 1 and load(other).step == 10
+
+
+def test_without_hard_links_what_is_frozen_is_written_again(tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError("Operation not permitted")
+
+    folder = CheckpointFolder(tmp_path, keep=2)
+    monkeypatch.setattr(os, "link", link)
+    for step in (10, 20):
+        whole = state_at(10)
+        frozen = whole.without({"b.weight"})
+        assert load(folder.save(replace(whole, step=step), {}, frozen)).step == step
 
 
 def test_only_the_programs_own_names_are_read_and_removed(tmp_path):

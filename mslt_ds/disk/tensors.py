@@ -1,0 +1,27 @@
+"""safetensors files as the rest of the program needs them written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write `tensors`, which need not be contiguous, to `path`. OSError where the disk fails.
+
+    safetensors makes its file readable by the owner alone; a run's folder is often shared, so the
+    file gets the permissions of a new one.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    path.chmod(mode)
