@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,13 +136,13 @@ def train_steps(
                 return StageTrace(next_step, step_seconds, go_back=go_back)
         if saves:
             watchdog.doing(f"the checkpoint of step {next_step}")
-            saved = hooks.checkpoint(next_step, stopped)
+            with window.saving():
+                saved = hooks.checkpoint(next_step, stopped)
             if saved is False:
                 trace = StageTrace(next_step, step_seconds, unsaved)
                 return replace(trace, go_back=trace.not_finite())
             if saved:
                 unsaved = None
-            window.restart()
         if stopped:
             return StageTrace(next_step, step_seconds, unsaved, stopped=True)
         watchdog.waiting_for_data(next_step)
@@ -243,10 +244,11 @@ class _Window:
 
     def __init__(self, device: torch.device, traffic: Traffic) -> None:
         self._device, self._traffic = device, traffic
+        self._saving = 0.0
         self.restart()
 
     def restart(self) -> None:
-        """Leave out what was not training, such as writing a checkpoint."""
+        """Begin anew."""
         self._traffic.take()
         self._steps = self._instances = self._tokens = 0
         self._waited = 0.0
@@ -255,6 +257,14 @@ class _Window:
     def leave_out(self, seconds: float) -> None:
         """Time just spent on what was not training, such as writing a profile."""
         self._began += seconds
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """A checkpoint, which is left out: the window begins anew after it."""
+        began = time.perf_counter()
+        yield
+        self.restart()
+        self._saving += self._began - began
 
     def waiting_for(self, batches: Iterable[GlobalBatch]) -> Iterator[GlobalBatch]:
         """The batches; how long each was waited for is counted."""
@@ -280,6 +290,7 @@ class _Window:
         steps, instances, waited = self._steps, self._instances, self._waited
         tokens = torch.tensor(self._tokens, device=self._device)
         dist.all_reduce(tokens)
+        saving, self._saving = self._saving, 0.0
         traffic = self._traffic.take()
         self.restart()
         return (
@@ -290,6 +301,7 @@ class _Window:
                 "sequences_per_second": instances / seconds,
                 "tokens_per_second": int(tokens) / seconds,
                 "data_wait_seconds": waited / steps,
+                "checkpoint_seconds": saving,
                 "elements_reduced": traffic.gradients_reduced // steps,
                 "elements_gathered": traffic.parameters_gathered // steps,
             }

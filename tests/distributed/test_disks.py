@@ -1,0 +1,85 @@
+"""A run on two ranks whose disk is full: it goes on, and ends only when told how long to bear it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mslt_ds.disk.checkpoint import CheckpointFolder
+from tests.distributed.conftest import REPOSITORY
+from tests.distributed.recipes import metrics_of, recipe
+from tests.unit.disk.test_writer import Volume
+
+TRAIN = REPOSITORY / "mslt_ds/train.py"
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Volume]:
+    volume = Volume(tmp_path)
+    try:
+        yield volume
+    finally:
+        for path in (volume.path, volume.disk):
+            subprocess.run(["umount", "--lazy", path], capture_output=True)
+
+
+def fill_after(run_dir: Path, volume: Volume, seconds: float | None) -> threading.Thread:
+    """Fill the volume once two checkpoints are there, and free it `seconds` later."""
+
+    def work() -> None:
+        deadline = time.monotonic() + 300
+        while len(list(run_dir.glob("checkpoints/step_*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        volume.fill()
+        if seconds is not None:
+            time.sleep(seconds)
+            volume.free()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def start(launch, tmp_path: Path, content: dict):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(content))
+    return launch(TRAIN, 2, "--config", str(path), check=False)
+
+
+LONG = {"plan": {"steps_per_stage": 60, "joint_steps": 60}, "checkpoint": {"every_steps": 4}}
+
+
+def test_a_full_disk_is_borne_until_there_is_room(launch, store, tmp_path, volume):
+    content = recipe(store, volume.path, "bears", **LONG)
+    run_dir = volume.path / "bears"
+    filling = fill_after(run_dir, volume, seconds=2.0)
+    ended = start(launch, tmp_path, content)
+    filling.join()
+    assert ended.returncode == 0, ended.output
+    assert "can't be written (No space left on device); the run goes on" in ended.output
+    assert "Traceback" not in ended.output
+    assert [line["step"] for line in metrics_of(run_dir)] == list(range(180))
+    for name in ("stages/1/end", "stages/2/start", "stages/2/end", "stages/3/start", "model"):
+        assert (run_dir / name / "manifest.json").is_file(), name
+    assert CheckpointFolder(run_dir / "checkpoints", 2).read_newest(str)
+    assert (run_dir / "checkpoints" / "step_0000000180").is_dir()
+
+
+def test_after_give_up_after_it_ends_with_a_line_and_its_code(launch, store, tmp_path, volume):
+    changes = LONG | {"checkpoint": {"every_steps": 4, "give_up_after": 1.0}}
+    content = recipe(store, volume.path, "gives-up", **changes)
+    filling = fill_after(volume.path / "gives-up", volume, seconds=None)
+    ended = start(launch, tmp_path, content)
+    filling.join()
+    assert ended.returncode == 3, ended.output
+    lines = [line for line in ended.output.splitlines() if "give_up_after" in line]
+    assert lines and "nothing could be written for" in lines[0]
+    assert "Traceback" not in ended.output
+    volume.free()
+    assert len(list((volume.path / "gives-up" / "checkpoints").glob("step_*"))) == 2
