@@ -78,7 +78,7 @@ def test_after_give_up_after_it_ends_with_a_line_and_its_code(launch, store, tmp
     ended = start(launch, tmp_path, content)
     filling.join()
     assert ended.returncode == 3, ended.output
-    lines = [line for line in ended.output.splitlines() if "give_up_after" in line]
+    lines = [line for line in ended.output.splitlines() if "checkpoint.give_up_after" in line]
     assert lines and "nothing could be written for" in lines[0]
     assert "Traceback" not in ended.output
     volume.free()
