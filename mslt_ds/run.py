@@ -227,11 +227,11 @@ class Run:
                                 return trace.not_finite()
                             held_out = data[1] and _told(data[1], watchdog, stage)
                             self._end_stage(stage, state, engine, held_out, trace, stop, telemetry)
-                            self._wait_for_writer(watchdog)
+                        self._wait_for_writer(watchdog)
                 self._export(state, telemetry, watchdog)
             except Stopped:
                 if self.world.is_main:
-                    self.folder.finish(state.step)
+                    self.folder.check_written(state.step)
                 telemetry.event("stopped", {"step": state.step - 1, "reason": stop.flag.reason})
                 raise
         return None

@@ -125,11 +125,8 @@ class RunFolder:
         with suppress(EnvironmentProblem):
             self.writer.wait(_CLOSE_SECONDS)
 
-    def finish(self, step: int) -> None:
-        """Wait for the writer where the run stops. EnvironmentProblem unless everything up to the state
-        after `step` steps is written."""
-        while not self.wait():
-            pass
+    def check_written(self, step: int) -> None:
+        """EnvironmentProblem where the run stops and the state after `step` steps isn't written."""
         if (problem := self.writer.unwritten) is not None:
             raise EnvironmentProblem(
                 f"told to stop, but the state after {step} steps isn't saved ({problem}); check the disk. "
