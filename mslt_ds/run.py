@@ -101,6 +101,10 @@ class Run:
         held_out = config.data.eval_path
         eval_store = None if held_out is None else TokenStore.open(Path(held_out))
         _check_vocabularies(config, store, eval_store)
+        if world.local_rank == 0:  # a machine may have a copy of its own
+            for opened in (store, eval_store):
+                if opened is not None:
+                    opened.verify_at_start()
         _check_positions(recipe, store)
         vocab_size = config.model.vocab_size or store.vocab_size
         keep = config.checkpoint
@@ -499,6 +503,7 @@ class Run:
         telemetry.event("stage_end", fields)
         self._save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
         self.folder.save_checkpoint(state, engine.frozen)
+        self._wait_for_writer()
 
     def _described(self, stage: Stage) -> dict[str, Any]:
         described = self.description["stages"][stage.index - 1]

@@ -1,5 +1,8 @@
 """The index of an epoch: one word for each instance, memory-mapped.
 
+The file ends with a seal: a digest of what the index was made from, and one of the entries. It is compared
+when the file is opened, and a file that is damaged, or another one of its name, is made anew.
+
 The index is made by replaying the documents in compiled code, block by block, so that memory doesn't
 grow with the corpus. It is kept beside the store, or in the user's cache folder if the store can't be
 written (`MSLT_CACHE_DIR`, else `XDG_CACHE_HOME`, else ~/.cache). Of the processes that need the same index
@@ -11,28 +14,31 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import mmap
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from mslt_ds.data.instances import InstanceOptions, epoch_key, index_documents
-from mslt_ds.data.store import TokenStore
+from mslt_ds.data.store import DOCUMENTS, GROUPS, SENTENCES, TOKENS, TokenStore
 from mslt_ds.errors import DataError
 
-_FORMAT = 2
+_FORMAT = 3
+_SEAL_BYTES = 64
 _FOLDER = "index"
 _DOCUMENTS_PER_BLOCK = 1 << 16
 _EPOCHS_KEPT = 2
 _LONG_SECONDS = 5.0
 _LOOK_SECONDS = 0.2  # for an index that another process makes
 Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def epoch_index(
@@ -55,6 +61,10 @@ def epoch_index(
             return _map(folder / name)
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except _DamagedIndexError:
+            logger.warning("%s: damaged; this index is made anew", folder / name)
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
     groups = store.corpus.groups
     if options.input_format == "nsp" and not (groups != groups[0]).any():
         raise DataError(
@@ -85,6 +95,10 @@ def _folders(store: TokenStore) -> list[Path]:
     return [store.path / _FOLDER, Path(cache) / _FOLDER]
 
 
+class _DamagedIndexError(OSError):
+    """An index isn't what was written, and its folder is of no use where it can't be removed."""
+
+
 def file_name(store: TokenStore, options: InstanceOptions, seed: int, epoch: int) -> str:
     """The name of an index file: a digest of all that the index depends on, and the epoch."""
     made_of = repr((_FORMAT, store.digest, options, seed))
@@ -101,18 +115,22 @@ def _make(
     say: Say | None,
 ) -> np.ndarray:
     started = time.monotonic()
+    digest = hashlib.sha256()
     key = epoch_key(store.digest, seed, epoch)
     start, count = 0, 0
     with _one_maker(path) as file:
         if file is None:
             return _map(path)
         try:
+            # What is made of damaged files would outlast them.
+            store.verify((SENTENCES, DOCUMENTS, GROUPS, *([TOKENS] if len(continues) else [])))
             for first in range(0, store.num_documents, _DOCUMENTS_PER_BLOCK):
                 last = min(first + _DOCUMENTS_PER_BLOCK, store.num_documents)
                 entries, start = index_documents(
                     store.corpus, continues, options, key, first, last, start
                 )
-                entries.tofile(file)
+                file.write(entries.data)
+                digest.update(entries.data)
                 count += len(entries)
                 seconds = time.monotonic() - started
                 if say is not None and seconds > _LONG_SECONDS and last < store.num_documents:
@@ -128,6 +146,7 @@ def _make(
                     f"{store.path}: no instance at data.input_format {options.input_format}: every "
                     "document is a single token; choose another format or another text"
                 )
+            file.write(_made_of(path) + digest.digest())
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o644)
@@ -181,10 +200,24 @@ def _remove_old(path: Path, epoch: int) -> None:
             other.unlink(missing_ok=True)
 
 
+def _made_of(path: Path) -> bytes:
+    """32 bytes for what an index is made from, which its name tells (`file_name`)."""
+    return hashlib.sha256(path.name.encode()).digest()
+
+
 def _map(path: Path) -> np.ndarray:
-    mapped = np.memmap(path, dtype="<u8", mode="r")
-    file: Any = mapped.base
+    """The entries, (instances,) uint64. _DamagedIndexError unless they are what was written."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size - _SEAL_BYTES
+        if size <= 0 or size % 8:
+            raise _DamagedIndexError(f"{path}: damaged")
+        mapped = np.memmap(file, dtype="<u8", mode="r", shape=(size // 8,))
+        file.seek(size)
+        seal = file.read()
+    if seal != _made_of(path) + hashlib.sha256(mapped.data).digest():
+        raise _DamagedIndexError(f"{path}: damaged")
+    mapping: Any = mapped.base
     # Training reads it in random order: read-ahead would load 32 pages for each entry.
-    if isinstance(file, mmap.mmap):
-        file.madvise(mmap.MADV_RANDOM)
+    if isinstance(mapping, mmap.mmap):
+        mapping.madvise(mmap.MADV_RANDOM)
     return np.asarray(mapped)

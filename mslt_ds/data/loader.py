@@ -28,7 +28,7 @@ from mslt_ds.data.compiled import key_of
 from mslt_ds.data.epoch_index import Say, epoch_index
 from mslt_ds.data.instances import InstanceArrays, InstanceOptions, build, epoch_key, num_masked
 from mslt_ds.data.order import permute
-from mslt_ds.data.store import TokenStore
+from mslt_ds.data.store import TOKENS, TokenStore
 from mslt_ds.data.unpadding import places_to_run
 from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError
@@ -201,6 +201,12 @@ class InstanceSequence:
         }
         arrays = InstanceArrays(**{name: tensor.numpy() for name, tensor in tensors.items()})
         build(self.store.corpus, self._continues, self.options, keys, entries, arrays)
+        largest = max(arrays.input_ids.max(initial=0), arrays.masked_labels.max(initial=0))
+        if largest >= self.store.vocab_size:
+            raise DataError(
+                f"{self.store.path / TOKENS}: damaged, it holds the token {largest} of a vocabulary of "
+                f"{self.store.vocab_size}; prepare the store again"
+            )
         return tensors
 
     def index(self, epoch: int) -> np.ndarray:
@@ -220,7 +226,9 @@ class InstanceSequence:
         return index
 
     def check_files(self) -> None:
-        """DataError if a mapped file has become shorter: reading past its end kills the process."""
+        """DataError if a mapped file has become shorter, since reading past its end kills the process, or
+        if the verification of the store has found damage."""
+        self.store.check()
         corpus = self.store.corpus
         arrays = (corpus.tokens, corpus.sentences, corpus.documents, corpus.groups)
         for array in (*arrays, *self._indices.values()):

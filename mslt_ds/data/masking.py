@@ -64,7 +64,9 @@ def choose_words(
     num_words = 0
     for i in range(num_candidates):
         position = candidates[i]
-        if i > 0 and candidates[i - 1] == position - 1 and continues[ids[position]]:
+        token = ids[position]  # one that is damaged is none of the vocabulary
+        continued = token < len(continues) and continues[token]
+        if i > 0 and candidates[i - 1] == position - 1 and continued:
             ends[num_words - 1] = position + 1
         else:
             begins[num_words] = position

@@ -21,6 +21,9 @@ import numpy as np
 
 from mslt_ds.data.compiled import below, compiled, derive, uniform
 
+# There is another group, unless the file is damaged.
+_MOST_DRAWS = 1 << 27
+
 
 @compiled
 def target_length(document_key, most_tokens, short_seq_prob):
@@ -63,7 +66,9 @@ def choose_pair(sentences, documents, groups, document, first, target, swaps, st
         return low, sentences[a_end], sentences[a_end], high, 0, chunk_end
 
     other = document
-    while groups[other] == groups[document]:
+    for _ in range(_MOST_DRAWS):
+        if groups[other] != groups[document]:
+            break
         other = below(state, len(documents) - 2)
         if other >= document:
             other += 1

@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+import threading
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ MANIFEST_KEYS = (
     "digest", "vocabulary_digest", "vocab_size", "special_tokens", "num_documents",
     "num_sentences", "num_tokens", "checksums",
 )  # fmt: skip
+
+
+_VERIFIED_AT_ONCE = 1 << 28  # bytes
+_OFFSETS_AT_ONCE = 1 << 20
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -103,12 +108,13 @@ class TokenStore:
     path: Path
     manifest: dict[str, Any]
     corpus: Corpus
+    _damage: list[DataError] = field(default_factory=list, compare=False)
 
     @classmethod
     def open(cls, path: str | Path) -> TokenStore:
         """The store at `path`; DataError if there is none or it is damaged.
 
-        This checks the sizes of the files; `verify` checks their content.
+        This checks the sizes of the files and all offsets; `verify` checks all of their content.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -121,6 +127,9 @@ class TokenStore:
         tokens, sentences, documents, groups = (
             _map(path / name, dtype, length) for name, (dtype, length) in dtypes.items()
         )
+        # Compiled code follows these without looking.
+        _check_offsets(path / DOCUMENTS, documents, manifest["num_sentences"])
+        _check_offsets(path / SENTENCES, sentences, manifest["num_tokens"])
         corpus = Corpus(
             tokens, sentences, documents, groups,
             manifest["digest"], manifest["vocab_size"], SpecialTokens(**manifest["special_tokens"]),
@@ -165,14 +174,34 @@ class TokenStore:
         shares = self.token_counts[self.token_counts > 0] / self.num_tokens
         return float(-(shares * np.log(shares)).sum())
 
-    def verify(self) -> None:
-        """Read every file; DataError names the first one whose checksum differs from the manifest."""
-        for name, checksum in self.manifest["checksums"].items():
+    def verify_at_start(self) -> None:
+        """`verify`, in the background where the store is large: then `check` raises what it finds."""
+        if sum((self.path / name).stat().st_size for name in ARRAYS) <= _VERIFIED_AT_ONCE:
+            self.verify()
+        else:
+            threading.Thread(target=self._verify, name="mslt-verify", daemon=True).start()
+
+    def _verify(self) -> None:
+        try:
+            self.verify()
+        except DataError as error:
+            self._damage.append(error)
+
+    def check(self) -> None:
+        """DataError if the verification has found damage so far."""
+        if self._damage:
+            raise self._damage[0]
+
+    def verify(self, names: Collection[str] = ARRAYS) -> None:
+        """Read the files; DataError names the first one whose checksum differs from the manifest."""
+        for name in names:
+            checksum = self.manifest["checksums"][name]
             try:
                 found = file_digest(self.path / name)
             except OSError as error:
                 raise DataError(
-                    f"{self.path / name}: can't be read ({error.strerror}); prepare the store again"
+                    f"{self.path / name}: can't be read ({error.strerror or error}); check the disk, or "
+                    "prepare the store again"
                 ) from error
             if found != checksum:
                 raise DataError(
@@ -251,6 +280,18 @@ def _wrong_values(manifest: dict[str, Any]) -> Iterator[str]:
         and all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in sources)
     ):
         yield "sources"
+
+
+def _check_offsets(path: Path, offsets: np.ndarray, end: int) -> None:
+    """DataError unless `offsets` rise from 0 to `end`."""
+    rises = offsets[0] == 0 and offsets[-1] == end
+    for first in range(0, len(offsets) - 1, _OFFSETS_AT_ONCE):
+        part = offsets[first : first + _OFFSETS_AT_ONCE + 1]
+        rises = rises and bool((part[1:] > part[:-1]).all())
+    if not rises:
+        raise DataError(
+            f"{path}: damaged, its offsets don't rise from 0 to {end}; prepare the store again"
+        )
 
 
 def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

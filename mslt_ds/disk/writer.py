@@ -91,6 +91,7 @@ class Writer:
     def drop(self) -> None:
         """Forget what isn't written. Only after `wait`."""
         self._jobs.clear()
+        self._trying_since = self._problem = None
 
     def has(self, name: str) -> bool:
         """Whether the job `name` isn't written yet."""
