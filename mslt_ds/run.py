@@ -503,7 +503,6 @@ class Run:
         telemetry.event("stage_end", fields)
         self._save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
         self.folder.save_checkpoint(state, engine.frozen)
-        self._wait_for_writer()
 
     def _described(self, stage: Stage) -> dict[str, Any]:
         described = self.description["stages"][stage.index - 1]

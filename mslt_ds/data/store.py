@@ -176,7 +176,7 @@ class TokenStore:
 
     def verify_at_start(self) -> None:
         """`verify`, in the background where the store is large: then `check` raises what it finds."""
-        if sum((self.path / name).stat().st_size for name in ARRAYS) <= _VERIFIED_AT_ONCE:
+        if self.corpus.tokens.nbytes + self.corpus.sentences.nbytes <= _VERIFIED_AT_ONCE:
             self.verify()
         else:
             threading.Thread(target=self._verify, name="mslt-verify", daemon=True).start()
