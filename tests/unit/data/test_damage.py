@@ -28,8 +28,11 @@ from mslt_ds.data.store import (
 from mslt_ds.errors import DataError
 
 OPTIONS = [
-    InstanceOptions(seq_length=32, max_predictions=5, input_format=form, masking=masking)
-    for form, masking in (("nsp", "token"), ("sop", "whole_word"), ("full_sentences", "span"))
+    InstanceOptions(seq_length=32, max_predictions=5, input_format="nsp", masking="token"),
+    InstanceOptions(seq_length=32, max_predictions=5, input_format="sop", masking="whole_word"),
+    InstanceOptions(
+        seq_length=32, max_predictions=5, input_format="full_sentences", masking="span"
+    ),
 ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig
 
 from mslt_ds.disk.checkpoint import CheckpointFolder
 from mslt_ds.disk.run_folder import RunFolder
@@ -208,7 +209,7 @@ def test_the_run_goes_on_without_its_disk_and_loses_nothing(volume, fault, caplo
     run_dir = volume.path / "one"
     run_dir.mkdir()
     folder = RunFolder(
-        run_dir, True, CheckpointFolder(run_dir / "checkpoints", 1), {}, lambda _: None, Path(),
+        run_dir, True, CheckpointFolder(run_dir / "checkpoints", 1), {}, lambda _: BertConfig(), Path(),
         Writer(60),
     )  # fmt: skip
     metrics = MetricsWriter(run_dir / "metrics.jsonl", 0)
