@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         overrides = [
             "name=run", f"output_dir={folder}", "plan.joint_steps=0", "plan.num_stages=1",
             f"plan.steps_per_stage={steps}", f"checkpoint.every_steps={options.every}",
-            "telemetry.log_every_steps=1", *defaults, *options.overrides,
+            "telemetry.log_every_steps=1", "schedule.warmup_steps=0", "data.eval_path=null", *defaults, *options.overrides,
         ]  # fmt: skip
         given = [word for override in overrides for word in ("--set", override)]
         if code := mslt_ds(["train", "--config", options.config, *given]):
