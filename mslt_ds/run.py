@@ -355,7 +355,7 @@ class Run:
         depths = self.recipe.plan.stages[stage.index - 2].depth // each, stage.depth // each
         family = FAMILIES[self.config.model.family]
         shapes = family.parameter_shapes(self.folder.hf_config(stage.depth))
-        period = family.period(self.config.model)
+        kinds = family.kinds(self.config.model, depths[1])
         weights = grow(
             state.weights,
             *depths,
@@ -363,7 +363,7 @@ class Run:
             fresh=self._fresh_parameter,
             layer_prefix=family.blocks,
             shapes=shapes,
-            period=period,
+            kinds=kinds,
         )
         optimizer_state = grow_optimizer_state(
             state.optimizer_state,
@@ -372,7 +372,7 @@ class Run:
             copy=policy == "copy",
             layer_prefix=family.blocks,
             shapes=shapes,
-            period=period,
+            kinds=kinds,
         )
         return replace(state, weights=weights, optimizer_state=optimizer_state)
 

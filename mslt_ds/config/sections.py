@@ -105,7 +105,7 @@ Shares = Annotated[
 
 
 class ModelConfig(Section):
-    """The final model, in the names of Hugging Face's BertConfig and AlbertConfig.
+    """The final model, in the names of Hugging Face's BertConfig, AlbertConfig and ModernBertConfig.
 
     A key whose default is null, `vocab_size` aside, belongs to the families that have a default for
     it (`Family.defaults`).
@@ -126,6 +126,10 @@ class ModelConfig(Section):
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
     embedding_size: Positive | None = None  # of the word embeddings, where not hidden_size
     num_hidden_groups: Positive | None = None  # groups of layers that share their parameters
+    global_attn_every_n_layers: Positive | None = None  # the others attend locally
+    local_attention: Annotated[Whole, Field(ge=2)] | None = None  # tokens of the local window
+    global_rope_theta: Annotated[float, Field(gt=0)] | None = None  # base of the rotary positions
+    local_rope_theta: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -171,6 +175,7 @@ class LongSequenceConfig(Section):
     share: Share
     seq_length: Annotated[Whole, Field(ge=8)] = 512
     micro_batch_size: Positive | None = None  # None: train.micro_batch_size
+    global_batch_size: Positive | None = None  # None: that of the stages that it is the last part of
 
 
 class PlanConfig(Section):

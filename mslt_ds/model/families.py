@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 from mslt_ds.model.albert import Albert
 from mslt_ds.model.bert import Bert
 from mslt_ds.model.family import Family
+from mslt_ds.model.modernbert import ModernBert
 from mslt_ds.model.roberta import Roberta
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Bert(), Albert(), Roberta())}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (Bert(), Albert(), Roberta(), ModernBert())
+}
 """By the name that both `model.family` and Hugging Face's `model_type` have for them."""
 
 

@@ -46,15 +46,21 @@ class ModelSection(Protocol):
     def max_position_embeddings(self) -> int: ...
     @property
     def type_vocab_size(self) -> int: ...
+    @property
+    def global_attn_every_n_layers(self) -> int | None: ...
+    @property
+    def local_attention(self) -> int | None: ...
     def model_dump(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class Normal:
-    """Fresh values drawn from N(0, std); `zero_row` of them, the padding token's, is 0."""
+    """Fresh values drawn from N(0, std); `zero_row` of them, the padding token's, is 0. With `cutoff`,
+    only those up to so many standard deviations are drawn."""
 
     std: float
     zero_row: int | None = None
+    cutoff: float | None = None
 
 
 class Family(ABC):
@@ -101,9 +107,13 @@ class Family(ABC):
     block_key = "num_hidden_layers"
     """The key that says how many blocks the final model has."""
 
-    def period(self, model: ModelSection) -> int:
-        """Blocks i and i + period are of the same kind, such as global attention in every third."""
-        return 1
+    def kinds(self, model: ModelSection, blocks: int) -> list[str]:
+        """The kind of each of the lower `blocks`, such as global attention in every third. A copy
+        takes the place of a block of its kind."""
+        return [self.block_label] * blocks
+
+    has_position_table = True
+    """Whether positions are rows of a table, which train with the embeddings."""
 
     def longest_sequence(self, positions: int, pad_token_id: int) -> int:
         """Tokens of the longest sequence for which `positions` (max_position_embeddings) are enough."""

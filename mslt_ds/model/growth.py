@@ -24,14 +24,14 @@ Where layers share their parameters (ALBERT), the same rules apply to groups of 
 
 Where layers are of several kinds that repeat with a period (ModernBERT: every third attends
 globally), a copy has to land on a place of its source's kind. `copy_top` rounds the number of layers
-that it copies down to whole periods; the other operators raise ValueError where the depths don't
-allow it. Layers may also differ in which parameters they have: one that the source lacks begins
+that it copies down to whole periods and, where there is no whole one, takes the nearest layer of the
+kind; the other operators raise ValueError where the depths don't allow it. Layers may also differ in which parameters they have: one that the source lacks begins
 fresh, one that the target lacks is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -44,10 +44,12 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 """Name -> shape of every parameter of the grown model (`Family.parameter_shapes`)."""
 
 
-def sources(depth_from: int, depth_to: int, operator: str, *, period: int = 1) -> list[int | None]:
+def sources(
+    depth_from: int, depth_to: int, operator: str, *, kinds: Sequence[str] = ()
+) -> list[int | None]:
     """For each of `depth_to` layers, bottom first, its layer among `depth_from`; None: fresh.
 
-    period: layers i and i + period are of the same kind
+    kinds: of the `depth_to` layers (`Family.kinds`); empty: they are all alike
     ValueError if a copy would land on a place of another kind.
     """
     if not 1 <= depth_from <= depth_to:
@@ -58,9 +60,12 @@ def sources(depth_from: int, depth_to: int, operator: str, *, period: int = 1) -
     match operator:
         case "copy_top":
             # More layers than there are to copy: the whole stack, over and over.
+            period = _period(kinds)
             copied = max(period, min(added, depth_from) // period * period)
             block = kept[-copied:]
             found = [*kept, *(block[i % len(block)] for i in range(added))]
+            if kinds and depth_from < period:
+                found = [_nearest(kinds, place, source, kept) for place, source in enumerate(found)]
         case "copy_all":
             found = [i % depth_from for i in range(depth_to)]
         case "interpolate":
@@ -76,14 +81,24 @@ def sources(depth_from: int, depth_to: int, operator: str, *, period: int = 1) -
         case _:
             raise ValueError(f"unknown growth operator {operator!r}")
     for index, source in enumerate(found):
-        if source is not None and (index - source) % period:
+        if source is not None and kinds and kinds[source] != kinds[index]:
             raise ValueError(
                 f"{operator} from {depth_from} to {depth_to} layers would put a copy of layer "
-                f"{source} at place {index}, which is of another kind: kinds repeat every {period} "
-                f"layers; grow from a multiple of {period} layers with copy_top or copy_all, or "
-                "choose random"
+                f"{source} ({kinds[source]}) at place {index} ({kinds[index]}); grow from "
+                f"{_period(kinds)} layers or more with copy_top, or choose random"
             )
     return found
+
+
+def _period(kinds: Sequence[str]) -> int:
+    """The least number for which layers i and i + period are of one kind."""
+    return next((p for p in range(1, len(kinds)) if kinds[p:] == kinds[:-p]), max(1, len(kinds)))
+
+
+def _nearest(kinds: Sequence[str], place: int, source: int, kept: list[int]) -> int:
+    """Of the layers of the place's kind the one nearest to `source`; `source` if there is none."""
+    alike = [layer for layer in kept if kinds[layer] == kinds[place]]
+    return min(alike, key=lambda layer: abs(layer - source), default=source)
 
 
 def grow(
@@ -95,7 +110,7 @@ def grow(
     shapes: Shapes,
     fresh: Callable[[str, tuple[int, ...]], Tensor],
     layer_prefix: str,
-    period: int = 1,
+    kinds: Sequence[str] = (),
 ) -> Weights:
     """`weights` of `depth_from` layers as weights of `depth_to` layers.
 
@@ -104,9 +119,9 @@ def grow(
     shapes: of all parameters of the grown model
     fresh: (name, shape) -> a fresh parameter, asked for the new layers of `random`, and for what a
         copy has and its source lacks
-    period: see `sources`
+    kinds: see `sources`
     """
-    plan = sources(depth_from, depth_to, operator, period=period)
+    plan = sources(depth_from, depth_to, operator, kinds=kinds)
     layers, targets = _by_layer(weights, layer_prefix), _by_layer(shapes, layer_prefix)
     _check_layers(layers, targets, depth_from)
     grown = {name: tensor for name, tensor in weights.items() if not name.startswith(layer_prefix)}
@@ -132,7 +147,7 @@ def grow_optimizer_state(
     copy: bool,
     shapes: Shapes,
     layer_prefix: str,
-    period: int = 1,
+    kinds: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Optimizer state by parameter name, as it belongs to the grown model.
 
@@ -141,7 +156,7 @@ def grow_optimizer_state(
     """
     grown = {name: entry for name, entry in state.items() if not name.startswith(layer_prefix)}
     layers = _by_layer(state, layer_prefix)
-    for index, source in enumerate(sources(depth_from, depth_to, operator, period=period)):
+    for index, source in enumerate(sources(depth_from, depth_to, operator, kinds=kinds)):
         if source is not None and (copy or source == index):
             for suffix, entry in layers.get(source, {}).items():
                 name = f"{layer_prefix}{index}.{suffix}"

@@ -32,7 +32,12 @@ def fresh_parameter(
         return torch.full(shape, rule)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    tensor = torch.empty(shape).normal_(0.0, rule.std, generator=generator)
+    tensor = torch.empty(shape)
+    if rule.cutoff is None:
+        tensor.normal_(0.0, rule.std, generator=generator)
+    else:
+        limit = rule.cutoff * rule.std
+        torch.nn.init.trunc_normal_(tensor, 0.0, rule.std, -limit, limit, generator=generator)
     if rule.zero_row is not None:
         tensor[rule.zero_row].zero_()
     return tensor

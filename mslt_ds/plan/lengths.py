@@ -22,16 +22,20 @@ def split_long(
         problems.append(
             f"plan.long_sequence.share: {long.share} of {total} steps is less than one step"
         )
-    micro_batch_size, micro_batch_size_key = config.train.micro_batch_size, MICRO_BATCH_SIZE_KEY
-    if long.micro_batch_size is not None:
-        micro_batch_size = long.micro_batch_size
-        micro_batch_size_key = "plan.long_sequence.micro_batch_size"
+    sizes = {
+        "micro_batch_size": config.train.micro_batch_size,
+        "micro_batch_size_key": MICRO_BATCH_SIZE_KEY,
+    }
+    for key in ("micro_batch_size", "global_batch_size"):
+        if (size := getattr(long, key)) is not None:
+            sizes |= {key: size, f"{key}_key": f"plan.long_sequence.{key}"}
+    may_be_frozen = config.plan.init_from or not _has_table(config)
     # From the last stage backwards, until the share is used up.
     result: list[Draft] = []
     whole_model_steps = 0
     for number, draft in reversed(list(enumerate(drafts, start=1))):
         steps = min(remaining, draft.steps)
-        if steps and draft.trainable_layers < draft.depth and not config.plan.init_from:
+        if steps and draft.trainable_layers < draft.depth and not may_be_frozen:
             problems.append(
                 f"plan.long_sequence.share: {long.share} ({round(total * long.share)} of {total} "
                 f"steps) reaches into stage {number}, which keeps the embeddings frozen: positions "
@@ -48,8 +52,7 @@ def split_long(
                     draft,
                     steps=steps,
                     seq_length=long.seq_length,
-                    micro_batch_size=micro_batch_size,
-                    micro_batch_size_key=micro_batch_size_key,
+                    **sizes,
                     seq_length_key="plan.long_sequence.seq_length",
                     continues=cut > 0,
                 ),
@@ -66,8 +69,8 @@ def length_problems(drafts: Sequence[Draft], config: RunConfig) -> list[str]:
     model = config.model
     # Of the lowest id that padding can have: the tokenizer isn't known yet.
     positions = FAMILIES[model.family].longest_sequence(model.max_position_embeddings, 0)
-    # The positions of a model that exists are taken to be trained.
-    trained = positions if config.plan.init_from else 0
+    # The positions of a model that exists are taken to be trained; rotary ones need no training.
+    trained = positions if config.plan.init_from or not _has_table(config) else 0
     for number, draft in enumerate(drafts, start=1):
         key, length = draft.seq_length_key, draft.seq_length
         if draft.trainable_layers == draft.depth:
@@ -83,3 +86,7 @@ def length_problems(drafts: Sequence[Draft], config: RunConfig) -> list[str]:
                 f"before it trains positions {trained} to {length - 1}"
             )
     return list(dict.fromkeys(problems))
+
+
+def _has_table(config: RunConfig) -> bool:
+    return FAMILIES[config.model.family].has_position_table

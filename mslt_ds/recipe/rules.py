@@ -129,14 +129,15 @@ def _readers(key: str) -> list[str]:
 
 def _growth_problems(config: RunConfig, plan: Plan) -> list[str]:
     """Stages that would put a copy where a layer of another kind belongs."""
-    period = FAMILIES[config.model.family].period(config.model)
-    each = config.model.layers_per_block
+    model, family = config.model, FAMILIES[config.model.family]
+    each = model.layers_per_block
     problems: list[str] = []
     for before, stage in pairwise(plan.stages):
         if stage.init == "keep":
             continue
         try:
-            sources(before.depth // each, stage.depth // each, stage.init, period=period)
+            kinds = family.kinds(model, stage.depth // each)
+            sources(before.depth // each, stage.depth // each, stage.init, kinds=kinds)
         except ValueError as error:
             problems.append(f"plan.init: stage {stage.index}: {error}")
     return problems

@@ -110,20 +110,26 @@ KINDS = st.tuples(
 )
 
 
+def kinds_of(depth: int, period: int) -> list[str]:
+    """As ModernBERT's: one of `period` layers is of another kind than the rest."""
+    return ["local" if index % period else "global" for index in range(depth)]
+
+
 @given(KINDS)
 def test_a_copy_lands_on_a_place_of_its_kind_or_is_refused(case):
     operator, old, added, period = case
+    kinds = kinds_of(old + added, period)
     try:
-        found = sources(old, old + added, operator, period=period)
+        found = sources(old, old + added, operator, kinds=kinds)
     except ValueError as error:
         # Said only where no list of this operator could keep the kinds.
-        assert f"repeat every {period} layers" in str(error) and operator != "random" and added
-        assert not (operator == "copy_top" and old >= period)
+        assert "would put a copy of layer" in str(error) and operator != "random" and added
+        assert not (operator == "copy_top" and set(kinds) == set(kinds[:old]))
         assert not (operator == "copy_all" and old % period == 0)
         return
     assert len(found) == old + added
     for index, source in enumerate(found):
-        assert source is None or (index - source) % period == 0
+        assert source is None or kinds[source] == kinds[index]
     if operator in ("copy_top", "random"):
         assert found[:old] == list(range(old))
     if period == 1:
@@ -148,12 +154,13 @@ def test_what_a_target_has_and_its_source_lacks_begins_fresh(case, special, abse
         drawn[name] = shape
         return torch.zeros(shape)
 
+    kinds = kinds_of(old + added, period)
     try:
-        plan = sources(old, old + added, operator, period=period)
+        plan = sources(old, old + added, operator, kinds=kinds)
     except ValueError:
         return
     target = shapes_at(old + added)
-    where = {"shapes": target, "layer_prefix": PREFIX, "period": period}
+    where = {"shapes": target, "layer_prefix": PREFIX, "kinds": kinds}
     grown = grow(weights, old, old + added, operator, fresh=fresh, **where)
     assert grown.keys() == target.keys()
     for index, source in enumerate(plan):
@@ -170,11 +177,18 @@ def test_what_a_target_has_and_its_source_lacks_begins_fresh(case, special, abse
     assert carried.keys() == grown.keys() - drawn.keys()
 
 
-def test_copy_top_takes_whole_periods():
-    """ModernBERT-base has 22 layers, every third of which attends globally."""
-    found = sources(11, 22, "copy_top", period=3)
-    assert found[11:] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 2, 3]
-    assert sources(4, 5, "copy_top", period=3) == [0, 1, 2, 3, 1]
+@pytest.mark.parametrize(
+    ("depth_from", "depth_to", "expected"),
+    [
+        (11, 22, [2, 3, 4, 5, 6, 7, 8, 9, 10, 2, 3]),  # ModernBERT-base
+        (4, 5, [1]),
+        (2, 4, [1, 0]),  # less than a period: by kind alone
+        (2, 6, [1, 0, 1, 1]),
+    ],
+)
+def test_copy_top_takes_whole_periods_where_there_are(depth_from, depth_to, expected):
+    found = sources(depth_from, depth_to, "copy_top", kinds=kinds_of(depth_to, 3))
+    assert found == [*range(depth_from), *expected]
 
 
 def test_refused():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AlbertConfig, BertConfig, PretrainedConfig, RobertaConfig
+from transformers import AlbertConfig, BertConfig, ModernBertConfig, PretrainedConfig, RobertaConfig
 
 from mslt_ds.model import families
 from mslt_ds.model.families import family_of
@@ -29,6 +29,7 @@ CONFIGS = {
         AlbertConfig,
         {"embedding_size": 20, "num_hidden_groups": 2, "hidden_act": "gelu_new"},
     ),
+    "modernbert": (ModernBertConfig, {"local_attention": 8, "global_attn_every_n_layers": 2}),
     "roberta": (RobertaConfig, {"type_vocab_size": 1, "pad_token_id": 1}),
 }
 FAMILIES = list(families.FAMILIES)
@@ -58,6 +59,8 @@ def small_config(
         "attention_probs_dropout_prob": dropout,
     }
     architecture = architectures[heads or next(iter(architectures))]
+    if family == "modernbert":
+        sizes |= {"mlp_dropout": dropout, "attention_dropout": dropout, "pad_token_id": 0}
     config = config_class(**sizes, **own, architectures=[architecture])
     config._attn_implementation = "sdpa"
     return config

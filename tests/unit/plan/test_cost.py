@@ -49,6 +49,7 @@ MODEL = config_of().model.model_dump()
 OWN_KEYS = {
     "bert": {"type_vocab_size": 3},
     "albert": {"type_vocab_size": 3, "embedding_size": 10, "num_hidden_groups": 2},
+    "modernbert": {"global_attn_every_n_layers": 2},
     "roberta": {"max_position_embeddings": 131},
 }
 CASES = [
@@ -71,7 +72,11 @@ def test_equal_to_the_stage_models(input_format, family):
     config = config_of(data={"path": "store", "input_format": input_format}, model=model)
     for stage in build_plan(config).stages:
         hf_config = FAMILIES[config.model.family].hf_config(
-            config.model, stage.depth, VOCAB_SIZE, heads=config.data.objective.heads
+            config.model,
+            stage.depth,
+            VOCAB_SIZE,
+            heads=config.data.objective.heads,
+            special={"pad": 0, "cls": 1, "sep": 2},
         )
         model = StageModel.build(
             hf_config,

@@ -30,7 +30,7 @@ def recipe_of(family: str = "bert", **train) -> Recipe:
     with_pairs = frozenset({"masked_lm", "pair"}) in FAMILIES[family].architectures
     stages = [
         {"depth": 1, "steps": 1},
-        *({"depth": 4, "trainable_layers": n, "steps": 1} for n in (1, 2, 4)),
+        *({"depth": 4, "trainable_layers": n, "steps": 1, "init": "random"} for n in (1, 2, 4)),
     ]
     return parse_recipe(
         {
@@ -54,7 +54,11 @@ def test_equal_to_torchs_counts(family):
     config, device = recipe.config, torch.device("cpu")
     for stage in recipe.plan.stages:
         hf_config = FAMILIES[family].hf_config(
-            config.model, stage.depth, VOCAB_SIZE, heads=config.data.objective.heads
+            config.model,
+            stage.depth,
+            VOCAB_SIZE,
+            heads=config.data.objective.heads,
+            special={"pad": 0, "cls": 1, "sep": 2},
         )
         model = StageModel.build(
             hf_config,
