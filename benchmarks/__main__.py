@@ -36,12 +36,13 @@ def random_inputs(
     """A micro-batch of random tokens without padding and with all predictions used."""
     length = config.data.seq_length
     predictions = config.max_predictions(length)
+    second = length // 2 if "pair" in config.data.objective.heads else length  # where B begins
     shape, masked = (batch, length), (batch, predictions)
     generator = torch.Generator().manual_seed(config.seed)
     positions = torch.rand(batch, length - 1, generator=generator).argsort(dim=1)[:, :predictions]
     inputs = {
         "input_ids": torch.randint(5, vocab_size, shape, generator=generator),
-        "token_type_ids": (torch.arange(length) >= length // 2).long().expand(shape),
+        "token_type_ids": (torch.arange(length) >= second).long().expand(shape),
         "attention_mask": torch.ones(shape, dtype=torch.bool),
         "masked_positions": positions.sort(dim=1).values + 1,
         "masked_labels": torch.randint(5, vocab_size, masked, generator=generator),

@@ -175,7 +175,9 @@ class LongSequenceConfig(Section):
     share: Share
     seq_length: Annotated[Whole, Field(ge=8)] = 512
     micro_batch_size: Positive | None = None  # None: train.micro_batch_size
-    global_batch_size: Positive | None = None  # None: that of the stages that it is the last part of
+    global_batch_size: Positive | None = (
+        None  # None: that of the stages that it is the last part of
+    )
 
 
 class PlanConfig(Section):
