@@ -197,11 +197,12 @@ def _operator_problems(
 ) -> list[str]:
     """Why operators can't grow this family's model from one depth to the other."""
     model = recipe.config.model
-    each, period = model.layers_per_block, FAMILIES[model.family].period(model)
+    each = model.layers_per_block
+    kinds = FAMILIES[model.family].kinds(model, depth // each)
     problems = []
     for name in operators:
         try:
-            sources(depth_from // each, depth // each, name, period=period)
+            sources(depth_from // each, depth // each, name, kinds=kinds)
         except ValueError as error:
             if name in get_args(Operator):
                 problems.append(f"--operators: {error}")
@@ -232,7 +233,7 @@ def _grow(
         shapes=_shapes(recipe, store, depth),
         fresh=partial(fresh_parameter, seed=config.seed, final=final),
         layer_prefix=family.blocks,
-        period=family.period(config.model),
+        kinds=family.kinds(config.model, depth // each),
     )
     save_weights(folder, grown, _hf_config(recipe, store, depth), store.tokenizer_dir)
 
