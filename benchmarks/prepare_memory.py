@@ -30,11 +30,11 @@ import numpy as np
 import psutil
 
 from benchmarks import record
-from mslt_ds.data.prepare.documents import TextCounts
+from mslt_ds.data.prepare.documents import Document, TextCounts
 from mslt_ds.data.prepare.finish import FIGURES
 from mslt_ds.data.prepare.merge import SourceUnits, merge
 from mslt_ds.data.prepare.sources import find_inputs, weighted_documents
-from mslt_ds.data.prepare.unit import Unit, write_unit
+from mslt_ds.data.prepare.unit import TokenCounts, Unit, write_unit
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 _DOCUMENTS_PER_UNIT = 6000
@@ -68,14 +68,14 @@ def peaks(command: Sequence[str]) -> dict[str, float]:
 
 
 def prepare_text(
-    documents: Iterator[list[str]], megabytes: int, folder: Path, options: argparse.Namespace
+    documents: Iterator[Document], megabytes: int, folder: Path, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """A row for a preparation that trains a vocabulary, and one for another that's given it."""
     text = folder / "text.txt"
     left = megabytes * 1_000_000
     with text.open("wb") as file:
         for document in documents:
-            left -= file.write("\n".join(document).encode() + b"\n\n")
+            left -= file.write("\n".join(map(str, document)).encode() + b"\n\n")
             if left <= 0:
                 break
     rows = []
@@ -103,7 +103,7 @@ def merge_documents(count: int, folder: Path) -> dict[str, Any]:
     ones = np.ones(_DOCUMENTS_PER_UNIT, np.uint32)
     for number in range(-(-count // _DOCUMENTS_PER_UNIT)):
         hashes = generator.integers(2**64, size=(_DOCUMENTS_PER_UNIT, 2), dtype=np.uint64)
-        unit = Unit(hashes, ones, ones, ones.astype("<u2"), 0)
+        unit = Unit(hashes, ones, ones, ones.astype("<u2"), TokenCounts())
         write_unit(folder / f"{number:06d}.unit", unit, "")
     command = [sys.executable, "-m", "benchmarks.prepare_memory", "--merge", str(folder)]
     return {"megabytes": 0, "documents": count, "vocabulary": "merge alone", **peaks(command)}

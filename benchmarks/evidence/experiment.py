@@ -129,8 +129,9 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Changes:
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
-        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(old, value) if nested else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merged(old, value)
+        result[key] = value
     return result
 
 

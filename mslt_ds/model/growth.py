@@ -63,9 +63,10 @@ def sources(
             period = _period(kinds)
             copied = max(period, min(added, depth_from) // period * period)
             block = kept[-copied:]
-            found = [*kept, *(block[i % len(block)] for i in range(added))]
+            copies = [*kept, *(block[i % len(block)] for i in range(added))]
+            found = list(copies)
             if kinds and depth_from < period:
-                found = [_nearest(kinds, place, source, kept) for place, source in enumerate(found)]
+                found = [_nearest(kinds, place, copy, kept) for place, copy in enumerate(copies)]
         case "copy_all":
             found = [i % depth_from for i in range(depth_to)]
         case "interpolate":

@@ -188,8 +188,10 @@ class Rows:
         length, reach = self.tokens.length, -1 if self.window is None else self.window
         cu_queries, most = queries or (self.cu_seqlens, length)
         states = (tensor.flatten(0, 1) for tensor in (query, key, value))
-        lengths = cu_queries, self.cu_seqlens, most, length
-        context = varlen.varlen_attn(*states, *lengths, scale=scale, window_size=(reach, reach))
+        context: Tensor | tuple[Tensor, ...] = varlen.varlen_attn(
+            *states,  # pyright: ignore[reportCallIssue]
+            cu_queries, self.cu_seqlens, most, length, scale=scale, window_size=(reach, reach),
+        )  # fmt: skip
         assert not isinstance(context, tuple)
         return context.unflatten(0, query.shape[:2])
 

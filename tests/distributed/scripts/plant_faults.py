@@ -68,7 +68,8 @@ def spoiled(self: StageEngine, inputs: SuffixInputs, denominators: tuple) -> tor
         handle.remove()
 
 
-Feed.training, StageEngine.accumulate, StageEngine.evaluate = watched, spoiled, watched_evaluation
+Feed.training = watched  # pyright: ignore[reportAttributeAccessIssue]
+StageEngine.accumulate, StageEngine.evaluate = spoiled, watched_evaluation
 for case in json.loads(Path(sys.argv[-1]).read_text()):
     code = 0
     try:
