@@ -135,6 +135,8 @@ class Family(ABC):
 
     # ---- arithmetic, see plan/flops.py ----------------------------------------------------------
 
+    norm_before_attention = False
+    """Whether queries, keys and values of a layer take in what a norm of that layer gives."""
     top_layer_at_positions = False
     """Whether `run_layer_at` computes only keys and values everywhere."""
 

@@ -68,6 +68,7 @@ class ModernBert(Family):
     depth_attributes = ("num_hidden_layers", "layer_types", "rope_parameters")
     has_position_table = False
     top_layer_at_positions = True
+    norm_before_attention = True
 
     def kinds(self, model: ModelSection, blocks: int) -> list[str]:
         every = model.global_attn_every_n_layers

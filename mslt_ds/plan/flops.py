@@ -71,7 +71,9 @@ def instance_flops(config: RunConfig, stage: Stage, vocab_size: int, filled: flo
     # No gradient of the decoder matrix, and none of what the lowest trained layer's queries, keys and
     # values take in. Its queries are those of the positions if it is the top layer too.
     queries = tokens if stage.trainable_layers > 1 else min(top, tokens)
-    without = decoder + 2 * hidden * hidden * (2 * tokens + queries)
+    without = decoder
+    if not family.norm_before_attention:  # the norm's weight trains
+        without += 2 * hidden * hidden * (2 * tokens + queries)
     forward = trained + own + decoder
     return Flops(mapping + frozen, forward, 2 * forward - without)
 
