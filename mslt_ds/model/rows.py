@@ -187,10 +187,9 @@ class Rows:
         assert self.cu_seqlens is not None
         length, reach = self.tokens.length, -1 if self.window is None else self.window
         cu_queries, most = queries or (self.cu_seqlens, length)
-        states = (tensor.flatten(0, 1) for tensor in (query, key, value))
+        q, k, v = (tensor.flatten(0, 1) for tensor in (query, key, value))
         context: Tensor | tuple[Tensor, ...] = varlen.varlen_attn(
-            *states,  # pyright: ignore[reportCallIssue]
-            cu_queries, self.cu_seqlens, most, length, scale=scale, window_size=(reach, reach),
+            q, k, v, cu_queries, self.cu_seqlens, most, length, scale=scale, window_size=(reach, reach),
         )  # fmt: skip
         assert not isinstance(context, tuple)
         return context.unflatten(0, query.shape[:2])
