@@ -30,9 +30,11 @@ def main(arguments: list[str]) -> int:
     is_program = bool(arguments) and shutil.which(arguments[0]) is not None
     program = subprocess.Popen(arguments if is_program else ["mslt-ds", *arguments])
     told: list[int] = []
+    started: set[psutil.Process] = set()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         told.append(number)
+        started.update(psutil.Process().children(recursive=True))
         for process in ranks(psutil.Process(program.pid)):
             with suppress(psutil.Error):
                 process.send_signal(number)
@@ -42,7 +44,7 @@ def main(arguments: list[str]) -> int:
     code = program.wait()
     if told:
         # Where the program was a script, what it started goes on to save.
-        for process in psutil.Process().children():
+        for process in started.union(psutil.Process().children()):
             with suppress(psutil.Error):
                 process.send_signal(told[-1])
         with suppress(ChildProcessError):

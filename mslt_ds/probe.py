@@ -225,6 +225,7 @@ def _grow(
     family = FAMILIES[config.model.family]
     final = _hf_config(recipe, store, config.model.num_hidden_layers)
     each = config.model.layers_per_block
+    folder.parent.mkdir(parents=True, exist_ok=True)
     grown = grow(
         weights,
         depth_from // each,

@@ -88,8 +88,10 @@ class RunLock:
     def held(cls, folder: Path, environment: Mapping[str, str]) -> Iterator[RunLock]:
         """Hold the lock; RunIsAliveError where another start holds it.
 
-        Makes the folder, and doesn't leave it behind empty. EnvironmentProblem where it can't be written.
+        Makes the folder and those above it, and leaves none of these behind empty. EnvironmentProblem
+        where it can't be written.
         """
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = cls(folder, environment)
@@ -109,7 +111,8 @@ class RunLock:
             with suppress(OSError):
                 if lock._is_ours():
                     lock.path.unlink()
-                folder.rmdir()  # fails where something is in it
+                for path in made or [folder]:
+                    path.rmdir()  # fails where something is in it
 
     def check(self) -> None:
         """RunIsAliveError where another start has taken the lock over from this one."""

@@ -84,7 +84,8 @@ def test_every_zero_stage_ends_in_the_same_weights(runs, zero):
 def state_after(run_dir: Path, step: int) -> OptimizerState:
     path = run_dir / "checkpoints" / f"step_{step:010d}"
     counts = json.loads((path / "state.json").read_text())["optimizer_steps"]
-    return optimizer_state(load_file(path / "optimizer.safetensors"), counts)
+    tensors = {k: v for file in path.glob("*.safetensors") for k, v in load_file(file).items()}
+    return optimizer_state(tensors, counts)
 
 
 def kind_of(name: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from mslt_ds.cli import main
 from mslt_ds.config.strict_yaml import dump
-from mslt_ds.data.store import FORMAT, MANIFEST_KEYS
+from mslt_ds.data.store import ARRAYS, FORMAT, MANIFEST_KEYS
 
 RECIPE = {
     "name": "run",
@@ -102,8 +102,14 @@ def test_the_vocabulary_is_the_token_stores(recipe, capsys, tmp_path):
     assert vocab_size() == 30_522
     manifest = tmp_path / "store" / "manifest.json"
     manifest.parent.mkdir()
+    counts = dict.fromkeys(("num_documents", "num_sentences", "num_tokens"), 1)
+    special = dict.fromkeys(("pad", "cls", "sep", "mask"), 0)
+    digests = {"digest": "", "vocabulary_digest": "", "checksums": dict.fromkeys(ARRAYS, "")}
     manifest.write_text(
-        json.dumps(dict.fromkeys(MANIFEST_KEYS) | {"format": FORMAT, "vocab_size": 8000})
+        json.dumps(
+            dict.fromkeys(MANIFEST_KEYS)
+            | {"format": FORMAT, "vocab_size": 8000, "special_tokens": special, **counts, **digests}
+        )
     )
     assert vocab_size() == 8000
     assert vocab_size("--set", "model.vocab_size=8064") == 8064

@@ -286,7 +286,7 @@ def test_any_encoder(config, glue_folder, tmp_path, capsys):
     output = tmp_path / "out"
     assert evaluate(tmp_path / "model", glue_folder, output, "--tasks", "MRPC") == 0
     assert (
-        "begin with fresh numbers, drawn by each run's seed: classifier." in capsys.readouterr().out
+        "are newly initialized, drawn by each run's seed: classifier." in capsys.readouterr().out
     )
 
 
