@@ -167,8 +167,9 @@ mslt_train() {
     mslt_wait || code=$?
     # Only the warning before the time limit requeues the job. After scancel or a preemption Slurm
     # decides whether it starts again. If a task fails, Slurm ends the others by TERM, and their
-    # MSLT_STOPPED can hide the exit code of the failure.
-    if [ "$code" = "$MSLT_STOPPED" ] && [ "$MSLT_SIGNAL" = USR1 ]; then
+    # MSLT_STOPPED can hide the exit code of the failure. 143: a task that stopped while another one was
+    # still starting, which Slurm then ended by TERM.
+    if [[ "$code" = "$MSLT_STOPPED" || "$code" = 143 ]] && [ "$MSLT_SIGNAL" = USR1 ]; then
         echo "job $SLURM_JOB_ID: stopped with a checkpoint; goes back into the queue"
         scontrol requeue "$SLURM_JOB_ID" && exit 0
         echo "job $SLURM_JOB_ID: can't be requeued; submit the same command again to go on" >&2

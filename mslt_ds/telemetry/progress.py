@@ -81,7 +81,8 @@ def event_text(line: Line, plan: Plan) -> str | None:
         return ", ".join(parts)
     if line["event"] == "stopped":
         return (
-            f"{where} stopped after {line['step'] + 1:,} steps; the same command goes on from here"
+            f"{where} stopped after {line['step'] + 1:,} steps ({line['reason']}); the same command "
+            "goes on from here"
         )
     return None
 

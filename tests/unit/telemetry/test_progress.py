@@ -103,7 +103,7 @@ def test_stage_boundaries_are_told_at_once(plain, out):
     plain.write(profile)
     plain.write(profile | {"mfu": 0.4})
     plain.write(STAGE_END)
-    plain.write({"event": "stopped", "step": 1199})
+    plain.write({"event": "stopped", "step": 1199, "reason": "SIGTERM"})
     plain.write({"event": "run_end", "step": 2000})
     assert out.getvalue().splitlines() == [
         "stage 1/2: depth 2, 2 layers train, steps 0 to 1,000 at sequence length 128",
@@ -112,7 +112,7 @@ def test_stage_boundaries_are_told_at_once(plain, out):
         "stage 1/2: 2 steps profiled, 0.200 s each: prefix 25%, other 75%; 1,234 tokens/s, 10.0% padding, "
         "MFU 40.0%",
         "stage 1/2 done, median step 0.123 s, held-out MLM loss 5.500, held-out NSP loss 0.690",
-        "run stopped after 1,200 steps; the same command goes on from here",
+        "run stopped after 1,200 steps (SIGTERM); the same command goes on from here",
     ]
 
 

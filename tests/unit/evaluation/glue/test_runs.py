@@ -285,9 +285,7 @@ def test_any_encoder(config, glue_folder, tmp_path, capsys):
     save_tokenizer(tmp_path / "model", token_types=config.model_type in ("albert", "electra"))
     output = tmp_path / "out"
     assert evaluate(tmp_path / "model", glue_folder, output, "--tasks", "MRPC") == 0
-    assert (
-        "are newly initialized, drawn by each run's seed: classifier." in capsys.readouterr().out
-    )
+    assert "are newly initialized, drawn by each run's seed: classifier." in capsys.readouterr().out
 
 
 def test_a_head_of_its_own_has_to_fit_all_tasks(model_folder, glue_folder, tmp_path, capsys):
