@@ -25,7 +25,7 @@ _COMMANDS = {
     "plan": ("mslt_ds.planning.command", "Print a recipe's stages and what they cost."),
     "evaluate": (
         "mslt_ds.evaluation.command",
-        "Fine-tune a model on GLUE or SQuAD and score it; compare models.",
+        "Score a model: fine-tuned on GLUE or SQuAD, or by its held-out loss; compare models.",
     ),
     "doctor": ("mslt_ds.doctor.command", "Check whether this machine or allocation can train."),
     "status": ("mslt_ds.report.status_command", "Print how far a run is, from another shell."),

@@ -175,6 +175,10 @@ class InstanceSequence:
     def epoch_of(self, instance: int) -> int:
         return instance // self.length
 
+    def key(self, epoch: int) -> np.uint64:
+        """The key that all draws of the epoch's instances derive from."""
+        return epoch_key(self.store.digest, self.seed, epoch)
+
     def entries(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Index entries of the instances `start` to `start + count` (excluded), and the keys of
         their epochs; each (count,) uint64."""
@@ -187,7 +191,7 @@ class InstanceSequence:
             order = key_of("order", self.seed, epoch, self.options.seq_length)
             positions = np.arange(position, position + part.stop - part.start) % len(index)
             entries[part] = index[permute(order, positions, len(index))]
-            keys[part] = epoch_key(self.store.digest, self.seed, epoch)
+            keys[part] = self.key(epoch)
             done = part.stop
         return entries, keys
 

@@ -20,12 +20,12 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
-from mslt_ds.data.tokenizer import TOKENIZER_FILES
+from mslt_ds.data.tokenizer import PROBE, TOKENIZER_FILES
 from mslt_ds.disk import manifest
 from mslt_ds.disk.card import CARD_FILE
 from mslt_ds.disk.manifest import DamageError
 from mslt_ds.disk.tensors import save_tensors
-from mslt_ds.errors import CheckpointError, DataError, first_line
+from mslt_ds.errors import CheckpointError, DataError, failures_as, first_line
 from mslt_ds.hugging_face import LOAD, quiet, weight_files
 from mslt_ds.model.families import family_of
 from mslt_ds.state import Weights
@@ -129,6 +129,33 @@ def check_tokenizer(folder: Path) -> None:
     """DataError unless `folder` has the files of a tokenizer."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise DataError(f"{folder}: no tokenizer here; expected tokenizer.json or vocab.txt")
+
+
+def tokenizer_difference(folder: Path, expected_dir: Path) -> str | None:
+    """How the tokenizer of `folder` differs from that of `expected_dir`; None if it doesn't.
+
+    DataError if one of them can't be loaded.
+    """
+    found, expected = load_tokenizer(folder), load_tokenizer(expected_dir)
+    if found.get_vocab() != expected.get_vocab():
+        return "its vocabulary isn't that"
+    if found(PROBE)["input_ids"] != expected(PROBE)["input_ids"]:
+        return "its tokenizer cuts text otherwise (casing, accents) than that"
+    return None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, by Hugging Face's Auto class. DataError if it has none."""
+    from transformers import AutoTokenizer  # takes a second
+
+    # Without files, AutoTokenizer would make a tokenizer that knows no words.
+    check_tokenizer(folder)
+
+    def failed(problem: str) -> DataError:
+        return DataError(f"{folder}: its tokenizer can't be loaded ({problem})")
+
+    with failures_as(failed), quiet():
+        return AutoTokenizer.from_pretrained(folder, **LOAD)
 
 
 def _copy_tokenizer(source: Path, target: Path, config: PretrainedConfig) -> None:

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from mslt_ds.data.tokenizer import PROBE
-from mslt_ds.disk.model_folder import check_tokenizer, load_weights, read_config
-from mslt_ds.errors import CheckpointError, DataError, failures_as
-from mslt_ds.hugging_face import LOAD, quiet
+from mslt_ds.disk.model_folder import load_weights, read_config, tokenizer_difference
+from mslt_ds.errors import CheckpointError, DataError
 from mslt_ds.model.families import family_of
 from mslt_ds.state import Weights
 
@@ -32,9 +29,13 @@ def check_folder(folder: Path, hf_config: PretrainedConfig, tokenizer_dir: Path)
     """
     try:
         found = read_config(folder)
-        _check_tokenizer(folder, tokenizer_dir)
+        difference = tokenizer_difference(folder, tokenizer_dir)
     except (CheckpointError, DataError) as error:
         raise CheckpointError(f"{_KEY}: {error}") from error
+    if difference:
+        raise CheckpointError(
+            f"{_KEY}: {folder}: {difference} of data.path; prepare the text with --tokenizer {folder}"
+        )
     if found.model_type != hf_config.model_type:
         raise CheckpointError(
             f"{_KEY}: {folder}: its model_type is {found.model_type}, and model.family is "
@@ -81,30 +82,6 @@ def load(
             "config.json and the weights are of two different models"
         )
     return weights | {name: fresh(name, shapes[name]) for name in missing}, missing
-
-
-def _check_tokenizer(folder: Path, expected_dir: Path) -> None:
-    found, expected = _tokenizer(folder), _tokenizer(expected_dir)
-    if found.get_vocab() != expected.get_vocab():
-        difference = "its vocabulary isn't that of data.path"
-    elif found(PROBE)["input_ids"] != expected(PROBE)["input_ids"]:
-        difference = "its tokenizer cuts text otherwise than that of data.path (casing, accents)"
-    else:
-        return
-    raise CheckpointError(f"{folder}: {difference}; prepare the text with --tokenizer {folder}")
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer  # takes a second
-
-    # Without files, AutoTokenizer would make a tokenizer that knows no words.
-    check_tokenizer(folder)
-
-    def failed(problem: str) -> DataError:
-        return DataError(f"{folder}: its tokenizer can't be loaded ({problem})")
-
-    with failures_as(failed), quiet():
-        return AutoTokenizer.from_pretrained(folder, **LOAD)
 
 
 def _get(config: PretrainedConfig, key: str) -> object:

@@ -1,4 +1,4 @@
-"""`mslt-ds evaluate`: its three subcommands."""
+"""`mslt-ds evaluate`: its subcommands."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mslt_ds.errors import EnvironmentProblem, RecipeError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     try:
+        from mslt_ds.evaluation import mlm_command
         from mslt_ds.evaluation.glue import command as glue_command
         from mslt_ds.evaluation.squad import command as squad_command
     except ModuleNotFoundError as error:
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, module, summary in (
         ("glue", glue_command, "Fine-tune on GLUE's tasks and score them on dev."),
         ("squad", squad_command, "Fine-tune on SQuAD, or score predictions for it."),
+        ("mlm", mlm_command, "Held-out loss and perplexity of a masked language model, by source."),
     ):
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         module.add_arguments(subparser)

@@ -179,7 +179,9 @@ def test_another_vocabulary_is_refused_with_what_to_do(tmp_path, folder):
     with pytest.raises(CheckpointError, match=rf"prepare the text with --tokenizer {folder}"):
         pretrained.check_folder(folder, bert(), tokenizer(tmp_path / "other", swapped))
     cased = tokenizer(tmp_path / "cased", do_lower_case=False)
-    with pytest.raises(CheckpointError, match=r"cuts text otherwise .* --tokenizer"):
+    with pytest.raises(
+        CheckpointError, match=r"cuts text otherwise .* that of data\.path; prepare .* --tokenizer"
+    ):
         pretrained.check_folder(folder, bert(), cased)
 
 
