@@ -139,7 +139,8 @@ def _growth_problems(config: RunConfig, plan: Plan) -> list[str]:
             kinds = family.kinds(model, stage.depth // each)
             sources(before.depth // each, stage.depth // each, stage.init, kinds=kinds)
         except ValueError as error:
-            problems.append(f"plan.init: stage {stage.index}: {error}")
+            key = "plan.stages" if config.plan.method == "custom" else "plan.init"
+            problems.append(f"{key}: stage {stage.index}: {error}")
     return problems
 
 
