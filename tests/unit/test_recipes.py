@@ -75,8 +75,15 @@ def test_albert_is_trained_as_bert_is():
         assert getattr(albert, section) == getattr(bert, section)
     assert (albert.data.input_format, albert.data.masking) == ("sop", "ngram")
     assert (albert.model.num_blocks, albert.model.layers_per_block) == (4, 3)
-    original = ["plan.method=full", "model.num_hidden_groups=1"]
-    assert load_recipe(CONFIGS / "albert_base_mslt.yaml", original).config.model.num_blocks == 1
+
+
+def test_the_original_albert_differs_in_the_sharing_and_the_method_alone():
+    changes = ["plan.method=full", "model.num_hidden_groups=1"]
+    albert = load_recipe(CONFIGS / "albert_base_mslt.yaml", changes).config
+    original = load_recipe(CONFIGS / "albert_base_full.yaml").config
+    assert stages(original) == stages(albert)
+    same = {"name": "", "plan": None}
+    assert original.model_copy(update=same) == albert.model_copy(update=same)
 
 
 @pytest.mark.parametrize("size", SIZES)
