@@ -23,7 +23,6 @@ from mslt_ds.data.tokenizer import TOKENIZER_FILES, spell_out
 from mslt_ds.errors import CheckpointError, RecipeError, failures_as, first_line
 from mslt_ds.hugging_face import LOAD, quiet, weight_files
 
-_POOLERS = ("pooler",)
 _NAMES_SHOWN = 3
 
 
@@ -113,8 +112,9 @@ class Encoder:
             name for name in missing if name.startswith(f"{prefix}.") and not _in_pooler(name)
         ]
         layers = self.config.num_hidden_layers if hasattr(self.config, "num_hidden_layers") else "?"
-        shared = hasattr(self.config, "num_hidden_groups")  # ALBERT: layers share parameters
-        keys = "num_hidden_layers and num_hidden_groups" if shared else "num_hidden_layers"
+        # Layers that share parameters are counted by a second key.
+        counts = [key for key in self.config.to_dict() if key.startswith("num_hidden_")]
+        keys = " and ".join(sorted(counts, reverse=True)) or "num_hidden_layers"
         if inside:
             raise CheckpointError(
                 f"--model: {self.path}: {len(inside)} weights of the encoder are missing, such as "
@@ -130,11 +130,11 @@ class Encoder:
 
 
 def check_max_length(model: nn.Module, encoder: Encoder, asked: int) -> None:
-    """RecipeError unless the model has position embeddings for `asked` tokens."""
+    """RecipeError unless the model has positions for `asked` tokens."""
     limit = position_limit(model)
     if limit is not None and asked > limit:
         raise RecipeError(
-            f"max_length: {asked}, but {encoder.path} has embeddings for {limit} positions; "
+            f"max_length: {asked}, but {encoder.path} is made for {limit} positions; "
             f"--set max_length={limit} cuts longer texts there"
         )
 
@@ -147,15 +147,17 @@ def fresh_note(fresh: Sequence[str]) -> str:
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """The longest input in tokens that the model's absolute position embeddings allow; None if it has
-    none.
+    """The longest input in tokens that the model has positions for; None if nothing limits them.
 
     RoBERTa reserves the first rows of its table up to the padding index, which reduces the limit.
+    Rotary positions could be computed beyond those that the model was trained for, without an error.
     """
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             padding = module.padding_idx
             return module.num_embeddings - (0 if padding is None else padding + 1)
+        if name.endswith("rotary_emb"):
+            return model.config.max_position_embeddings  # type: ignore[union-attr]
     return None
 
 
@@ -169,7 +171,7 @@ def _layers(model: nn.Module) -> set[str]:
 
 
 def _in_pooler(name: str) -> bool:
-    return any(part in _POOLERS for part in name.split("."))
+    return "pooler" in name.split(".")
 
 
 def _digest(path: Path, weights: list[Path]) -> str:

@@ -72,14 +72,12 @@ def build(encoder: Encoder) -> nn.Module:
 def sequence_length(model: nn.Module, encoder: Encoder, asked: int | None) -> int:
     """Tokens of the longest instances: `asked`, or 512 or what the model has positions for."""
     limit = position_limit(model)
-    if limit is None:
-        limit = getattr(encoder.config, "max_position_embeddings", _USUAL_LENGTH)
-    if asked is not None and asked > limit:
+    if asked is not None and limit is not None and asked > limit:
         raise RecipeError(
-            f"--seq-length: {asked}, but {encoder.path} has positions for {limit} tokens; choose "
+            f"--seq-length: {asked}, but {encoder.path} is made for {limit} positions; choose "
             f"{limit} or less"
         )
-    return asked or min(limit, _USUAL_LENGTH)
+    return asked or min(limit or _USUAL_LENGTH, _USUAL_LENGTH)
 
 
 def options_of(seq_length: int, masked_lm_prob: float) -> InstanceOptions:

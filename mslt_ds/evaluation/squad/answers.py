@@ -49,8 +49,9 @@ def find_answers(
     for window, question in enumerate(windows.questions):
         start, end = logits[window, :, 0], logits[window, :, 1]
         nothing[question] = min(nothing[question], float(start[0] + end[0]))
+        # A byte-level token may hold the blank before its word.
         spans[question] += [
-            (score, questions[question].context[first:last])
+            (score, questions[question].context[first:last].strip())
             for score, first, last in _best_spans(start, end, windows.offsets[window], recipe)
         ]
     answers = Answers({}, {}, {}, {})

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertForPreTraining,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [
     "the",
@@ -110,6 +117,34 @@ def save_model(folder: Path, **changes: Any) -> Path:
     torch.manual_seed(0)
     BertForPreTraining(BertConfig(**(values | changes))).save_pretrained(folder)
     save_tokenizer(folder)
+    return folder
+
+
+ANY: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 16},
+    "distilbert": {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2},
+    "electra": {"embedding_size": 16},
+    "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
+    "roberta": {"max_position_embeddings": 65, "type_vocab_size": 1},
+}
+"""Families beside BERT -> what their configurations have beside the usual sizes."""
+
+
+def any_config(family: str) -> PretrainedConfig:
+    """A tiny configuration of a family in `ANY`."""
+    usual = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "max_position_embeddings": 64, "vocab_size": len(TOKENS),
+        "pad_token_id": 0,
+    }  # fmt: skip
+    return AutoConfig.for_model(family, **usual | ANY[family])
+
+
+def save_any(folder: Path, family: str) -> Path:
+    """An encoder of random numbers without a head, with its tokenizer."""
+    torch.manual_seed(0)
+    AutoModel.from_config(any_config(family)).save_pretrained(folder)
+    save_tokenizer(folder, token_types=family in ("albert", "electra"))
     return folder
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AlbertConfig,
     AlbertForPreTraining,
+    AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
     BertModel,
@@ -22,7 +23,7 @@ from mslt_ds.errors import CheckpointError, RecipeError
 from mslt_ds.evaluation.encoder import Encoder, check_max_length, position_limit
 from mslt_ds.evaluation.glue.examples import LabelledExamples, encode_labelled
 from tests.unit.data.test_tokenizer import albert_kind
-from tests.unit.evaluation.conftest import TOKENS, save_model, save_tokenizer
+from tests.unit.evaluation.conftest import TOKENS, any_config, save_model, save_tokenizer
 
 
 def build(folder, seed=0, **config) -> Any:
@@ -120,6 +121,23 @@ def test_short_position_embeddings(tmp_path):
         RecipeError, match=r"max_length: 128, but .* 20 positions; --set max_length=20"
     ):
         check_max_length(model, encoder, 128)
+
+
+def test_rotary_positions_end_where_the_configuration_says(tmp_path):
+    config = any_config("modernbert")
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, token_types=False)
+    encoder = Encoder.open(tmp_path)
+    model, fresh = encoder.build(AutoModelForSequenceClassification, 0)
+    assert fresh == [
+        "classifier.bias",
+        "classifier.weight",
+        "head.dense.weight",
+        "head.norm.weight",
+    ]
+    check_max_length(model, encoder, 64)
+    with pytest.raises(RecipeError, match=r"max_length: 65, but .* 64 positions"):
+        check_max_length(model, encoder, 65)
 
 
 def test_padding_takes_positions_of_roberta():

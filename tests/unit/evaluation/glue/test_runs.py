@@ -11,20 +11,13 @@ import zipfile
 import pytest
 import torch
 from sklearn.metrics import f1_score
-from transformers import (
-    AlbertConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    DistilBertConfig,
-    ElectraConfig,
-    RobertaConfig,
-)
+from transformers import AutoModelForSequenceClassification
 
 from mslt_ds.cli import main
 from mslt_ds.distributed.world import device_name
 from mslt_ds.evaluation.glue.submission import FILES, answers
 from mslt_ds.evaluation.glue.tasks import TASKS
-from tests.unit.evaluation.conftest import TOKENS, save_tokenizer, write_glue
+from tests.unit.evaluation.conftest import ANY, save_any, save_tokenizer, write_glue
 
 SMALL = ["--set", "learning_rates=[2e-3]", "--set", "seeds=[1]", "--set", "max_length=48"]
 SMALL += ["--set", "batch_size=8", "--set", "epochs_of={RTE: 3, STS-B: 3}", "--set", "device=cpu"]
@@ -265,24 +258,9 @@ def test_workers_under_a_launcher(
     assert not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        AlbertConfig(embedding_size=16),
-        DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=2),
-        ElectraConfig(embedding_size=16),
-        RobertaConfig(pad_token_id=0),
-    ],
-    ids=lambda config: config.model_type,
-)
-def test_any_encoder(config, glue_folder, tmp_path, capsys):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    sizes |= {"vocab_size": len(TOKENS), "intermediate_size": 64, "max_position_embeddings": 64}
-    for name, value in sizes.items():
-        if hasattr(config, name):
-            setattr(config, name, value)
-    AutoModel.from_config(config).save_pretrained(tmp_path / "model")
-    save_tokenizer(tmp_path / "model", token_types=config.model_type in ("albert", "electra"))
+@pytest.mark.parametrize("family", list(ANY))
+def test_any_encoder(family, glue_folder, tmp_path, capsys):
+    save_any(tmp_path / "model", family)
     output = tmp_path / "out"
     assert evaluate(tmp_path / "model", glue_folder, output, "--tasks", "MRPC") == 0
     assert "are newly initialized, drawn by each run's seed: classifier." in capsys.readouterr().out

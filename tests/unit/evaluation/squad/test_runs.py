@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mslt_ds.cli import main
 from mslt_ds.errors import DataError, RecipeError
@@ -18,7 +19,7 @@ from mslt_ds.evaluation.squad.data import Answer, Question, check_answers, read_
 from mslt_ds.evaluation.squad.features import check_stride, make_windows
 from mslt_ds.evaluation.squad.recipe import SquadRecipe
 from mslt_ds.evaluation.squad.runs import span_loss
-from tests.unit.evaluation.conftest import WORDS
+from tests.unit.evaluation.conftest import ANY, WORDS, save_any
 
 NOUNS = WORDS[2:7]
 
@@ -141,8 +142,8 @@ def test_files_that_do_not_fit(tmp_path):
         read_questions(path, "1.1")
 
 
-@pytest.mark.parametrize("version", ["1.1", "2.0"])
-def test_the_command_learns_by_heart(model_folder, tmp_path, version):
+def learn_by_heart(model, folder, version="1.1", epochs=40):
+    """Fine-tune on a question about each noun and score the same questions; the output folder."""
     paragraphs = []
     for number, noun in enumerate(NOUNS):
         context = f"the {noun} is {WORDS[11 + number]} and the river is {WORDS[30 + number]}"
@@ -162,16 +163,22 @@ def test_the_command_learns_by_heart(model_folder, tmp_path, version):
             }
             qas.append(none)
         paragraphs.append({"context": context, "qas": qas})
-    data = tmp_path / "data.json"
+    data = folder / "data.json"
     data.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
-    output = tmp_path / "out"
+    output = folder / "out"
     command = [
-        "evaluate", "squad", "--version", version, "--model", str(model_folder), "--train", str(data),
+        "evaluate", "squad", "--version", version, "--model", str(model), "--train", str(data),
         "--dev", str(data), "--output", str(output), "--set", "max_length=32", "--set", "stride=8",
-        "--set", "learning_rates=[3e-3]", "--set", "epochs=40", "--set", "batch_size=5",
+        "--set", "learning_rates=[3e-3]", "--set", f"epochs={epochs}", "--set", "batch_size=5",
         "--set", "device=cpu",
     ]  # fmt: skip
     assert main(command) == 0
+    return output
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_the_command_learns_by_heart(model_folder, tmp_path, version):
+    output = learn_by_heart(model_folder, tmp_path, version)
     results = json.loads((output / "results.json").read_text())
     column = results["tasks"][f"SQuAD-{version}"]["columns"][f"SQuAD-{version}"]
     assert column["f1"]["median"] > 0.8
@@ -182,3 +189,42 @@ def test_the_command_learns_by_heart(model_folder, tmp_path, version):
     name = f"SQuAD-{version}_0.003_1"
     predictions = json.loads((output / "predictions" / f"{name}_predictions.json").read_text())
     assert len(predictions) == len(NOUNS) * (2 if version == "2.0" else 1)
+
+
+@pytest.mark.parametrize("family", list(ANY))
+def test_any_encoder(family, tmp_path, capsys):
+    save_any(tmp_path / "model", family)
+    output = learn_by_heart(tmp_path / "model", tmp_path)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "newly init" in line]
+    head = "classifier" if family == "modernbert" else "qa_outputs"
+    assert f"seed: {head}.bias, {head}.weight" in line
+    (cell,) = json.loads((output / "results.json").read_text())["cells"]
+    assert cell["scores"]["SQuAD-1.1"]["f1"] > 0.5
+
+
+def test_a_byte_level_token_holds_the_blank_before_it(tmp_path):
+    """As in ModernBERT's tokenizer, whose offsets aren't trimmed as RoBERTa's are."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["[CLS]", "[SEP]", "[PAD]"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    backend.train_from_iterator([question().context] * 9, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", 0), ("[SEP]", 1)],
+    )  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    asked = question()
+    recipe = SquadRecipe(max_length=64, stride=8)
+    windows = make_windows([asked], tokenizer, recipe)
+    start, end = windows.encoded.labels[0].tolist()
+    assert asked.context[slice(*windows.offsets[0][start])].startswith(" ")
+    logits = np.zeros((1, windows.encoded.lengths[0], 2), np.float32)
+    logits[0, start, 0] = logits[0, end, 1] = 9
+    assert find_answers([asked], windows, logits, recipe).predictions == {"q": "Old river"}
