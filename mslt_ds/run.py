@@ -87,6 +87,8 @@ class Run:
     folder: RunFolder
     description: dict[str, Any]
     """The plan with its costs, as `mslt-ds plan` prints it."""
+    init_from: Path | None
+    """The folder of `plan.init_from`; on rank 0 where a run begins, None elsewhere."""
 
     @classmethod
     def prepare(
@@ -123,9 +125,11 @@ class Run:
         FAMILIES[config.model.family].model_class(folder.hf_config(recipe.plan.stages[-1].depth))
         # Rank 0 alone reads checkpoints, which the other ranks may see late.
         resumes = world.is_main and checkpoints.read_newest(folder.check_resumable)
+        init_from = None
         if config.plan.init_from is not None and world.is_main and not resumes:
+            init_from = pretrained.find(config.plan.init_from)
             first = folder.hf_config(recipe.plan.stages[0].depth)
-            pretrained.check_folder(Path(config.plan.init_from), first, store.tokenizer_dir)
+            pretrained.check_folder(init_from, first, store.tokenizer_dir)
         description = cost.describe_plan(
             config,
             recipe.plan,
@@ -140,6 +144,7 @@ class Run:
             Batches(recipe, world, device, store, eval_store),
             folder,
             description,
+            init_from,
         )
 
     @property
@@ -296,9 +301,11 @@ class Run:
     def _first_weights(self) -> Weights:
         """Fresh ones, or those of `plan.init_from` with its missing heads fresh."""
         hf_config = self.folder.hf_config(self.recipe.plan.stages[0].depth)
-        if self.config.plan.init_from is None:
+        given = self.config.plan.init_from
+        if given is None:
             return fresh_weights(hf_config, seed=self.config.seed, final=self._final_config)
-        folder = Path(self.config.plan.init_from)
+        # A run whose checkpoints are all damaged begins again, and hasn't looked for it before.
+        folder = self.init_from or pretrained.find(given)
         weights, missing = pretrained.load(folder, hf_config, self._fresh_parameter)
         if missing:
             print(

@@ -1,7 +1,8 @@
-"""A stand-in for the Hugging Face Hub on this machine: as much of its protocol as an upload speaks.
+"""A stand-in for the Hugging Face Hub on this machine: as much of its protocol as uploads and downloads of
+models speak.
 
 Repositories, branches, commits of files in the request and of large files through Git LFS's basic
-transfer, and downloads. State: revision -> path -> content.
+transfer, lists of files, and downloads. State: revision -> path -> content.
 """
 
 from __future__ import annotations
@@ -29,7 +30,18 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.tokens: set[str] = set()
         self.refuse_with: int | None = None
+        self.fetched: set[str] = set()
         self.url = ""
+
+    def find(self, revision: str) -> dict[str, bytes] | None:
+        """The files of a revision, by its name or its commit."""
+        by_commit = {commit_of(name): files for name, files in self.revisions.items()}
+        return self.revisions.get(revision) or by_commit.get(revision)
+
+
+def commit_of(revision: str) -> str:
+    """The commit that a revision's name stands for."""
+    return hashlib.sha1(revision.encode()).hexdigest()
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -120,14 +132,36 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.do_GET()
 
         def do_GET(self) -> None:
-            match = re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", self.path)
-            content = match and hub.revisions.get(match[2], {}).get(match[3])
-            if content is None:
-                missing = "EntryNotFound" if match else "RepoNotFound"
-                self._send({"error": f"GET {self.path}"}, 404, X_Error_Code=missing)
+            path, _, _ = self.path.partition("?")
+            listed = re.fullmatch(r"/api/models/(.+)/(revision|tree)/([^/]+)", path)
+            match = re.fullmatch(r"/(.+)/(resolve)/([^/]+)/(.+)", path) or listed
+            if match is None or hub.repository not in (None, match[1]):
+                self._send({"error": f"GET {path}"}, 404, X_Error_Code="RepoNotFound")
                 return
+            files = hub.find(match[3])
+            if files is None:
+                self._send({"error": match[3]}, 404, X_Error_Code="RevisionNotFound")
+                return
+            commit = match[3] if len(match[3]) == 40 else commit_of(match[3])
+            if match[2] == "revision":
+                self._send({"id": match[1], "sha": commit})
+                return
+            if match[2] == "tree":
+                self._send(
+                    [
+                        {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+                        for name, content in files.items()
+                    ]
+                )
+                return
+            content = files.get(match[4])
+            if content is None:
+                self._send({"error": f"GET {path}"}, 404, X_Error_Code="EntryNotFound")
+                return
+            if self.command == "GET":
+                hub.fetched.add(match[4])
             digest = hashlib.sha1(content).hexdigest()
-            self._send(content, ETag=f'"{digest}"', X_Repo_Commit=digest)
+            self._send(content, ETag=f'"{digest}"', X_Repo_Commit=commit)
 
     return Handler
 

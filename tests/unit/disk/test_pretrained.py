@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,6 +24,7 @@ from mslt_ds.disk.manifest import MANIFEST
 from mslt_ds.disk.model_folder import save_weights
 from mslt_ds.errors import CheckpointError
 from mslt_ds.model.initial import fresh_parameter, fresh_weights
+from tests.unit.hub import commit_of, serve
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "quick"]
 
@@ -196,3 +202,69 @@ def test_a_folder_without_a_model_or_tokenizer_is_refused(tmp_path, weights, sto
     (tmp_path / "bare" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"bare: no model\.safetensors here"):
         pretrained.check_folder(tmp_path / "bare", bert(), store_tokenizer)
+
+
+FIND = """
+import sys
+from mslt_ds.disk import pretrained
+from mslt_ds.errors import MsltError, report
+try:
+    print(pretrained.find(sys.argv[1]))
+except MsltError as error:
+    sys.exit(report(error))
+"""
+
+
+def find(name, hub_url, home, **environment):
+    """In a process of its own: the hub's address is read when its library is imported."""
+    given = {
+        "HF_ENDPOINT": hub_url,
+        "HF_HOME": str(home),
+        "NO_PROXY": "*",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", FIND, name], capture_output=True, text=True, timeout=120,
+        cwd=home.parent, env=os.environ | given | environment,
+    )  # fmt: skip
+
+
+def test_a_model_of_the_hub_is_fetched(tmp_path, folder, weights, store_tokenizer):
+    home = tmp_path / "hf"
+    with serve() as hub:
+        hub.repository = "someone/tiny"
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        others = {"README.md": b"x", "onnx/model.safetensors": b"x", "pytorch_model.bin": b"x"}
+        hub.revisions = {"main": files | others, "v1": files, "old": {"pytorch_model.bin": b"x"}}
+        for name in ("someone/tiny", "someone/tiny@v1"):
+            done = find(name, hub.url, home)
+            assert done.returncode == 0, done.stderr
+            fetched = Path(done.stdout.strip().splitlines()[-1])
+            pretrained.check_folder(fetched, bert(), store_tokenizer)
+            loaded, _ = pretrained.load(fetched, bert(), fresh)
+            assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+        assert fetched.name == commit_of("v1")
+        assert "config.json" in hub.fetched
+        assert not hub.fetched & others.keys()
+        for name, problem in (
+            ("someone/tiny@v9", "the hub doesn't show such a model"),
+            ("someone/other", "the hub doesn't show such a model"),
+            ("someone/tiny@old", "it holds no model.safetensors"),
+        ):
+            refused = find(name, hub.url, home)
+            assert (refused.returncode, refused.stdout) == (2, ""), refused.stderr
+            assert f"plan.init_from: {name}: " in refused.stderr
+            assert problem in refused.stderr
+    # What was fetched once needs no network.
+    again = find("someone/tiny@v1", hub.url, home, HF_HUB_OFFLINE="1")
+    assert Path(again.stdout.strip().splitlines()[-1]) == fetched
+    offline = find("someone/tiny", hub.url, tmp_path / "empty", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 3
+    assert "hf download someone/tiny --local-dir FOLDER" in offline.stderr
+
+
+def test_a_local_folder_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    assert pretrained.find("runs/model") == Path("runs/model")
+    assert pretrained.find("../runs/base/model") == Path("../runs/base/model")
