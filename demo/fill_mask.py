@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 MIN_WORDS, MAX_WORDS = 8, 16
-COMMON, RARE = 60, 600
+COMMON, RARE = 30, 300
 """A masked word's rank by frequency in the text lies between these two."""
 
 

@@ -33,6 +33,14 @@ port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); 
 deepspeed --num_gpus "$processes" --master_port "$port" --log_level warning \
     mslt_ds/train.py --config configs/demo.yaml --set train.device=cpu "$@"
 
+# The newest run: an argument may have given it another name.
+newest=
+for model in "$work"/runs/*/model; do
+    if [ "$model" -nt "$newest" ]; then newest=$model; fi
+done
+echo "== three words that were masked in held-out text"
+python demo/fill_mask.py --model "$newest" --text "$work/text/heldout.txt"
+
 # Of all runs that lie there, such as a twin that was made with --set name=full --set plan.method=full.
 started=("$work"/runs/*/metrics.jsonl)
 mslt-ds report "${started[@]%/metrics.jsonl}" --output $work/report
