@@ -6,10 +6,11 @@ import argparse
 import os
 from typing import Any
 
-import deepspeed
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mslt_ds.distributed.world import join, world_from_environment
 from mslt_ds.errors import EnvironmentProblem
 from mslt_ds.optim import LambOptions
 from mslt_ds.optim.masters import NamedMasters
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--worlds", action="store_true", help="of 1 and of all but one as well")
     parser.add_argument("--only-trajectories", action="store_true")
     arguments = parser.parse_args()
-    deepspeed.init_distributed("gloo")
+    join(world_from_environment(os.environ), torch.device("cpu"), os.environ)
     if arguments.worlds:
         check_trajectories([c for c in split_cases() if c[0] in ("zero 1", "zero 2", "zero 3")])
         # A world of one process, beside one of all others. DeepSpeed keeps it, so it comes last.

@@ -7,6 +7,7 @@ wrong place, or written to it, can't go unseen. bf16 and fp16 can't hold them.
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from torch import Tensor, nn
 
+from mslt_ds.distributed.world import join, world_from_environment
 from mslt_ds.errors import CheckpointError, EnvironmentProblem
 from mslt_ds.optim.masters import NamedMasters
 
@@ -216,7 +218,7 @@ def check_refusals() -> None:
 
 
 def main() -> None:
-    deepspeed.init_distributed("gloo")
+    join(world_from_environment(os.environ), torch.device("cpu"), os.environ)
     every = list(range(len(SHAPES)))
     one, several = [every], [[0, 3, 8], [1, 7], [6, 2, 5, 4]]
     offload = {"offload_optimizer": {"device": "cpu"}}
