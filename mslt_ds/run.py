@@ -129,7 +129,12 @@ class Run:
         if config.plan.init_from is not None and world.is_main and not resumes:
             init_from = pretrained.find(config.plan.init_from)
             first = folder.hf_config(recipe.plan.stages[0].depth)
-            pretrained.check_folder(init_from, first, store.tokenizer_dir)
+            pretrained.check_folder(
+                init_from,
+                first,
+                store.tokenizer_dir,
+                new_vocabulary=config.plan.new_vocabulary is not None,
+            )
         description = cost.describe_plan(
             config,
             recipe.plan,
@@ -170,6 +175,8 @@ class Run:
             on_rank_0(partial(self.folder.describe, self.config, self.description))
             if self.world.is_main:
                 add_start(self.folder.path, self.world, self.device, self.batches.digests)
+                for warning in self.recipe.warnings():
+                    print(f"warning: {warning}", flush=True)
                 if self.config.train.compile == "auto":
                     chosen, why = compiled.wanted("auto", self.device)
                     print(f"train.compile: auto: {'on' if chosen else 'off'}, {why}", flush=True)
@@ -306,7 +313,10 @@ class Run:
             return fresh_weights(hf_config, seed=self.config.seed, final=self._final_config)
         # A run whose checkpoints are all damaged begins again, and hasn't looked for it before.
         folder = self.init_from or pretrained.find(given)
-        weights, missing = pretrained.load(folder, hf_config, self._fresh_parameter)
+        new = None
+        if self.config.plan.new_vocabulary is not None:
+            new = self.batches.store.tokenizer_dir
+        weights, missing = pretrained.load(folder, hf_config, self._fresh_parameter, new)
         if missing:
             print(
                 f"plan.init_from: {folder} lacks {', '.join(missing)}: these begin fresh",
@@ -330,6 +340,7 @@ class Run:
             dtype=_DTYPES[train.precision],
             device=self.device,
             prefix_dtype=_DTYPES[train.prefix_precision or train.precision],
+            train_embeddings=stage.train_embeddings,
         )
         if self._compiles:
             model.compile()

@@ -159,7 +159,8 @@ class StageConfig(Section):
 
     depth: Positive
     steps: Positive
-    trainable_layers: Positive | None = None  # from the top; None: all, and the embeddings
+    trainable_layers: NotNegative | None = None  # from the top; None: all
+    train_embeddings: bool | None = None  # None: where all layers train
     seq_length: Annotated[Whole, Field(ge=8)] | None = None  # None: data.seq_length
     init: Operator | None = None  # None: plan.init
     learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
@@ -180,6 +181,14 @@ class LongSequenceConfig(Section):
     )
 
 
+class NewVocabularyConfig(Section):
+    """The tokenizer of data.path in the model of `plan.init_from`, which has another."""
+
+    steps: (
+        NotNegative  # of a first stage in which embeddings and heads alone train; 0: no such stage
+    )
+
+
 class PlanConfig(Section):
     """Which layers train when; plan/methods.py makes the stages.
 
@@ -197,8 +206,12 @@ class PlanConfig(Section):
     # the joint stage, for each of mslt (None: equal). A full twin doesn't read it.
     stage_shares: list[Share] | None = None
     init: Operator | None = None  # None: copy_top; with stacking copy_all
-    # A Hugging Face folder that stage 1 begins with; None: fresh weights.
+    # A Hugging Face folder or model of the hub that stage 1 begins with; None: fresh weights.
     init_from: PathText | None = None
+    new_vocabulary: NewVocabularyConfig | None = None  # None: init_from has data.path's tokenizer
+    # Which of the layers that exist are frozen when new ones are trained; with mslt.
+    freeze: Literal["bottom", "top", "none"] = "bottom"
+    freeze_embeddings: bool = False  # in every stage; those of init_from
     stages: list[StageConfig] | None = None  # custom only
     # By stage, for every method but custom. None: train.global_batch_size, data.masked_lm_prob.
     global_batch_size: BatchSizes | None = None

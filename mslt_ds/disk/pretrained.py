@@ -8,15 +8,19 @@ that the recipe doesn't use are left out.
 
 from __future__ import annotations
 
+import copy
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from mslt_ds.data import tokenizer
 from mslt_ds.data.tokenizer import TOKENIZER_FILES
 from mslt_ds.disk.model_folder import load_weights, read_config, tokenizer_difference
+from mslt_ds.disk.new_vocabulary import old_rows, take
 from mslt_ds.errors import CheckpointError, DataError, EnvironmentProblem, first_line
 from mslt_ds.model.families import family_of
 from mslt_ds.state import Weights
@@ -67,8 +71,15 @@ def find(given: str) -> Path:
     return Path(folder)
 
 
-def check_folder(folder: Path, hf_config: PretrainedConfig, tokenizer_dir: Path) -> None:
-    """CheckpointError unless `folder` holds a model of `hf_config` and the tokenizer of `tokenizer_dir`.
+def check_folder(
+    folder: Path,
+    hf_config: PretrainedConfig,
+    tokenizer_dir: Path,
+    *,
+    new_vocabulary: bool = False,
+) -> None:
+    """CheckpointError unless `folder` holds a model of `hf_config` and the tokenizer of `tokenizer_dir` or, with
+    `new_vocabulary`, any.
 
     Reads the small files only, so that a wrong folder is refused before anything is built.
     """
@@ -77,9 +88,10 @@ def check_folder(folder: Path, hf_config: PretrainedConfig, tokenizer_dir: Path)
         difference = tokenizer_difference(folder, tokenizer_dir)
     except (CheckpointError, DataError) as error:
         raise CheckpointError(f"{_KEY}: {error}") from error
-    if difference:
+    if difference and not new_vocabulary:
         raise CheckpointError(
-            f"{_KEY}: {folder}: {difference} of data.path; prepare the text with --tokenizer {folder}"
+            f"{_KEY}: {folder}: {difference} of data.path; prepare the text with --tokenizer {folder}, or "
+            "give plan.new_vocabulary"
         )
     if found.model_type != hf_config.model_type:
         raise CheckpointError(
@@ -97,7 +109,8 @@ def check_folder(folder: Path, hf_config: PretrainedConfig, tokenizer_dir: Path)
         f"{_KEY}: {folder}: its {name} is {_get(found, name)}, and the recipe's {_get(hf_config, name)}; "
         f"set model.{key} to the folder's"
         for key in family.sizes
-        if hasattr(hf_config, name := family.attribute(key))
+        if not (new_vocabulary and key == "vocab_size")
+        and hasattr(hf_config, name := family.attribute(key))
         and _get(found, name) != _get(hf_config, name)
     ]
     if problems:
@@ -108,18 +121,23 @@ def load(
     folder: Path,
     hf_config: PretrainedConfig,
     fresh: Callable[[str, tuple[int, ...]], Tensor],
+    new_vocabulary: Path | None = None,
 ) -> tuple[Weights, list[str]]:
     """The weights of `hf_config`'s model from `folder`, and the names of the heads that begin fresh.
 
     fresh: (name, shape) -> a fresh parameter, asked for heads that the folder doesn't hold.
+    new_vocabulary: the folder of the tokenizer that the model gets; None: it has that of `folder`
     CheckpointError if it lacks more than heads.
     """
-    try:
-        weights = load_weights(folder, hf_config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{_KEY}: {error}") from error
     family = family_of(hf_config)
     shapes = family.parameter_shapes(hf_config)
+    try:
+        if new_vocabulary is None:
+            weights = load_weights(folder, hf_config)
+        else:
+            weights = _load_other_vocabulary(folder, hf_config, new_vocabulary)
+    except (CheckpointError, DataError) as error:
+        raise CheckpointError(f"{_KEY}: {error}") from error
     missing = sorted(shapes.keys() - weights.keys())
     if lost := [name for name in missing if family.in_encoder(name)]:
         raise CheckpointError(
@@ -127,6 +145,41 @@ def load(
             "config.json and the weights are of two different models"
         )
     return weights | {name: fresh(name, shapes[name]) for name in missing}, missing
+
+
+def _load_other_vocabulary(folder: Path, hf_config: PretrainedConfig, place: Path) -> Weights:
+    """The weights of the folder's model with the vocabulary of the tokenizer at `place`."""
+    family, found = family_of(hf_config), read_config(folder)
+    own = copy.deepcopy(hf_config)
+    own.vocab_size, own.pad_token_id = found.vocab_size, found.pad_token_id
+    weights = load_weights(folder, own)
+    old, new = tokenizer.load(folder), tokenizer.load(place)
+    rows = old_rows(old, new)
+    counts = Counter(min(len(row), 2) for row in rows)
+    print(
+        f"plan.new_vocabulary: of {len(rows):,} tokens, {counts[1]:,} begin with the vector of one token of "
+        f"{folder}, {counts[2]:,} with the mean of several, {counts[0]:,} with the mean of all",
+        flush=True,
+    )
+    one_more = copy.deepcopy(own)
+    one_more.vocab_size += 1
+    shapes = family.parameter_shapes(one_more)
+    of_tokens = {
+        name for name, shape in family.parameter_shapes(own).items() if shapes[name] != shape
+    }
+    size = hf_config.vocab_size
+    weights |= {name: take(weights[name], rows, size) for name in of_tokens & weights.keys()}
+    if (shift := _get_id(found) - _get_id(hf_config)) and family.longest_sequence(
+        hf_config.max_position_embeddings, 0
+    ) != family.longest_sequence(hf_config.max_position_embeddings, 1):
+        # Positions begin behind the padding token's id.
+        name = next(name for name in weights if name.endswith("position_embeddings.weight"))
+        weights[name] = weights[name].roll(-shift, 0)
+    return weights
+
+
+def _get_id(config: PretrainedConfig) -> int:
+    return config.pad_token_id or 0
 
 
 def _get(config: PretrainedConfig, key: str) -> object:

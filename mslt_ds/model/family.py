@@ -136,7 +136,8 @@ class Family(ABC):
     # ---- arithmetic, see plan/flops.py ----------------------------------------------------------
 
     norm_before_attention = False
-    """Whether queries, keys and values of a layer take in what a norm of that layer gives."""
+    """Whether queries, keys and values of a layer take in what a norm of that layer gives; the lowest one's
+    take in the embeddings."""
     top_layer_at_positions = False
     """Whether `run_layer_at` computes only keys and values everywhere."""
 

@@ -7,6 +7,9 @@ is the only module that DeepSpeed is given. The decoder matrix, tied to the froz
 the suffix as an *input*: an input can't be broadcast, partitioned or stepped by mistake. Both parts
 have Hugging Face's parameter names, so nothing translates them.
 
+Embeddings may be frozen alone, as a prefix without layers. Or they train below frozen layers: then there is
+no prefix, and the suffix runs through a `FrozenBody`, which the gradient passes and no engine sees.
+
 What runs is the model's family (`Family`), for which losses is the objective (`Objective`); this
 module knows neither. `inference_mode` would be cheaper still for the prefix, but autograd refuses to
 save its tensors.
@@ -97,17 +100,51 @@ class FrozenPrefix(nn.Module):
             self.decoder_weight = weights[name].to(device=device, dtype=self._dtype)
 
 
-class TrainableSuffix(nn.Module):
-    """The layers above the cut, final norm and heads; the embeddings too where nothing is frozen."""
+class FrozenBody(nn.Module):
+    """Frozen layers above embeddings that train. Its parameters never require a gradient."""
 
-    def __init__(self, config: PretrainedConfig, objective: Objective, frozen_layers: int) -> None:
+    def __init__(self, config: PretrainedConfig, num_layers: int, *, dropout: bool) -> None:
+        super().__init__()
+        config = _with_rows(config)
+        family_of(config).add_encoder(self, config, range(num_layers), embeddings=False)
+        self.requires_grad_(False)
+        self._dropout = dropout
+        self.layers = tuple(family_of(config).layers_of(self, config))
+
+    def train(self, mode: bool = True) -> FrozenBody:
+        """Dropout runs in training where the recipe wants it in frozen layers."""
+        return super().train(mode and self._dropout)
+
+
+class TrainableSuffix(nn.Module):
+    """The layers above the cut, final norm and heads; the embeddings too where they train.
+
+    body: the layers below the cut if embeddings train below them. A tuple, so that it is no part of this
+        module for an engine
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        objective: Objective,
+        frozen_layers: int,
+        *,
+        embeddings: bool,
+        body: tuple[FrozenBody, ...] = (),
+    ) -> None:
         super().__init__()
         self._config, self._family = _with_rows(config), family_of(config)
-        self._objective, self._frozen_layers = objective, frozen_layers
+        self._objective, self._body = objective, body
+        self._first_layer = 0 if body else frozen_layers
         layers = range(frozen_layers, config.num_hidden_layers)
-        self._family.add_encoder(self, self._config, layers, embeddings=frozen_layers == 0)
+        self._family.add_encoder(self, self._config, layers, embeddings=embeddings)
         self._family.add_heads(self, self._config)
         self.compiled: CompiledPart | None = None
+
+    def train(self, mode: bool = True) -> TrainableSuffix:
+        for body in self._body:
+            body.train(mode)
+        return super().train(mode)
 
     def forward(
         self,
@@ -149,10 +186,11 @@ class TrainableSuffix(nn.Module):
         states = hidden_states
         if states is None:
             states = family.embed(self, _tokens(inputs, rows), context)
-        *lower, top = family.layers_of(self, self._config)
-        for index, layer in enumerate(lower, start=self._frozen_layers):
+        below = [layer for body in self._body for layer in body.layers]
+        *lower, top = [*below, *family.layers_of(self, self._config)]
+        for index, layer in enumerate(lower, start=self._first_layer):
             states = family.run_layer(layer, states, context, index)
-        index = self._frozen_layers + len(lower)
+        index = self._first_layer + len(lower)
         positions = self._objective.positions(inputs, rows)
         if positions is None:
             states = family.run_layer(top, states, context, index)
@@ -163,7 +201,7 @@ class TrainableSuffix(nn.Module):
 
 @dataclass(frozen=True)
 class StageModel:
-    """Prefix and suffix of one stage. `prefix` is None where nothing is frozen."""
+    """Prefix and suffix of one stage. `prefix` is None where the embeddings train."""
 
     family: Family
     prefix: FrozenPrefix | None
@@ -181,6 +219,7 @@ class StageModel:
         dtype: torch.dtype,
         device: torch.device,
         prefix_dtype: torch.dtype | None = None,
+        train_embeddings: bool | None = None,
     ) -> StageModel:
         """Both parts with `weights` in them, fresh modules each time.
 
@@ -188,11 +227,21 @@ class StageModel:
         dtype: that is computed in. The suffix stays in fp32: the engine casts it
         prefix_dtype: of the layers below the cut; None: `dtype`. The prefix is a copy in it; its
             numbers of record are in `weights` and never change
+        train_embeddings: None: iff no layer is frozen
         """
-        suffix = TrainableSuffix(config, objective, frozen_layers)
+        if train_embeddings is None:
+            train_embeddings = frozen_layers == 0
+        body: tuple[FrozenBody, ...] = ()
+        if train_embeddings and frozen_layers:
+            frozen = FrozenBody(config, frozen_layers, dropout=frozen_dropout)
+            _load(frozen, weights)
+            body = (frozen.to(device=device, dtype=dtype).train(),)
+        suffix = TrainableSuffix(
+            config, objective, frozen_layers, embeddings=train_embeddings, body=body
+        )
         _load(suffix, weights)
         prefix = None
-        if frozen_layers:
+        if not train_embeddings:
             prefix = FrozenPrefix(config, frozen_layers, dropout=frozen_dropout, dtype=dtype)
             prefix.place(weights, device, prefix_dtype or dtype)
         return cls(family_of(config), prefix, suffix.to(device))

@@ -26,9 +26,10 @@ def total_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
 
 def trainable_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
     """Elements of the stage's trainable suffix."""
-    if stage.train_embeddings:
-        return total_parameters(config, stage, vocab_size)
-    return _parameters_above(config, stage, stage.frozen_layers, vocab_size)
+    above = _parameters_above(config, stage, stage.frozen_layers, vocab_size)
+    if not stage.train_embeddings:
+        return above
+    return above + FAMILIES[config.model.family].embedding_parameters(config.model, vocab_size)
 
 
 def _parameters_above(config: RunConfig, stage: Stage, layers: int, vocab_size: int) -> int:

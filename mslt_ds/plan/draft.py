@@ -25,3 +25,8 @@ class Draft:
     learning_rate_factor: float = 1.0
     warmup_steps: int = 0
     continues: bool = False
+    embeddings: bool | None = None
+
+    @property
+    def train_embeddings(self) -> bool:
+        return self.trainable_layers == self.depth if self.embeddings is None else self.embeddings

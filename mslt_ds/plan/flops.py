@@ -45,14 +45,14 @@ def instance_flops(config: RunConfig, stage: Stage, vocab_size: int, filled: flo
     tokens = length * runs
     predictions = config.max_predictions(length, stage.masked_lm_prob) * runs
 
+    def attention(index: int, outputs: float) -> float:
+        return 4 * hidden * family.attended(model, index // each, length) * outputs / runs
+
     def layer(index: int, outputs: float) -> float:
-        block = index // each
-        parameters = family.block_parameters(model, block)
+        parameters = family.block_parameters(model, index // each)
         keys_and_values = 2 * hidden * hidden
-        attention = 4 * hidden * family.attended(model, block, length) * outputs / runs
-        return (
-            2 * keys_and_values * tokens + 2 * (parameters - keys_and_values) * outputs + attention
-        )
+        products = 2 * keys_and_values * tokens + 2 * (parameters - keys_and_values) * outputs
+        return products + attention(index, outputs)
 
     top = predictions + 1 if family.top_layer_at_positions else tokens
     layers = [layer(i, tokens) for i in range(stage.depth - 1)]
@@ -66,13 +66,19 @@ def instance_flops(config: RunConfig, stage: Stage, vocab_size: int, filled: flo
     mapping = 2 * embedding * hidden * tokens if model.embedding_size else 0
     frozen, trained = sum(layers[: stage.frozen_layers]), sum(layers[stage.frozen_layers :])
     if stage.train_embeddings:
-        forward = mapping + trained + own + decoder
-        return Flops(0.0, forward, 2 * forward)
+        forward = mapping + frozen + trained + own + decoder
+        # The gradient passes frozen layers, whose weights get none.
+        weights = frozen - sum(
+            attention(i, tokens if i < stage.depth - 1 else min(top, tokens))
+            for i in range(stage.frozen_layers)
+        )
+        return Flops(0.0, forward, 2 * forward - weights)
     # No gradient of the decoder matrix, and none of what the lowest trained layer's queries, keys and
     # values take in. Its queries are those of the positions if it is the top layer too.
     queries = tokens if stage.trainable_layers > 1 else min(top, tokens)
     without = decoder
-    if not family.norm_before_attention:  # the norm's weight trains
+    # Unless a norm's weight trains before them; the lowest layer of all has none.
+    if not (family.norm_before_attention and stage.frozen_layers):
         without += 2 * hidden * hidden * (2 * tokens + queries)
     forward = trained + own + decoder
     return Flops(mapping + frozen, forward, 2 * forward - without)

@@ -35,7 +35,7 @@ def split_long(
     whole_model_steps = 0
     for number, draft in reversed(list(enumerate(drafts, start=1))):
         steps = min(remaining, draft.steps)
-        if steps and draft.trainable_layers < draft.depth and not may_be_frozen:
+        if steps and not draft.train_embeddings and not may_be_frozen:
             problems.append(
                 f"plan.long_sequence.share: {long.share} ({round(total * long.share)} of {total} "
                 f"steps) reaches into stage {number}, which keeps the embeddings frozen: positions "
@@ -73,7 +73,7 @@ def length_problems(drafts: Sequence[Draft], config: RunConfig) -> list[str]:
     trained = positions if config.plan.init_from or not _has_table(config) else 0
     for number, draft in enumerate(drafts, start=1):
         key, length = draft.seq_length_key, draft.seq_length
-        if draft.trainable_layers == draft.depth:
+        if draft.train_embeddings:
             trained = max(trained, length)
         if length > positions:
             problems.append(

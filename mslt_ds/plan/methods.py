@@ -45,9 +45,38 @@ def build_plan(config: RunConfig) -> Plan:
         drafts = split_long(drafts, config.plan.long_sequence, config, problems)
     if not problems:
         problems += length_problems(drafts, config)
+    if not problems:
+        drafts = _with_frozen_parts(drafts, config, problems)
     if problems:
         raise RecipeError("\n".join(problems))
     return _place(drafts, "pretrained" if config.plan.init_from else "fresh")
+
+
+def _with_frozen_parts(drafts: list[Draft], config: RunConfig, problems: list[str]) -> list[Draft]:
+    """The drafts by `plan.freeze_embeddings` and `plan.new_vocabulary`; `plan.freeze` is read by `_mslt`."""
+    plan = config.plan
+    for key in ("freeze_embeddings", "new_vocabulary"):
+        if getattr(plan, key) and plan.init_from is None:
+            problems.append(
+                f"plan.{key}: given without plan.init_from, so the embeddings are fresh and have to train "
+                "with all; leave it out"
+            )
+    if plan.freeze == "top":
+        problems.append(
+            "plan.freeze: top: what is frozen runs forward only, below what trains. Frozen layers on top "
+            "would need the gradient to pass through them; choose bottom, or none to train everything"
+        )
+    if plan.freeze != "bottom" and plan.method == "custom":
+        problems.append(
+            f"plan.freeze: {plan.freeze}, but plan.method custom reads trainable_layers of each of "
+            "plan.stages; leave it out"
+        )
+    if plan.freeze_embeddings:
+        drafts = [replace(draft, embeddings=False) for draft in drafts]
+    if plan.new_vocabulary is not None and (steps := plan.new_vocabulary.steps):
+        first = replace(drafts[0], steps=steps, trainable_layers=0, embeddings=True)
+        drafts = [first, *drafts]
+    return drafts
 
 
 def _place(drafts: Sequence[Draft], first_init: str) -> Plan:
@@ -71,6 +100,7 @@ def _place(drafts: Sequence[Draft], first_init: str) -> Plan:
                 learning_rate_factor=draft.learning_rate_factor,
                 warmup_steps=draft.warmup_steps,
                 continues=draft.continues,
+                embeddings=draft.embeddings,
                 global_batch_size_key=draft.global_batch_size_key,
                 micro_batch_size_key=draft.micro_batch_size_key,
             )
@@ -126,10 +156,11 @@ def _mslt(config: RunConfig, problems: list[str]) -> list[Draft]:
             f"plan.num_stages: {num_stages} does not divide {_block_key(config)} {blocks}; "
             f"choose {_choices(_divisors(blocks))}{_more_groups(config, num_stages)}"
         )
-    if plan.init in WHOLE_MODEL_OPERATORS and num_stages != 1:
+    freezes = plan.freeze != "none"
+    if plan.init in WHOLE_MODEL_OPERATORS and num_stages != 1 and freezes:
         problems.append(
             f"plan.init: {plan.init} needs every layer to train, and plan.method mslt freezes the "
-            "lower ones; choose copy_top or random"
+            "lower ones; choose copy_top or random, or plan.freeze none"
         )
     budget = _budget(plan, problems)
     if budget is None or num_stages is None or problems:
@@ -149,7 +180,7 @@ def _mslt(config: RunConfig, problems: list[str]) -> list[Draft]:
         )
     added = layers // num_stages
     drafts = [
-        _draft(config, added * s, added, steps)
+        _draft(config, added * s, added if freezes else added * s, steps)
         for s, steps in enumerate(_split(staged, shares, problems), start=1)
     ]
     if joint:
@@ -236,6 +267,11 @@ def _custom(config: RunConfig, problems: list[str]) -> list[Draft]:
         init = stage.init or plan.init or "copy_top"
         if stage.depth > layers:
             problems.append(f"{key}.depth: {stage.depth} is above model.num_hidden_layers {layers}")
+        if trainable == 0 and not stage.train_embeddings:
+            problems.append(
+                f"{key}.trainable_layers: 0, so nothing but heads would train; choose 1 or more, or "
+                "train_embeddings true"
+            )
         if trainable > stage.depth:
             problems.append(
                 f"{key}.trainable_layers: {trainable} is above the stage's depth {stage.depth}"
@@ -269,6 +305,7 @@ def _custom(config: RunConfig, problems: list[str]) -> list[Draft]:
                 init=init,
                 learning_rate_factor=stage.learning_rate_factor,
                 warmup_steps=stage.warmup_steps,
+                embeddings=stage.train_embeddings,
                 seq_length_key=f"{key}.seq_length" if stage.seq_length else "data.seq_length",
                 global_batch_size_key=f"{key}.global_batch_size"
                 if stage.global_batch_size

@@ -21,7 +21,7 @@ class Stage:
 
     index: int  # 1-based
     depth: int  # transformer layers that exist
-    trainable_layers: int  # of these, counted from the top
+    trainable_layers: int  # of these, counted from the top; 0: embeddings and heads alone train
     steps: int
     start_step: int  # global step of this stage's first step
     first_instance: int  # instances that earlier stages of the same seq_length took
@@ -33,6 +33,7 @@ class Stage:
     learning_rate_factor: float = 1.0
     warmup_steps: int = 0  # own warm-up, counted from the start of the learning-rate segment
     continues: bool = False  # the stage before at another length: the same learning-rate segment
+    embeddings: bool | None = None  # whether they train; None: iff every layer does
     # The recipe's keys that gave the batch sizes, for messages.
     global_batch_size_key: str = GLOBAL_BATCH_SIZE_KEY
     micro_batch_size_key: str = MICRO_BATCH_SIZE_KEY
@@ -43,8 +44,8 @@ class Stage:
 
     @property
     def train_embeddings(self) -> bool:
-        """Whether the embeddings, and the MLM decoder tied to them, train: iff every layer does."""
-        return self.frozen_layers == 0
+        """Whether the embeddings, and the MLM decoder tied to them, train."""
+        return self.frozen_layers == 0 if self.embeddings is None else self.embeddings
 
     @property
     def end_step(self) -> int:

@@ -131,6 +131,7 @@ def _short_recipe(
         {
             "depth": stage.depth,
             "trainable_layers": stage.trainable_layers,
+            "train_embeddings": stage.train_embeddings,
             "steps": steps,
             "seq_length": stage.seq_length,
             "init": stage.init if stage.init not in ("fresh", "pretrained", "keep") else None,
@@ -145,6 +146,8 @@ def _short_recipe(
     short = json.loads(json.dumps(config.model_dump(mode="json")))
     short["model"]["vocab_size"] = vocab_size
     short["plan"] = {"method": "custom", "stages": stages, "init_from": config.plan.init_from}
+    if config.plan.new_vocabulary is not None:
+        short["plan"]["new_vocabulary"] = {"steps": 0}  # its stage is among the others
     # Rates of the whole run's schedule mean nothing in so few steps.
     short["schedule"] = {"name": "constant"}
     short["checkpoint"]["every_steps"] = steps * len(stages) + 1

@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(description, indent=1))
     else:
         print_plan(description, vocab_size_assumed=_vocab_size(recipe.config) is None)
+        for warning in recipe.warnings():
+            print(f"warning: {warning}")
     return 0
 
 

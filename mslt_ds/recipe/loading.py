@@ -38,6 +38,10 @@ class Recipe:
     def zero_stage(self) -> int:
         return deepspeed_json.zero_stage(self.deepspeed)
 
+    def warnings(self) -> list[str]:
+        """What the plan may do and is known to harm, a line each."""
+        return rules.plan_warnings(self.config, self.plan)
+
     def check_world(self, world_size: int) -> None:
         """RecipeError if `world_size` ranks can't share the global batch of each stage evenly."""
         _raise(rules.world_problems(self.config, self.plan, self.deepspeed, world_size))

@@ -154,6 +154,20 @@ def plan_problems(config: RunConfig, plan: Plan) -> list[str]:
     ]
 
 
+def plan_warnings(config: RunConfig, plan: Plan) -> list[str]:
+    """What a plan may do and is known to harm."""
+    frozen = [
+        str(stage.index) for stage in plan.stages if stage.frozen_layers and stage.trainable_layers
+    ]
+    if config.plan.init_from is None or plan.stages[0].depth < plan.stages[-1].depth or not frozen:
+        return []
+    return [
+        f"plan.init_from: a model of all {plan.stages[0].depth} layers, whose lower layers are frozen in "
+        f"stage {', '.join(frozen)}: in continued pretraining, lower layers are where a new domain is "
+        "learned (docs/continue.md); plan.method full trains everything"
+    ]
+
+
 def _schedule_problems(config: RunConfig, plan: Plan) -> list[str]:
     schedule = config.schedule
     needed = schedule.warmup_steps + (schedule.decay_steps or 0)
@@ -191,7 +205,7 @@ def _prefix_problems(config: RunConfig, plan: Plan) -> list[str]:
     size = config.train.prefix_micro_batch_size
     problems: dict[tuple[str, int], str] = {}
     for stage in plan.stages:
-        if size is None or not stage.frozen_layers or size == stage.micro_batch_size:
+        if size is None or stage.train_embeddings or size == stage.micro_batch_size:
             continue
         key, micro = stage.micro_batch_size_key, stage.micro_batch_size
         if size % micro:

@@ -134,6 +134,13 @@ def _short(number: float) -> str:
     return str(number)
 
 
+def _frozen(stage: dict[str, Any]) -> str:
+    layers = stage["frozen_layers"]
+    if stage["train_embeddings"]:
+        return str(layers or "-")
+    return f"{layers} + emb" if layers else "emb"
+
+
 _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("stage", lambda stage: str(stage["stage"])),
     ("depth", lambda stage: str(stage["depth"])),
@@ -143,7 +150,7 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ),
     (
         "frozen",
-        lambda stage: "-" if stage["train_embeddings"] else f"{stage['frozen_layers']} + emb",
+        _frozen,
     ),
     ("new layers", lambda stage: stage["init"]),
     ("steps", lambda stage: f"{stage['steps']:,}"),

@@ -8,12 +8,34 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForPreTraining, BertModel
+from transformers import (
+    AutoModelForPreTraining,
+    BertConfig,
+    BertForPreTraining,
+    BertModel,
+    BertTokenizer,
+)
 
 from mslt_ds.data.store import TokenStore
 from tests.distributed.conftest import REPOSITORY
-from tests.distributed.recipes import SCRIPTS, recipe, weights_at, write_recipes
+from tests.distributed.recipes import (
+    SCRIPTS,
+    moved_in,
+    recipe,
+    weights_at,
+    write_recipes,
+    zero_config,
+)
 
+OTHER = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *"abcdefghij",
+    *(f"##{c}" for c in "abcdefghij"),
+]
 PLAN = {"num_stages": 2, "steps_per_stage": 3, "joint_steps": 2}
 
 
@@ -27,6 +49,9 @@ def given(store: Path, tmp_path_factory) -> Path:
         intermediate_size=64, max_position_embeddings=64,
     )  # fmt: skip
     torch.manual_seed(0)
+    other = BertForPreTraining(BertConfig(**config.to_dict() | {"vocab_size": len(OTHER)}))
+    other.save_pretrained(folder / "other")
+    BertTokenizer(vocab={word: i for i, word in enumerate(OTHER)}).save_pretrained(folder / "other")
     for name, model in (
         ("whole", BertForPreTraining(config)),
         ("headless", BertModel(config, add_pooling_layer=False)),
@@ -41,10 +66,23 @@ def grown(store: Path, runs: Path, folder: Path) -> dict:
     return recipe(store, runs, folder.name, plan=PLAN | {"init_from": str(folder)})
 
 
+def with_new_vocabulary(store: Path, runs: Path, folder: Path) -> dict:
+    """Embeddings and heads alone at ZeRO 2 in bf16, then everything: 3 and 2 steps, a checkpoint after 2."""
+    plan = {"method": "full", "num_stages": None, "steps_per_stage": None, "joint_steps": None}
+    plan |= {"total_steps": 2, "init_from": str(folder), "new_vocabulary": {"steps": 3}}
+    return recipe(
+        store, runs, "vocabulary", plan=plan, model={"num_hidden_layers": 2},
+        train={"precision": "bf16"}, deepspeed=zero_config(runs, 2), checkpoint={"every_steps": 2, "keep": 5},
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def runs(module_launch, store, given, tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("runs")
     recipes = [grown(store, folder, given / name) for name in ("whole", "headless")]
+    recipes.append(with_new_vocabulary(store, folder, given / "other"))
+    apart = {"freeze": "none", "freeze_embeddings": True, "init_from": str(given / "whole")}
+    recipes.append(recipe(store, folder, "apart", plan=PLAN | apart))
     launched = module_launch(
         SCRIPTS / "run_recipes.py", 2, write_recipes(folder / "recipes.json", recipes)
     )
@@ -69,17 +107,47 @@ def test_missing_heads_begin_fresh_and_are_named_once(runs, given):
     assert output.count("bert.pooler.dense.weight") == 1
 
 
+def test_embeddings_and_heads_learn_a_new_vocabulary_under_a_frozen_body(runs, store):
+    folder, output = runs
+    run = folder / "vocabulary"
+    size = TokenStore.open(store).vocab_size
+    assert f"plan.new_vocabulary: of {size} tokens, " in output
+    start = weights_at(run, "stages/1/start")
+    words = start["bert.embeddings.word_embeddings.weight"]
+    assert words.shape == (size, 32)
+    body = {name for name in start if name.startswith("bert.encoder.")}
+    assert moved_in(run, 1) == start.keys() - body
+    assert moved_in(run, 2) == start.keys()
+    model = AutoModelForPreTraining.from_pretrained(run / "model")
+    assert model.config.vocab_size == size
+
+
+def test_nothing_but_the_embeddings_is_frozen_where_the_recipe_says_so(runs):
+    run = runs[0] / "apart"
+    for stage in (1, 2, 3):
+        names = weights_at(run, f"stages/{stage}/end").keys()
+        frozen = {name for name in names if name.startswith("bert.embeddings.")}
+        assert len(frozen) == 5
+        assert moved_in(run, stage) == names - frozen
+
+
 def test_a_run_that_goes_on_does_not_need_the_folder(launch, runs, store, given, tmp_path):
-    run = tmp_path / "whole"
-    shutil.copytree(runs[0] / "whole", run)
-    shutil.rmtree(run / "checkpoints/step_0000000008")
-    shutil.copytree(given / "whole", tmp_path / "elsewhere" / "whole")
-    content = grown(store, tmp_path, tmp_path / "elsewhere" / "whole")
+    for name in ("whole", "vocabulary"):
+        shutil.copytree(runs[0] / name, tmp_path / name)
+    shutil.rmtree(tmp_path / "whole/checkpoints/step_0000000008")
+    for step in (3, 4, 5):  # that of step 2 is inside the first stage
+        shutil.rmtree(tmp_path / f"vocabulary/checkpoints/step_{step:010}")
+    shutil.copytree(given, tmp_path / "elsewhere")
+    contents = [
+        make(store, tmp_path, tmp_path / "elsewhere" / name)
+        for make, name in ((grown, "whole"), (with_new_vocabulary, "other"))
+    ]
     shutil.rmtree(tmp_path / "elsewhere")
-    ended = launch(SCRIPTS / "run_recipes.py", 2, write_recipes(tmp_path / "r.json", [content]))
+    ended = launch(SCRIPTS / "run_recipes.py", 2, write_recipes(tmp_path / "r.json", contents))
     assert "steps 6 to 8" in ended.output
-    expected, found = weights_at(runs[0] / "whole", "model"), weights_at(run, "model")
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    for run in ("whole", "vocabulary"):
+        expected, found = weights_at(runs[0] / run, "model"), weights_at(tmp_path / run, "model")
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_folder_that_does_not_fit_is_refused_before_any_work(launch, store, given, tmp_path):

@@ -140,6 +140,7 @@ def build(
     dropout: float = 0.0,
     frozen_dropout: bool = False,
     heads: frozenset[str] | None = None,
+    train_embeddings: bool | None = None,
 ) -> StageModel:
     return StageModel.build(
         config := small_config(family, dropout, heads),
@@ -149,6 +150,7 @@ def build(
         frozen_dropout=frozen_dropout,
         dtype=torch.float32,
         device=torch.device("cpu"),
+        train_embeddings=train_embeddings,
     )
 
 
@@ -189,6 +191,47 @@ def test_prefix_and_suffix_hold_each_parameter_once(family, frozen_layers):
     assert not any(p.requires_grad for p in below.values())
     assert all(p.requires_grad for p in above.values())
     assert (family_of(config).word_embeddings in above) == (frozen_layers == 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("frozen_layers", "embeddings"), [(0, False), (2, True), (DEPTH, True)])
+def test_embeddings_train_or_freeze_apart_from_the_layers(family, frozen_layers, embeddings):
+    """Alone below a frozen body, with the upper layers, or all but them."""
+    config = small_config(family)
+    weights, inputs = fresh_weights(config, seed=2), batch(family, 2)
+    expected, gradients = hugging_face_losses(config, weights, inputs)
+    model = build(family, weights, frozen_layers, train_embeddings=embeddings)
+    losses = stage_losses(model, inputs)
+    torch.testing.assert_close(losses, tuple(expected), rtol=1e-6, atol=1e-6)
+    weighted(losses).backward()
+    above = dict(model.suffix.named_parameters())
+    kept = family_of(config)
+    trained_layers = {name for name in above if name.startswith(kept.blocks)}
+    assert bool(trained_layers) == (frozen_layers < DEPTH)
+    assert (kept.word_embeddings in above) == embeddings
+    assert (model.prefix is None) == embeddings
+    for name, parameter in above.items():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_of_a_frozen_body_is_the_recipes_choice(family):
+    weights, inputs = fresh_weights(small_config(family), seed=1), batch(family)
+    for frozen_dropout in (False, True):
+        model = build(
+            family,
+            weights,
+            DEPTH,
+            dropout=0.5,
+            frozen_dropout=frozen_dropout,
+            train_embeddings=True,
+        )
+        for mode in (True, False):
+            model.suffix.train(mode)
+            (body,) = model.suffix._body
+            assert body.training == (mode and frozen_dropout)
+        first, second = stage_losses(model, inputs), stage_losses(model, inputs)
+        assert torch.equal(first[0], second[0])  # in evaluation
 
 
 def test_no_cut_goes_through_a_group_of_layers_that_share():

@@ -60,8 +60,21 @@ CASES = [
 ]
 
 
+APART = {
+    "method": "custom",
+    "stages": [
+        {"depth": 4, "steps": 1},
+        {"depth": 4, "trainable_layers": 0, "train_embeddings": True, "steps": 1},
+        {"depth": 4, "trainable_layers": 2, "train_embeddings": True, "steps": 1},
+        {"depth": 4, "train_embeddings": False, "steps": 1},
+    ],
+}
+"""Embeddings that don't train with all layers or freeze with some."""
+
+
+@pytest.mark.parametrize("plan", [None, APART], ids=["mslt", "apart"])
 @pytest.mark.parametrize(("family", "input_format"), CASES)
-def test_equal_to_the_stage_models(input_format, family):
+def test_equal_to_the_stage_models(input_format, family, plan):
     own = OWN_KEYS.get(family, {})
     # A family's own default counts where the recipe has none.
     model = (
@@ -69,7 +82,7 @@ def test_equal_to_the_stage_models(input_format, family):
     )
     if "type_vocab_size" not in own:
         del model["type_vocab_size"]
-    config = config_of(data={"path": "store", "input_format": input_format}, model=model)
+    config = config_of(plan, data={"path": "store", "input_format": input_format}, model=model)
     for stage in build_plan(config).stages:
         hf_config = FAMILIES[config.model.family].hf_config(
             config.model,
@@ -86,6 +99,7 @@ def test_equal_to_the_stage_models(input_format, family):
             frozen_dropout=False,
             dtype=torch.float32,
             device=torch.device("cpu"),
+            train_embeddings=stage.train_embeddings,
         )
         trainable = sum(p.numel() for p in model.suffix.parameters() if p.requires_grad)
         assert cost.trainable_parameters(config, stage, VOCAB_SIZE) == trainable

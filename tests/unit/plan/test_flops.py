@@ -33,6 +33,12 @@ def recipe_of(family: str = "bert", **train) -> Recipe:
         {"depth": 1, "steps": 1},
         {"depth": 4, "trainable_layers": 1, "steps": 1, "init": "random"},
         *({"depth": 4, "trainable_layers": n, "steps": 1} for n in (2, 4)),
+        # Embeddings below frozen layers, and frozen ones below layers that all train.
+        *(
+            {"depth": 4, "trainable_layers": n, "train_embeddings": True, "steps": 1}
+            for n in (0, 2)
+        ),
+        {"depth": 4, "train_embeddings": False, "steps": 1},
     ]
     return parse_recipe(
         {
@@ -70,6 +76,7 @@ def test_equal_to_torchs_counts(family):
             frozen_dropout=True,  # torch doesn't count the attention that runs without dropout
             dtype=torch.float32,
             device=device,
+            train_embeddings=stage.train_embeddings,
         )
         inputs = random_inputs(config, BATCH, VOCAB_SIZE, device)
         states = decoder = None
@@ -95,7 +102,7 @@ def test_equal_to_torchs_counts(family):
 
 def test_padding_that_is_left_out_costs_attention_only():
     recipe = recipe_of()
-    stage = recipe.plan.stages[-1]
+    stage = recipe.plan.stages[3]
     whole = instance_flops(recipe.config, stage, VOCAB_SIZE)
     half = instance_flops(recipe.config, stage, VOCAB_SIZE, filled=0.5)
     assert 0.5 < half.total / whole.total < 0.55
@@ -112,7 +119,7 @@ def test_layer_passes():
 
 def test_longer_sequences_cost_more_than_in_proportion():
     recipe = recipe_of()
-    stage = recipe.plan.stages[-1]
+    stage = recipe.plan.stages[3]
     short = instance_flops(recipe.config, stage, VOCAB_SIZE).total
     long = instance_flops(recipe.config, replace(stage, seq_length=128), VOCAB_SIZE).total
     assert 2 * short < long < 2.5 * short

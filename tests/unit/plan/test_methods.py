@@ -11,6 +11,7 @@ from mslt_ds.errors import RecipeError
 from mslt_ds.plan.methods import build_plan
 from mslt_ds.plan.stages import Plan
 from mslt_ds.recipe.loading import parse_recipe
+from mslt_ds.recipe.rules import plan_warnings
 
 
 def config_of(
@@ -399,3 +400,55 @@ def test_a_model_that_exists_may_be_frozen_from_the_first_stage():
     assert column(plan, "seq_length") == [128, 256, 256]
     with pytest.raises(RecipeError, match=r"1024 is above model.max_position_embeddings"):
         plan_of(method="custom", init_from="some/model", stages=[LAST | {"seq_length": 1024}])
+
+
+def test_nothing_freezes_where_the_recipe_says_so():
+    steps = {"num_stages": 3, "steps_per_stage": 10, "joint_steps": 5}
+    plan = plan_of(12, method="mslt", **steps, freeze="none")
+    assert column(plan, "depth") == [4, 8, 12, 12]
+    assert column(plan, "frozen_layers") == [0, 0, 0, 0]
+    assert column(plan, "init") == ["fresh", "copy_top", "copy_top", "keep"]
+    # Operators that put copies among the old layers are allowed then.
+    plan_of(12, method="mslt", **steps, freeze="none", init="copy_all")
+    with pytest.raises(RecipeError, match=r"plan.init: copy_all needs every layer to train"):
+        plan_of(12, method="mslt", **steps, init="copy_all")
+    with pytest.raises(RecipeError, match=r"plan.freeze: top: what is frozen runs forward only"):
+        plan_of(12, method="mslt", **steps, freeze="top")
+    stages = [{"depth": 12, "steps": 5}]
+    with pytest.raises(RecipeError, match=r"plan.freeze: none, but plan.method custom reads"):
+        plan_of(12, method="custom", stages=stages, freeze="none")
+
+
+def test_embeddings_freeze_apart_and_train_alone():
+    given = {"method": "full", "total_steps": 20, "init_from": "model"}
+    plan = plan_of(12, **given, freeze_embeddings=True)
+    assert [(s.frozen_layers, s.train_embeddings) for s in plan.stages] == [(0, False)]
+    plan = plan_of(12, **given, new_vocabulary={"steps": 7})
+    assert column(plan, "steps") == [7, 20]
+    assert column(plan, "trainable_layers") == [0, 12]
+    assert column(plan, "train_embeddings") == [True, True]
+    assert column(plan, "init") == ["pretrained", "keep"]
+    assert column(plan, "first_instance") == [0, 7 * 64]
+    assert len(plan_of(12, **given, new_vocabulary={"steps": 0}).stages) == 1
+    for key, value in (("freeze_embeddings", True), ("new_vocabulary", {"steps": 7})):
+        with pytest.raises(RecipeError, match=rf"plan.{key}: given without plan.init_from"):
+            plan_of(12, method="full", total_steps=20, **{key: value})
+    with pytest.raises(RecipeError, match=r"stages.0.trainable_layers: 0, so nothing but heads"):
+        plan_of(12, method="custom", stages=[{"depth": 12, "steps": 5, "trainable_layers": 0}])
+
+
+@pytest.mark.parametrize(
+    ("plan", "named"),
+    [
+        ({"method": "full", "total_steps": 9}, None),
+        ({"method": "full", "total_steps": 9, "new_vocabulary": {"steps": 2}}, None),
+        ({"method": "mslt", "num_stages": 2, "steps_per_stage": 5}, None),
+        ({"method": "custom", "stages": [{"depth": 12, "steps": 5, "trainable_layers": 3}]}, "stage 1"),
+    ],
+)  # fmt: skip
+def test_freezing_lower_layers_of_a_model_of_full_depth_is_warned_of(plan, named):
+    config = config_of(12, **plan, init_from="model")
+    warnings = plan_warnings(config, build_plan(config))
+    assert bool(warnings) == (named is not None)
+    if named:
+        assert f"frozen in {named}" in warnings[0]
