@@ -18,7 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer, models
 
 from mslt_ds.data.bert_tokenizer import from_vocabulary_file, put_between
-from mslt_ds.data.store import MANIFEST, TOKENIZER, SpecialTokens
+from mslt_ds.data.store import TOKENIZER, SpecialTokens
 from mslt_ds.data.word_starts import continuing_tokens, text_of, word_marks
 from mslt_ds.errors import DataError, failures_as
 
@@ -164,7 +164,7 @@ def find(place: Path) -> Path:
     if place.is_file():
         return place
     folder = place
-    if (folder / MANIFEST).exists() or (folder / TOKENIZER).is_dir():
+    if (folder / TOKENIZER).is_dir():
         folder = folder / TOKENIZER
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise DataError(

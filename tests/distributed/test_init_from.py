@@ -49,7 +49,7 @@ def given(store: Path, tmp_path_factory) -> Path:
         intermediate_size=64, max_position_embeddings=64,
     )  # fmt: skip
     torch.manual_seed(0)
-    other = BertForPreTraining(BertConfig(**config.to_dict() | {"vocab_size": len(OTHER)}))
+    other = BertForPreTraining(BertConfig.from_dict(config.to_dict() | {"vocab_size": len(OTHER)}))
     other.save_pretrained(folder / "other")
     BertTokenizer(vocab={word: i for i, word in enumerate(OTHER)}).save_pretrained(folder / "other")
     for name, model in (

@@ -1,7 +1,9 @@
-"""The tutorial's commands run as they stand, from raw text to a scored model and its report."""
+"""The tutorials' commands run as they stand, from raw text to a scored model and its report, and from a model
+that exists to a better one."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,11 +15,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
-def test_tutorial(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "tutorial.md").read_text()
+def run_page(name: str, num_blocks: int, tmp_path: Path) -> str:
+    """Run the commands of a page in an empty folder; what they print."""
+    page = (ROOT / "docs" / name).read_text()
     blocks = re.findall(r"^```bash\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 8
+    assert len(blocks) == num_blocks
     # A checkout's files under another folder, in which nothing but the tutorial writes.
     for name in ("demo", "mslt_ds"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -31,9 +33,29 @@ def test_tutorial(tmp_path: Path) -> None:
         timeout=1000,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_tutorial(tmp_path: Path) -> None:
+    output = run_page("tutorial.md", 8, tmp_path)
     work = tmp_path / "work"
     assert "| median | " in (work / "results" / "table.md").read_text()
     for written in ("report/index.html", "attention/heads.csv", "runs/tiny/model/README.md"):
         assert (work / written).is_file()
-    assert "[MASK]: [" in done.stdout
-    assert "somebody/tiny, revision main" in done.stdout
+    assert "[MASK]: [" in output
+    assert "somebody/tiny, revision main" in output
+
+
+@pytest.mark.slow
+def test_continuing(tmp_path: Path) -> None:
+    output = run_page("continue.md", 4, tmp_path)
+    before, after = (
+        json.loads((tmp_path / "work" / "results" / name / "mlm.json").read_text())["all"]
+        for name in ("base", "continued")
+    )
+    assert after["predictions"] == before["predictions"]
+    assert after["loss"] < before["loss"] - 0.1
+    assert "plan.new_vocabulary: of 2,000 tokens, " in output
+    (checkpoint,) = (tmp_path / "work/runs/continued/checkpoints").glob("step_*120")
+    assert checkpoint.is_dir()

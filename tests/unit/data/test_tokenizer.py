@@ -418,3 +418,12 @@ def test_an_id_out_of_all_proportion_is_refused(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="18 tokens with ids up to 1073741824; expected"):
         tokenizer.load(tmp_path)
+
+
+def test_a_runs_model_has_a_manifest_of_its_own_and_is_no_store(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert tokenizer.find(tmp_path) == tmp_path
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("[UNK]\n")
+    assert tokenizer.find(tmp_path) == tmp_path / "tokenizer"

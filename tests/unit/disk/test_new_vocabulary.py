@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertConfig, BertForPreTraining, BertTokenizer, RobertaConfig, RobertaModel
@@ -97,7 +99,7 @@ def test_means():
     assert torch.equal(take(tensor[:, 0], [[2], [], [0, 3]], 5), expected[:, 0])
 
 
-def sizes(words):
+def sizes(words) -> dict[str, Any]:
     return {
         "vocab_size": len(words), "num_hidden_layers": 1, "hidden_size": 16,
         "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 24,
