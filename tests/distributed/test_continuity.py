@@ -243,7 +243,7 @@ def test_killed_with_values_by_stage_it_ends_in_the_same_bits(store, tmp_path):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("told", ["rank 1 by SIGUSR1", "the launcher by SIGTERM"])
 def test_told_to_stop_it_writes_a_checkpoint_and_says_so_by_its_exit_code(store, tmp_path, told):
-    changes = {"plan": {"steps_per_stage": 400, "joint_steps": 4}}
+    changes = {"plan": {"steps_per_stage": 4000, "joint_steps": 4}}
     run = Command(tmp_path, recipe(store, tmp_path, "told", **changes))
     process = run.start_until(10)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -265,5 +265,5 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_so_by_its_exit_code(store,
     log = run.log.read_text()
     assert "Traceback" not in log and "run stopped after" in log
     steps_done = int(next((run.run_dir / "checkpoints").glob("step_*")).name.removeprefix("step_"))
-    assert 10 <= steps_done < 804
+    assert 10 <= steps_done < 8004
     assert metrics_of(run.run_dir)[-1]["step"] == steps_done - 1
