@@ -2,8 +2,9 @@
 
     python demo/fill_mask.py --model RUN/model --text heldout.txt [--sentences N]
 
-The sentences are chosen without asking the model: evenly spread over the text, with one word masked
-that is neither rare nor among the commonest, so that an answer has to come from the context.
+The sentences are chosen without asking the model: evenly spread over the text, with one word masked that is
+neither rare nor among the commonest, and that stands between the same two words elsewhere in the text, so that
+an answer has to come from the context, and can.
 """
 
 from __future__ import annotations
@@ -27,11 +28,20 @@ def questions(text: str, vocabulary: set[str], count: int) -> Iterator[tuple[str
     lines = [line for line in text.splitlines() if line]
     frequency = Counter(word for line in lines for word in re.findall(r"[a-z]+", line.lower()))
     asked = {word for word, _ in frequency.most_common(RARE)[COMMON:] if len(word) > 3} & vocabulary
+    between = Counter(
+        three
+        for line in lines
+        for three in zip(*(line.split()[i:] for i in range(3)), strict=False)
+    )
     found: dict[str, str] = {}  # word -> sentence: no word twice
     for line in lines:
         for sentence in re.split(r"(?<=[.!?]) ", line):
             words = sentence.split()
-            places = [i for i, word in enumerate(words) if word in asked and word not in found]
+            places = [
+                i
+                for i, word in enumerate(words)
+                if word in asked and word not in found and between[*words[i - 1 : i + 2]] > 1
+            ]
             if MIN_WORDS <= len(words) <= MAX_WORDS and places:
                 place = places[len(places) // 2]
                 found[words[place]] = " ".join([*words[:place], "{}", *words[place + 1 :]])
