@@ -184,9 +184,8 @@ class LongSequenceConfig(Section):
 class NewVocabularyConfig(Section):
     """The tokenizer of data.path in the model of `plan.init_from`, which has another."""
 
-    steps: (
-        NotNegative  # of a first stage in which embeddings and heads alone train; 0: no such stage
-    )
+    # Of a first stage in which embeddings and heads alone train; 0: no such stage.
+    steps: NotNegative
 
 
 class PlanConfig(Section):

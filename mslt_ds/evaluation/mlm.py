@@ -152,9 +152,8 @@ def prediction_losses(model: nn.Module, batch: dict[str, Tensor], precision: str
     places = rows, here["masked_positions"][rows, columns]
 
     def at_places(module: nn.Module, arguments: Any, output: Any) -> None:
-        output.last_hidden_state = output.last_hidden_state[places][
-            None
-        ]  # (1, predictions, hidden)
+        # (1, predictions, hidden)
+        output.last_hidden_state = output.last_hidden_state[places].unsqueeze(0)
 
     # What stands above the encoder is computed for each token alone, in every masked LM.
     hook = model.base_model.register_forward_hook(at_places)  # type: ignore[operator, union-attr]

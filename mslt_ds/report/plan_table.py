@@ -148,10 +148,7 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
         "trains",
         lambda stage: f"{stage['trainable_layers']}{' + emb' if stage['train_embeddings'] else ''}",
     ),
-    (
-        "frozen",
-        _frozen,
-    ),
+    ("frozen", _frozen),
     ("new layers", lambda stage: stage["init"]),
     ("steps", lambda stage: f"{stage['steps']:,}"),
     ("length", lambda stage: str(stage["seq_length"])),
