@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,19 @@ from tests.text import write_text
 # The first example of a test may be the one that compiles the code, on a machine that is busy.
 settings.register_profile("mslt", deadline=None)
 settings.load_profile("mslt")
+
+
+@pytest.fixture(autouse=True)
+def leaves_the_process_as_it_was() -> Iterator[None]:
+    """What a test changes here, the processes that later tests start would inherit."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in numbers]
+    environment = dict(os.environ)
+    yield
+    assert [signal.getsignal(number) for number in numbers] == handlers
+    now = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    assert now == environment
 
 
 @pytest.fixture(scope="session")

@@ -24,16 +24,24 @@ def run_page(name: str, num_blocks: int, tmp_path: Path) -> str:
     for name in ("demo", "mslt_ds"):
         (tmp_path / name).symlink_to(ROOT / name)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
-        cwd=tmp_path,
-        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1000,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+    log = tmp_path / "output.txt"
+    with log.open("w") as file:  # not a pipe: its words are wanted after a timeout too
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", "set -x\n" + "\n".join(blocks)],
+            cwd=tmp_path,
+            env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            code = process.wait(timeout=1000)
+        except subprocess.TimeoutExpired:
+            code = "none within 1,000 s"
+        finally:
+            process.kill()
+    output = log.read_text()
+    assert code == 0, f"exit code {code}\n{output[-4000:]}"
+    return output
 
 
 @pytest.mark.slow
