@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mslt_ds.config.sections import Ramp, RunConfig
-from mslt_ds.plan.draft import Draft
+from mslt_ds.plan.stages import Draft
 
 
 def with_values_by_stage(

@@ -231,7 +231,12 @@ def twin_plan(config: RunConfig, plan: Plan, shares: tuple[float, ...]) -> tuple
                 depth = final // halvings * 2**number
                 found.append(
                     replace(
-                        stage, depth=depth, trainable_layers=depth, steps=steps, start_step=start
+                        stage,
+                        depth=depth,
+                        trainable_layers=depth,
+                        train_embeddings=True,
+                        steps=steps,
+                        start_step=start,
                     )
                 )
                 start += steps

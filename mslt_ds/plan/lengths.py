@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from mslt_ds.config.sections import LongSequenceConfig, RunConfig
 from mslt_ds.model.families import FAMILIES
-from mslt_ds.plan.draft import Draft
-from mslt_ds.plan.stages import MICRO_BATCH_SIZE_KEY
+from mslt_ds.plan.stages import MICRO_BATCH_SIZE_KEY, Draft
 
 
 def split_long(

@@ -17,9 +17,8 @@ from mslt_ds.config.sections import PlanConfig, RunConfig
 from mslt_ds.errors import RecipeError
 from mslt_ds.model.families import FAMILIES
 from mslt_ds.plan.by_stage import with_values_by_stage
-from mslt_ds.plan.draft import Draft
 from mslt_ds.plan.lengths import length_problems, split_long
-from mslt_ds.plan.stages import GLOBAL_BATCH_SIZE_KEY, MICRO_BATCH_SIZE_KEY, Plan, Stage
+from mslt_ds.plan.stages import GLOBAL_BATCH_SIZE_KEY, MICRO_BATCH_SIZE_KEY, Draft, Plan, Stage
 
 STACKING_SHARES = (0.125, 0.175, 0.7)
 
@@ -72,9 +71,9 @@ def _with_frozen_parts(drafts: list[Draft], config: RunConfig, problems: list[st
             "plan.stages; leave it out"
         )
     if plan.freeze_embeddings:
-        drafts = [replace(draft, embeddings=False) for draft in drafts]
+        drafts = [replace(draft, train_embeddings=False) for draft in drafts]
     if plan.new_vocabulary is not None and (steps := plan.new_vocabulary.steps):
-        first = replace(drafts[0], steps=steps, trainable_layers=0, embeddings=True)
+        first = replace(drafts[0], steps=steps, trainable_layers=0, train_embeddings=True)
         drafts = [first, *drafts]
     return drafts
 
@@ -82,36 +81,19 @@ def _with_frozen_parts(drafts: list[Draft], config: RunConfig, problems: list[st
 def _place(drafts: Sequence[Draft], first_init: str) -> Plan:
     stages: list[Stage] = []
     end_instances: dict[int, int] = {}  # seq_length -> instances that the stages so far took
-    start_step = 0
-    for index, draft in enumerate(drafts, start=1):
-        stages.append(
-            Stage(
-                index=index,
-                depth=draft.depth,
-                trainable_layers=draft.trainable_layers,
-                steps=draft.steps,
-                start_step=start_step,
-                first_instance=end_instances.get(draft.seq_length, 0),
-                seq_length=draft.seq_length,
-                micro_batch_size=draft.micro_batch_size,
-                global_batch_size=draft.global_batch_size,
-                masked_lm_prob=draft.masked_lm_prob,
-                init=_init(draft, drafts[index - 2]) if index > 1 else first_init,
-                learning_rate_factor=draft.learning_rate_factor,
-                warmup_steps=draft.warmup_steps,
-                continues=draft.continues,
-                embeddings=draft.embeddings,
-                global_batch_size_key=draft.global_batch_size_key,
-                micro_batch_size_key=draft.micro_batch_size_key,
-            )
+    init = first_init
+    for draft in drafts:
+        if stages:
+            init = "keep" if draft.depth == stages[-1].depth else draft.init
+        stage = Stage(
+            **vars(replace(draft, init=init)),
+            index=len(stages) + 1,
+            start_step=stages[-1].end_step if stages else 0,
+            first_instance=end_instances.get(draft.seq_length, 0),
         )
-        start_step += draft.steps
-        end_instances[draft.seq_length] = stages[-1].end_instance
+        end_instances[draft.seq_length] = stage.end_instance
+        stages.append(stage)
     return Plan(tuple(stages))
-
-
-def _init(draft: Draft, before: Draft) -> str:
-    return "keep" if draft.depth == before.depth else draft.init or "copy_top"
 
 
 # ---- methods: each takes a recipe, returns drafts and appends problems ---------------------
@@ -122,6 +104,7 @@ def _draft(config: RunConfig, depth: int, trainable_layers: int, steps: int) -> 
     return Draft(
         depth=depth,
         trainable_layers=trainable_layers,
+        train_embeddings=trainable_layers == depth,
         steps=steps,
         seq_length=config.data.seq_length,
         micro_batch_size=config.train.micro_batch_size,
@@ -295,9 +278,12 @@ def _custom(config: RunConfig, problems: list[str]) -> list[Draft]:
                 f"{key}.init: {init} needs every layer to train, and this stage trains {trainable} "
                 f"of {stage.depth}; choose copy_top or random"
             )
+        draft = _draft(config, stage.depth, trainable, stage.steps)
+        if stage.train_embeddings is not None:
+            draft = replace(draft, train_embeddings=stage.train_embeddings)
         drafts.append(
             replace(
-                _draft(config, stage.depth, trainable, stage.steps),
+                draft,
                 seq_length=stage.seq_length or config.data.seq_length,
                 micro_batch_size=stage.micro_batch_size or config.train.micro_batch_size,
                 global_batch_size=stage.global_batch_size or config.train.global_batch_size,
@@ -305,7 +291,6 @@ def _custom(config: RunConfig, problems: list[str]) -> list[Draft]:
                 init=init,
                 learning_rate_factor=stage.learning_rate_factor,
                 warmup_steps=stage.warmup_steps,
-                embeddings=stage.train_embeddings,
                 seq_length_key=f"{key}.seq_length" if stage.seq_length else "data.seq_length",
                 global_batch_size_key=f"{key}.global_batch_size"
                 if stage.global_batch_size

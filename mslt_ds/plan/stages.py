@@ -16,25 +16,23 @@ MICRO_BATCH_SIZE_KEY = "train.micro_batch_size"
 
 
 @dataclass(frozen=True)
-class Stage:
-    """The steps that one engine does. Steps are optimizer steps; layers count from the bottom."""
+class Draft:
+    """A stage before it has its place in a plan: what a method says of it. Layers count from the bottom."""
 
-    index: int  # 1-based
     depth: int  # transformer layers that exist
     trainable_layers: int  # of these, counted from the top; 0: embeddings and heads alone train
-    steps: int
-    start_step: int  # global step of this stage's first step
-    first_instance: int  # instances that earlier stages of the same seq_length took
+    train_embeddings: bool  # and with them the MLM decoder, which is tied to them
+    steps: int  # optimizer steps
     seq_length: int  # tokens
     micro_batch_size: int  # instances per rank and micro-step
     global_batch_size: int  # instances per step
     masked_lm_prob: float  # share of the tokens to predict
-    init: str  # "fresh", "pretrained", "keep", or the growth operator that made the new layers
+    init: str  # the growth operator that makes new layers
     learning_rate_factor: float = 1.0
     warmup_steps: int = 0  # own warm-up, counted from the start of the learning-rate segment
     continues: bool = False  # the stage before at another length: the same learning-rate segment
-    embeddings: bool | None = None  # whether they train; None: iff every layer does
-    # The recipe's keys that gave the batch sizes, for messages.
+    # The recipe's keys that gave the values, for messages.
+    seq_length_key: str = "data.seq_length"
     global_batch_size_key: str = GLOBAL_BATCH_SIZE_KEY
     micro_batch_size_key: str = MICRO_BATCH_SIZE_KEY
 
@@ -42,10 +40,15 @@ class Stage:
     def frozen_layers(self) -> int:
         return self.depth - self.trainable_layers
 
-    @property
-    def train_embeddings(self) -> bool:
-        """Whether the embeddings, and the MLM decoder tied to them, train."""
-        return self.frozen_layers == 0 if self.embeddings is None else self.embeddings
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Draft):
+    """The steps that one engine does. `init` is "fresh", "pretrained", "keep" or the growth operator that
+    made the new layers."""
+
+    index: int  # 1-based
+    start_step: int  # global step of this stage's first step
+    first_instance: int  # instances that earlier stages of the same seq_length took
 
     @property
     def end_step(self) -> int:

@@ -97,6 +97,7 @@ class RunRecord:
                 index=index,
                 depth=stage["depth"],
                 trainable_layers=stage["trainable_layers"],
+                train_embeddings=stage["train_embeddings"],
                 steps=stage["steps"],
                 start_step=start,
                 first_instance=stage.get("first_instance", 0),

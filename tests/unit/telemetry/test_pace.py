@@ -16,6 +16,7 @@ def stage(index: int, depth: int, trainable: int, start: int, steps: int, seq_le
         index=index,
         depth=depth,
         trainable_layers=trainable,
+        train_embeddings=trainable == depth,
         steps=steps,
         start_step=start,
         first_instance=4 * start,

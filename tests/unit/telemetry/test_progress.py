@@ -13,8 +13,21 @@ from mslt_ds.telemetry.progress import LiveProgress, PlainProgress, open_progres
 
 PLAN = Plan(
     (
-        Stage(1, 2, 2, 1000, 0, 0, 128, 8, 8, 0.15, "fresh"),
-        Stage(2, 4, 2, 1000, 1000, 8000, 128, 8, 8, 0.15, "copy_top"),
+        Stage(2, 2, True, 1000, 128, 8, 8, 0.15, "fresh", index=1, start_step=0, first_instance=0),
+        Stage(
+            4,
+            2,
+            False,
+            1000,
+            128,
+            8,
+            8,
+            0.15,
+            "copy_top",
+            index=2,
+            start_step=1000,
+            first_instance=8000,
+        ),
     )
 )
 
