@@ -233,7 +233,7 @@ def _grow(
         operator,
         shapes=_shapes(recipe, store, depth),
         fresh=partial(fresh_parameter, seed=config.seed, final=final),
-        layer_prefix=family.blocks,
+        block_prefix=family.block_prefix,
         kinds=family.kinds(config.model, depth // each),
     )
     save_weights(folder, grown, _hf_config(recipe, store, depth), store.tokenizer_dir)

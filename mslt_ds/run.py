@@ -379,7 +379,7 @@ class Run:
             *depths,
             stage.init,
             fresh=self._fresh_parameter,
-            layer_prefix=family.blocks,
+            block_prefix=family.block_prefix,
             shapes=shapes,
             kinds=kinds,
         )
@@ -388,7 +388,7 @@ class Run:
             *depths,
             stage.init,
             copy=policy == "copy",
-            layer_prefix=family.blocks,
+            block_prefix=family.block_prefix,
             shapes=shapes,
             kinds=kinds,
         )

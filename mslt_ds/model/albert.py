@@ -39,7 +39,7 @@ class Albert(Family):
         "predictions.decoder.weight": word_embeddings,
         "predictions.decoder.bias": "predictions.bias",
     }
-    blocks = "albert.encoder.albert_layer_groups."
+    block_prefix = "albert.encoder.albert_layer_groups."
     block_label = "group"
     block_key = "num_hidden_groups"
     defaults: ClassVar = {"embedding_size": 128, "num_hidden_groups": 1}  # those of AlbertConfig

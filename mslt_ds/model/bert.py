@@ -36,7 +36,7 @@ class Bert(Family):
         "cls.predictions.decoder.weight": word_embeddings,
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     }
-    blocks = "bert.encoder.layer."
+    block_prefix = "bert.encoder.layer."
 
     def embedding_parameters(self, model: ModelSection, vocab_size: int) -> int:
         rows = vocab_size + model.max_position_embeddings + model.type_vocab_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mslt_ds.model.albert import Albert
@@ -17,6 +18,15 @@ FAMILIES: dict[str, Family] = {
     family.name: family for family in (Bert(), Albert(), Roberta(), ModernBert())
 }
 """By the name that both `model.family` and Hugging Face's `model_type` have for them."""
+
+
+def auto_class(architectures: Sequence[str]) -> str:
+    """The class of transformers that loads all weights of a model, by its config.json's `architectures`."""
+    for family in FAMILIES.values():
+        for heads, architecture in family.architectures.items():
+            if architecture in architectures:
+                return family.auto_classes[heads]
+    return "AutoModelForPreTraining"
 
 
 def family_of(config: PretrainedConfig) -> Family:

@@ -1,4 +1,4 @@
-"""What the program needs of a model family: `Family`, which bert.py and albert.py fill in.
+"""What the program needs of a model family: `Family`, which the files of the families fill in.
 
 A family is one object. Nothing else in the program knows a family by name, except the table in
 families.py. docs/families.md shows how to add one.
@@ -74,11 +74,16 @@ class Family(ABC):
     """The attribute of Hugging Face's pretraining model that holds the encoder."""
     architectures: ClassVar[Mapping[Heads, str]]
     """Heads -> Hugging Face's class that has exactly these. The first one has the most."""
+    auto_classes: ClassVar[Mapping[Heads, str]] = {
+        frozenset({"masked_lm", "pair"}): "AutoModelForPreTraining",
+        frozenset({"masked_lm"}): "AutoModelForMaskedLM",
+    }
+    """Heads -> the class of transformers that finds and loads these architectures by a name alone."""
     word_embeddings: str
     """The parameter that the decoder over the vocabulary is tied to."""
     tied: ClassVar[Mapping[str, str]]
     """Second names under which Hugging Face's model shows tied parameters -> their own names."""
-    blocks: str
+    block_prefix: str
     """What the names of a block's parameters begin with; its number and a dot follow."""
     block_label = "layer"
     """What a block is called in metrics, with its number: `layer_3`."""
@@ -176,15 +181,15 @@ class Family(ABC):
 
     def part_of(self, name: str) -> str:
         """The part of the model that a parameter is counted with in metrics: `layer_3`, `cls`."""
-        if name.startswith(self.blocks):
-            return f"{self.block_label}_{name[len(self.blocks) :].partition('.')[0]}"
+        if name.startswith(self.block_prefix):
+            return f"{self.block_label}_{name[len(self.block_prefix) :].partition('.')[0]}"
         first, _, rest = name.partition(".")
         return rest.partition(".")[0] if first == self.base else first
 
     def in_encoder(self, name: str) -> bool:
         """Whether a parameter belongs to what every model of the family has: no pooler, no head."""
         # An encoder that was saved alone has names without the first part.
-        inside = name.startswith((f"{self.base}.", self.blocks.partition(".")[2]))
+        inside = name.startswith((f"{self.base}.", self.block_prefix.partition(".")[2]))
         return inside and ".pooler." not in name
 
     # ---- Hugging Face's configuration and model ----------------------------------------------

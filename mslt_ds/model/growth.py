@@ -110,12 +110,12 @@ def grow(
     *,
     shapes: Shapes,
     fresh: Callable[[str, tuple[int, ...]], Tensor],
-    layer_prefix: str,
+    block_prefix: str,
     kinds: Sequence[str] = (),
 ) -> Weights:
     """`weights` of `depth_from` layers as weights of `depth_to` layers.
 
-    weights: Hugging Face names, without tied aliases; layer i's begin with `{layer_prefix}{i}.`
+    weights: Hugging Face names, without tied aliases; layer i's begin with `{block_prefix}{i}.`
     operator: copy_top, copy_all, interpolate, copy_middle or random
     shapes: of all parameters of the grown model
     fresh: (name, shape) -> a fresh parameter, asked for the new layers of `random`, and for what a
@@ -123,13 +123,13 @@ def grow(
     kinds: see `sources`
     """
     plan = sources(depth_from, depth_to, operator, kinds=kinds)
-    layers, targets = _by_layer(weights, layer_prefix), _by_layer(shapes, layer_prefix)
+    layers, targets = _by_layer(weights, block_prefix), _by_layer(shapes, block_prefix)
     _check_layers(layers, targets, depth_from)
-    grown = {name: tensor for name, tensor in weights.items() if not name.startswith(layer_prefix)}
+    grown = {name: tensor for name, tensor in weights.items() if not name.startswith(block_prefix)}
     for index, source in enumerate(plan):
         held = {} if source is None else layers[source]
         for suffix, shape in targets[index].items():
-            name = f"{layer_prefix}{index}.{suffix}"
+            name = f"{block_prefix}{index}.{suffix}"
             if suffix not in held:
                 grown[name] = fresh(name, shape)
             elif source == index:
@@ -147,7 +147,7 @@ def grow_optimizer_state(
     *,
     copy: bool,
     shapes: Shapes,
-    layer_prefix: str,
+    block_prefix: str,
     kinds: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Optimizer state by parameter name, as it belongs to the grown model.
@@ -155,12 +155,12 @@ def grow_optimizer_state(
     A layer that keeps its place keeps its state, and so does what isn't a layer. A layer that is
     copied or moved starts without state or, with `copy`, with its source's (the same objects).
     """
-    grown = {name: entry for name, entry in state.items() if not name.startswith(layer_prefix)}
-    layers = _by_layer(state, layer_prefix)
+    grown = {name: entry for name, entry in state.items() if not name.startswith(block_prefix)}
+    layers = _by_layer(state, block_prefix)
     for index, source in enumerate(sources(depth_from, depth_to, operator, kinds=kinds)):
         if source is not None and (copy or source == index):
             for suffix, entry in layers.get(source, {}).items():
-                name = f"{layer_prefix}{index}.{suffix}"
+                name = f"{block_prefix}{index}.{suffix}"
                 if name in shapes:
                     grown[name] = entry
     return grown

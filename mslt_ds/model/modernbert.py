@@ -45,7 +45,7 @@ class ModernBert(Family):
     architectures: ClassVar = {frozenset({"masked_lm"}): "ModernBertForMaskedLM"}
     word_embeddings = "model.embeddings.tok_embeddings.weight"
     tied: ClassVar = {"decoder.weight": word_embeddings}
-    blocks = "model.layers."
+    block_prefix = "model.layers."
     # Those of ModernBertConfig, which are ModernBERT-base's.
     defaults: ClassVar = {
         "num_hidden_layers": 22, "intermediate_size": 1152, "max_position_embeddings": 8192,

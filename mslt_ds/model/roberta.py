@@ -31,7 +31,7 @@ class Roberta(Bert):
         "lm_head.decoder.weight": word_embeddings,
         "lm_head.decoder.bias": "lm_head.bias",
     }
-    blocks = "roberta.encoder.layer."
+    block_prefix = "roberta.encoder.layer."
     # Those of the published models; RobertaConfig's own are BERT's.
     defaults: ClassVar = {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}
     unread = frozenset({"type_vocab_size"})

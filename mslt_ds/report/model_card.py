@@ -17,7 +17,7 @@ import yaml
 from mslt_ds.disk.card import write_card
 from mslt_ds.durations import duration
 from mslt_ds.report.record import RunRecord
-from mslt_ds.report.summary import auto_class, load_snippet
+from mslt_ds.report.summary import load_snippet
 from mslt_ds.telemetry.metrics import eval_losses
 
 
@@ -70,7 +70,7 @@ def model_card(
         *_losses(run, last),
         *_scores(scores),
         "## Use",
-        f"```python\n{load_snippet(auto_class(config.get('architectures') or ()), where or str(folder), revision)}\n```",
+        f"```python\n{load_snippet(config, where or str(folder), revision)}\n```",
         "## Licence and limits",
         "The licence of the weights, the source and the licence of the text, intended uses and known "
         "biases aren't known to the program that wrote this card. State them here and in the metadata "

@@ -11,14 +11,16 @@ the joint stage's median.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mslt_ds.model.families import auto_class
 from mslt_ds.report.record import RunRecord
 from mslt_ds.telemetry.metrics import eval_losses
 
@@ -126,24 +128,22 @@ def _conclusions(summary: RunSummary, run_dir: Path) -> list[str]:
                 f"held-out {name.upper()} loss: {loss:.3f}, {abs(entropy - loss):.3f} {side} it"
             )
     if summary.model is not None:
-        config = run_dir / summary.model.name / "config.json"
-        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        snippet = load_snippet(auto_class(settings.get("architectures") or ()), str(summary.model))
+        path = run_dir / summary.model.name / "config.json"
+        config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        snippet = load_snippet(config, str(summary.model))
         texts += [f"model: {summary.model}", *(f"  {line}" for line in snippet.splitlines())]
     else:
         texts.append("model: not written yet; the run hasn't ended")
     return texts
 
 
-def auto_class(architectures: Sequence[str]) -> str:
-    """The class of transformers that loads all weights of a model: one trained on packed sentences
-    has no sentence head."""
-    masked_lm = any(name.endswith("ForMaskedLM") for name in architectures)
-    return "AutoModelForMaskedLM" if masked_lm else "AutoModelForPreTraining"
+def load_snippet(config: Mapping[str, Any], where: str, revision: str = "main") -> str:
+    """Python that loads a model and its tokenizer.
 
-
-def load_snippet(model_class: str, where: str, revision: str = "main") -> str:
-    """Python that loads a model and its tokenizer. where: a folder, or a name at the hub."""
+    config: the model's config.json
+    where: a folder, or a name at the hub
+    """
+    model_class = auto_class(config.get("architectures") or ())
     given = f'"{where}"' if revision == "main" else f'"{where}", revision="{revision}"'
     return (
         f"from transformers import {model_class}, AutoTokenizer\n"

@@ -80,7 +80,7 @@ def runs(module_launch, store, tmp_path_factory) -> Path:
 
 
 def block_of(family: str, name: str) -> int | None:
-    blocks = FAMILIES[family].blocks
+    blocks = FAMILIES[family].block_prefix
     return int(name[len(blocks) :].split(".")[0]) if name.startswith(blocks) else None
 
 
@@ -113,7 +113,7 @@ def test_new_blocks_are_copies(runs: Path, family: str, zero: int):
     run = runs / f"{family}-zero-{zero}"
     before, start = weights_at(run, "stages/1/end"), weights_at(run, "stages/2/start")
     assert set(before) < set(start)
-    count, prefix = BLOCKS.get(family, LAYERS), FAMILIES[family].blocks
+    count, prefix = BLOCKS.get(family, LAYERS), FAMILIES[family].block_prefix
     kinds = KINDS.get(family, ())
     plan = sources(count // 2, count, "copy_top", kinds=kinds)
     for name, tensor in start.items():

@@ -72,7 +72,7 @@ def test_copies_are_new_and_bitwise_equal_and_all_else_is_untouched(operator, ol
         operator,
         shapes=shapes_of(old + added),
         fresh=marked if operator == "random" else refuse,
-        layer_prefix=PREFIX,
+        block_prefix=PREFIX,
     )
 
     def same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -160,7 +160,7 @@ def test_what_a_target_has_and_its_source_lacks_begins_fresh(case, special, abse
     except ValueError:
         return
     target = shapes_at(old + added)
-    where = {"shapes": target, "layer_prefix": PREFIX, "kinds": kinds}
+    where = {"shapes": target, "block_prefix": PREFIX, "kinds": kinds}
     grown = grow(weights, old, old + added, operator, fresh=fresh, **where)
     assert grown.keys() == target.keys()
     for index, source in enumerate(plan):
@@ -194,13 +194,13 @@ def test_copy_top_takes_whole_periods_where_there_are(depth_from, depth_to, expe
 def test_refused():
     weights = weights_of(3)
     with pytest.raises(ValueError, match="3 layers can't grow to 2"):
-        grow(weights, 3, 2, "copy_top", shapes=shapes_of(2), fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 3, 2, "copy_top", shapes=shapes_of(2), fresh=refuse, block_prefix=PREFIX)
     with pytest.raises(ValueError, match="unknown growth operator"):
-        grow(weights, 3, 4, "copy_bottom", shapes=shapes_of(4), fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 3, 4, "copy_bottom", shapes=shapes_of(4), fresh=refuse, block_prefix=PREFIX)
     with pytest.raises(ValueError, match="isn't a name of a model of 2 layers"):
-        grow(weights, 2, 4, "copy_top", shapes=shapes_of(4), fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 2, 4, "copy_top", shapes=shapes_of(4), fresh=refuse, block_prefix=PREFIX)
     with pytest.raises(ValueError, match="layer 3 lacks"):
-        grow(weights, 4, 5, "copy_top", shapes=shapes_of(5), fresh=refuse, layer_prefix=PREFIX)
+        grow(weights, 4, 5, "copy_top", shapes=shapes_of(5), fresh=refuse, block_prefix=PREFIX)
 
 
 @pytest.mark.parametrize("operator", OPERATORS[:-1])
@@ -221,7 +221,7 @@ def test_hugging_face_loads_it_and_the_decoder_stays_tied(operator):
     assert not set(TIED_ALIASES) & weights.keys()
     deep = model_of(4)
     shapes = {name: tuple(parameter.shape) for name, parameter in deep.named_parameters()}
-    grown = grow(weights, 2, 4, operator, shapes=shapes, fresh=refuse, layer_prefix=PREFIX)
+    grown = grow(weights, 2, 4, operator, shapes=shapes, fresh=refuse, block_prefix=PREFIX)
     missing, unexpected = deep.load_state_dict(grown, strict=False)
     assert not unexpected and set(missing) <= set(TIED_ALIASES)
     decoder = deep.cls.predictions.decoder
@@ -240,7 +240,7 @@ def test_optimizer_state_goes_where_its_layer_goes(operator, copy):
     state = {f"bert.encoder.layer.{i}.w": {"step": i} for i in range(4)} | {"cls.w": {"step": 9}}
     shapes = {f"bert.encoder.layer.{i}.w": () for i in range(6)}
     grown = grow_optimizer_state(
-        state, 4, 6, operator, copy=copy, shapes=shapes, layer_prefix=PREFIX
+        state, 4, 6, operator, copy=copy, shapes=shapes, block_prefix=PREFIX
     )
     assert grown["cls.w"] is state["cls.w"]
     for index, source in enumerate(sources(4, 6, operator)):

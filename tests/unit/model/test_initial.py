@@ -51,7 +51,7 @@ def test_seed_and_name_both_matter():
 def test_an_unknown_parameter_is_an_error(name: str, unknown: str):
     family = FAMILIES[name]
     with pytest.raises(ValueError, match=f"{unknown}: model family {name} has no initial value"):
-        family.initial(f"{family.blocks}0.{unknown}", config_of(2))
+        family.initial(f"{family.block_prefix}0.{unknown}", config_of(2))
 
 
 def test_a_buffer_of_unknown_values_is_an_error():

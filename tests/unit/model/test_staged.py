@@ -206,7 +206,7 @@ def test_embeddings_train_or_freeze_apart_from_the_layers(family, frozen_layers,
     weighted(losses).backward()
     above = dict(model.suffix.named_parameters())
     kept = family_of(config)
-    trained_layers = {name for name in above if name.startswith(kept.blocks)}
+    trained_layers = {name for name in above if name.startswith(kept.block_prefix)}
     assert bool(trained_layers) == (frozen_layers < DEPTH)
     assert (kept.word_embeddings in above) == embeddings
     assert (model.prefix is None) == embeddings
