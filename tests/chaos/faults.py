@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,10 @@ class Start:
             torch.set_num_threads(1)
             code = cli.main(["train", "--config", str(config)])
             sys.stdout.flush()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
 
@@ -221,15 +226,17 @@ def chaos(
     folder: Path,
     store: Path,
     faults: int,
+    outcomes: dict[str, Outcome],
     seed: int = 0,
     cases: Sequence[str] = tuple(CASES),
     seconds: float = float("inf"),
-) -> dict[str, Outcome]:
+) -> None:
     """`faults` faults, the same number in each case, or as many as there is time for in `seconds`.
+
+    outcomes: kind of fault -> what became of them; those that were survived are added
 
     AssertionError where a run doesn't survive, or ends in other weights.
     """
-    outcomes: dict[str, Outcome] = defaultdict(Outcome)
     draw = random.Random(seed)
     first = time.monotonic()
     for position, name in enumerate(cases, start=1):
@@ -265,7 +272,6 @@ def chaos(
             assert_same_bits(folder / "runs" / whole.stem, run_dir)
             shutil.rmtree(run_dir)
             print(f"{name}: {faults // len(cases) - left} faults, {number} runs", flush=True)
-    return dict(outcomes)
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
@@ -306,15 +312,19 @@ def main() -> None:
         [sys.executable, "-m", "mslt_ds.cli", "prepare", "--input", folder / "text.txt",
          "--output", folder / "tokens", "--vocab-size", "400"], check=True,
     )  # fmt: skip
-    outcomes = chaos(
-        folder,
-        folder / "tokens",
-        arguments.faults,
-        arguments.seed,
-        arguments.cases,
-        60 * arguments.minutes,
-    )
-    print(table(outcomes))
+    outcomes: dict[str, Outcome] = defaultdict(Outcome)
+    try:
+        chaos(
+            folder,
+            folder / "tokens",
+            arguments.faults,
+            outcomes,
+            arguments.seed,
+            arguments.cases,
+            60 * arguments.minutes,
+        )
+    finally:
+        print(table(outcomes), flush=True)
     print(f"{sum(outcome.faults for outcome in outcomes.values())} faults, all survived")
 
 
