@@ -84,12 +84,13 @@ def _train(recipe: Recipe, world: World, flag: StopFlag) -> None:
 
     from mslt_ds.disk.lock import RunLock
     from mslt_ds.distributed.watchdog import PATIENCE
-    from mslt_ds.run import Run
+    from mslt_ds.preparation import prepare
+    from mslt_ds.run import train as train_stages
 
     run_dir = recipe.config.run_dir
     with RunLock.held(run_dir, os.environ) if world.is_main else nullcontext() as lock:
         try:
-            job = Run.prepare(recipe, world, device, lock)
+            prepared = prepare(recipe, world, device, lock)
             # Above what the watchdog allows, which says more than a library.
             timeout = max(1800.0, 2 * PATIENCE * train.hang_timeout_seconds)
             join(world, device, os.environ, timedelta(seconds=timeout))
@@ -97,6 +98,6 @@ def _train(recipe: Recipe, world: World, flag: StopFlag) -> None:
             if world.is_main:
                 print(f"stopped by {flag.reason} before the run began", flush=True)
             raise
-        job.train(flag)
+        train_stages(prepared, flag)
         # Not after an error: leaving may wait for the other ranks, and this one has a message to print.
         leave()

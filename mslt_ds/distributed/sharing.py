@@ -44,6 +44,11 @@ def broadcast_value(value: Value) -> Value:
     return holder[0]
 
 
+def is_finite(state: TrainingState) -> bool:
+    """Whether rank 0's `state` is. A collective."""
+    return broadcast_value(state.is_finite())
+
+
 def broadcast_tensors(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Rank 0's CPU tensors by name, on the CPU of every rank. A collective.
 

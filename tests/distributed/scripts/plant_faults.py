@@ -23,8 +23,9 @@ from mslt_ds.distributed.world import choose_device, join, leave, world_from_env
 from mslt_ds.engine import StageEngine
 from mslt_ds.errors import MsltError, report
 from mslt_ds.feed import Fed, Feed, SuffixInputs
+from mslt_ds.preparation import prepare
 from mslt_ds.recipe.loading import parse_recipe
-from mslt_ds.run import Run
+from mslt_ds.run import train
 from tests.distributed.recipes import merged
 
 flag = StopFlag()
@@ -75,7 +76,7 @@ for case in json.loads(Path(sys.argv[-1]).read_text()):
     try:
         other = case["other"] if world.rank == world.world_size - 1 else {}
         parsed = parse_recipe(merged(case["recipe"], other))
-        Run.prepare(parsed, world, device).train(flag)
+        train(prepare(parsed, world, device), flag)
     except MsltError as error:
         code = report(error) if world.is_main else error.exit_code
     except Stopped as stopped:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from mslt_ds.distributed.signals import StopFlag
 from mslt_ds.distributed.world import choose_device, join, leave, world_from_environment
+from mslt_ds.preparation import prepare
 from mslt_ds.recipe.loading import parse_recipe
-from mslt_ds.run import Run
+from mslt_ds.run import train
 
 flag = StopFlag()
 world = world_from_environment(os.environ)
@@ -20,5 +21,5 @@ join(world, device, os.environ)
 for recipe in json.loads(Path(sys.argv[-1]).read_text()):
     parsed = parse_recipe(recipe)
     parsed.check_world(world.world_size)
-    Run.prepare(parsed, world, device).train(flag)
+    train(prepare(parsed, world, device), flag)
 leave()

@@ -1,0 +1,242 @@
+"""One stage of a run: its model and engine, its steps, its end."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+
+from mslt_ds.data.loader import GlobalBatch
+from mslt_ds.distributed.agreement import StopRequest
+from mslt_ds.distributed.sharing import (
+    broadcast_tensors,
+    broadcast_value,
+    is_finite,
+    on_rank_0,
+    share_training,
+)
+from mslt_ds.distributed.traffic import TrafficMeter
+from mslt_ds.distributed.watchdog import INDEX_PATIENCE, Watchdog
+from mslt_ds.distributed.world import check_equal_on_all_ranks
+from mslt_ds.engine import EngineSettings, StageEngine
+from mslt_ds.feed import Feed
+from mslt_ds.guard import StepGuard, StepResult
+from mslt_ds.loop import Hooks, StageTrace, evaluate_losses, train_steps
+from mslt_ds.model.staged import StageModel
+from mslt_ds.plan.schedule import learning_rate
+from mslt_ds.plan.stages import Stage
+from mslt_ds.preparation import Prepared
+from mslt_ds.state import TrainingState
+from mslt_ds.telemetry import Telemetry
+from mslt_ds.telemetry.observer import StageObserver
+from mslt_ds.telemetry.waits import Waits
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DESCRIBED = ("stage", "depth", "trainable_layers", "trainable_share", "steps", "seq_length")
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What watches a run and measures it, from its first stage to its last."""
+
+    stop: StopRequest
+    watchdog: Watchdog
+    meter: TrafficMeter
+    waits: Waits
+
+
+class StageRun:
+    """A stage that has begun: data, model and engine are there. `train`, then `end`, then `close`.
+
+    Making one is a collective.
+
+    state: of rank 0; inside the stage, where a run resumes there. No reference to its tensors is kept
+        but by the engine
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        instruments: Instruments,
+        telemetry: Telemetry,
+        stage: Stage,
+        state: TrainingState,
+    ) -> None:
+        self._prepared, self._config = prepared, prepared.config
+        self._instruments, self._telemetry, self._stage = instruments, telemetry, stage
+        watchdog = instruments.watchdog
+        watchdog.doing(f"the index for stage {stage.index}", INDEX_PATIENCE)
+        self._batches = prepared.batches.training(stage, state)
+        self._held_out = prepared.batches.evaluation(stage)
+        watchdog.doing(f"the beginning of stage {stage.index}")
+        self._engine = self._begin(state)
+
+    def _begin(self, state: TrainingState) -> StageEngine:
+        stage, device, train = self._stage, self._prepared.device, self._config.train
+        world = self._prepared.world
+        if world.is_main and state.step == stage.start_step:
+            state = self._prepared.states.grown(stage, state)
+            self._prepared.save_model(f"stages/{stage.index}/start", stage.depth, state.weights)
+        state = replace(state, weights=broadcast_tensors(state.weights, device))
+        model = StageModel.build(
+            self._prepared.folder.hf_config(stage.depth),
+            self._config.data.objective,
+            stage.frozen_layers,
+            state.weights,
+            frozen_dropout=train.frozen_dropout == "on",
+            dtype=_DTYPES[train.precision],
+            device=device,
+            prefix_dtype=_DTYPES[train.prefix_precision or train.precision],
+            train_embeddings=stage.train_embeddings,
+        )
+        if self._prepared.compiles:
+            model.compile()
+        trained = frozenset(name for name, _ in model.suffix.named_parameters())
+        settings = EngineSettings(
+            optimizer=self._config.optimizer,
+            deepspeed=self._prepared.recipe.deepspeed,
+            precision=train.precision,
+            gradient_clipping=train.gradient_clipping,
+            micro_batch_size=stage.micro_batch_size,
+            gradient_accumulation_steps=stage.gradient_accumulation_steps(world.world_size),
+        )
+        engine = StageEngine(
+            model, settings, share_training(state, trained, device), self._instruments.meter
+        )
+        check_equal_on_all_ranks(
+            dict(model.suffix.named_parameters()),
+            f"weights at the beginning of stage {stage.index}",
+        )
+        return engine
+
+    def train(self, step: int) -> StageTrace:
+        """The stage's steps from `step` on."""
+        stage, instruments, config = self._stage, self._instruments, self._config
+        self._telemetry.event("stage_start", self._described() | {"step": step})
+        run_dir = self._prepared.folder.path
+        observer = StageObserver(
+            self._telemetry, stage, step, self._prepared.rates, instruments.waits,
+            self._prepared.device, profile_in=run_dir if self._prepared.world.is_main else None,
+        )  # fmt: skip
+        hooks = Hooks(
+            learning_rate=partial(learning_rate, config, self._prepared.recipe.plan),
+            log=observer.log,
+            step_done=observer.step_done,
+            skipped=self._tell_skipped,
+            checkpoint=self._save_checkpoint,
+            log_every_steps=config.telemetry.log_every_steps,
+            checkpoint_every_steps=config.checkpoint.every_steps,
+        )
+        feed, batches = self._feed(), self._batches
+        if self._prepared.compiles:
+            instruments.watchdog.doing("compiling")
+            batches = self._warmed_up(feed, batches, step)
+        with closing(observer):
+            return train_steps(
+                self._engine,
+                feed,
+                batches,
+                config.data.objective,
+                steps=range(step, stage.end_step),
+                hooks=hooks,
+                guard=StepGuard(config.train),
+                stop=instruments.stop,
+                traffic=instruments.meter.traffic,
+                watchdog=instruments.watchdog,
+                device=self._prepared.device,
+            )
+
+    def state(self, step: int) -> TrainingState:
+        """After `step` steps, whole on rank 0. A collective."""
+        return self._engine.state(step)
+
+    def end(self, state: TrainingState, trace: StageTrace) -> None:
+        """Held-out losses, the boundary's model, a checkpoint: in this order, so that a kill in
+        between repeats the stage's last steps and nothing is missing afterwards. A stop leaves out
+        all but the checkpoint, and the next start begins here. A collective.
+
+        state: after the stage's last step
+        """
+        stage, engine = self._stage, self._engine
+        check_equal_on_all_ranks(
+            dict(engine.model.suffix.named_parameters()), f"weights at step {stage.end_step}"
+        )
+        fields = self._described() | {"step": stage.end_step - 1}
+        if trace.step_seconds:
+            fields["median_step_seconds"] = statistics.median(trace.step_seconds)
+        if self._held_out is not None:
+            losses = evaluate_losses(
+                engine,
+                self._feed(),
+                self._told(self._held_out),
+                self._config.data.objective,
+                self._instruments.stop,
+            )
+            if losses is None:
+                self._prepared.folder.save_checkpoint(state, engine.frozen)
+                return
+            fields |= losses
+        self._telemetry.event("stage_end", fields)
+        self._prepared.save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
+        self._prepared.folder.save_checkpoint(state, engine.frozen)
+
+    def close(self) -> None:
+        """Release the engine."""
+        self._engine.close()
+
+    def _feed(self) -> Feed:
+        train, prefix = self._config.train, self._engine.model.prefix
+        device, size = self._prepared.device, self._stage.micro_batch_size
+        ahead = train.prefix_ahead == "on"
+        if train.prefix_ahead == "auto" and prefix is not None:
+            # On a CPU of its own, a rank has nothing to wait for; and all threads share a generator.
+            on_cpu = self._prepared.world.world_size > 1 and not prefix.dropout
+            ahead = device.type == "cuda" or on_cpu
+        at_once = (train.prefix_micro_batch_size or size) // size
+        return Feed(prefix, device, self._config.seed, at_once=at_once, ahead=ahead)
+
+    def _warmed_up(
+        self, feed: Feed, batches: Iterator[GlobalBatch], step: int
+    ) -> Iterator[GlobalBatch]:
+        """The `batches`, once prefix and suffix are compiled for what the first of them is like."""
+        began = time.perf_counter()
+        first = next(batches)
+        with closing(feed.training([first], step)) as fed:
+            self._engine.warm_up(next(fed).inputs)
+        if self._prepared.world.is_main:
+            print(f"train.compile: took {time.perf_counter() - began:.0f} s", flush=True)
+        return chain([first], batches)
+
+    def _save_checkpoint(self, step: int, stops: bool) -> bool | None:
+        """As `Hooks.checkpoint`."""
+        folder = self._prepared.folder
+        if not broadcast_value(on_rank_0(folder.is_ready)) and not stops:
+            return None
+        reached = self._engine.state(step)
+        finite = is_finite(reached)
+        if finite:
+            folder.save_checkpoint(reached, self._engine.frozen)
+        return finite
+
+    def _tell_skipped(self, result: StepResult) -> None:
+        self._telemetry.event(
+            "step_skipped",
+            {"step": result.step, "reason": result.reason, "instances": list(result.instances)},
+        )
+
+    def _told(self, batches: Iterator[GlobalBatch]) -> Iterator[GlobalBatch]:
+        """The batches; the watchdog is told of each."""
+        for batch in batches:
+            self._instruments.watchdog.doing(f"the evaluation after stage {self._stage.index}")
+            yield batch
+
+    def _described(self) -> dict[str, Any]:
+        described = self._prepared.description["stages"][self._stage.index - 1]
+        return {name: described[name] for name in _DESCRIBED}
