@@ -49,10 +49,11 @@ class Hooks:
     """(step, instances of all ranks, real tokens of this rank), after each step."""
     checkpoint: Callable[[int, bool], bool | None]
     """(steps done, whether the run stops) -> whether all numbers are finite, else nothing is written;
-    None where it was left out. Every `checkpoint_every_steps` steps and before an early end, but not
-    after the last step."""
+    None where it was left out. Where `checkpoint_due` says so and before an early end, but not after the
+    last step."""
+    checkpoint_due: Callable[[int], bool]
+    """(steps done) -> whether a checkpoint is due."""
     log_every_steps: int
-    checkpoint_every_steps: int
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def train_steps(
             step_seconds.append(metrics["step_seconds"])
             hooks.log(step, metrics | engine.metrics() | {"learning_rate": rate})
         stopped = stop.answer()
-        due = stopped or next_step % hooks.checkpoint_every_steps == 0
+        due = stopped or hooks.checkpoint_due(next_step)
         saves = due and next_step < steps.stop
         if logged or due or guard.needs_values or skipped is True:
             go_back = _judge(pending, engine, objective, hooks, guard)

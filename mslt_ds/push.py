@@ -1,6 +1,7 @@
 """`mslt-ds push`: a run's models and their cards to a repository at the Hugging Face Hub.
 
-The finished model is the revision `main`, the model after stage k the revision `stage-<k>`. A card that
+The finished model is the revision `main`, the model after stage k the revision `stage-<k>`, and the one
+before the learning rate falls `before-decay`. A card that
 somebody has edited, here or in the repository, is kept.
 """
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mslt_ds import paths
 from mslt_ds.disk.card import CARD_FILE, is_ours, seal
+from mslt_ds.disk.run_folder import BEFORE_DECAY
 from mslt_ds.errors import CheckpointError, EnvironmentProblem, RecipeError, first_line
 from mslt_ds.evaluation.results import METRIC_NAMES, Results
 from mslt_ds.evaluation.results_file import read_results
@@ -76,8 +78,11 @@ def plan_uploads(run: RunRecord, repository: str, results: Sequence[Results] = (
         for index in range(1, len(run.stages) + 1)
         if (run.path / "stages" / str(index) / "end").is_dir()
     }
-    if (run.path / "model").is_dir():
-        names["main"] = "model"
+    names |= {
+        revision: name
+        for revision, name in (("before-decay", BEFORE_DECAY), ("main", "model"))
+        if (run.path / name).is_dir()
+    }
     if not names:
         raise CheckpointError(
             f"{run.path}: no model here yet; a run writes one at the end of each stage, and model/ at its end"

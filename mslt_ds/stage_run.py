@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mslt_ds.data.loader import GlobalBatch
+from mslt_ds.disk.run_folder import BEFORE_DECAY
 from mslt_ds.distributed.agreement import StopRequest
 from mslt_ds.distributed.sharing import (
     broadcast_tensors,
@@ -30,7 +31,7 @@ from mslt_ds.feed import Feed
 from mslt_ds.guard import StepGuard, StepResult
 from mslt_ds.loop import Hooks, StageTrace, evaluate_losses, train_steps
 from mslt_ds.model.staged import StageModel
-from mslt_ds.plan.schedule import learning_rate
+from mslt_ds.plan.schedule import decay_start, learning_rate
 from mslt_ds.plan.stages import Stage
 from mslt_ds.preparation import Prepared
 from mslt_ds.state import TrainingState
@@ -77,6 +78,7 @@ class StageRun:
         self._held_out = prepared.batches.evaluation(stage)
         watchdog.doing(f"the beginning of stage {stage.index}")
         self._engine = self._begin(state)
+        self._decay_start = decay_start(self._config.schedule, prepared.recipe.plan.total_steps)
 
     def _begin(self, state: TrainingState) -> StageEngine:
         stage, device, train = self._stage, self._prepared.device, self._config.train
@@ -131,8 +133,8 @@ class StageRun:
             step_done=observer.step_done,
             skipped=self._tell_skipped,
             checkpoint=self._save_checkpoint,
+            checkpoint_due=self._checkpoint_due,
             log_every_steps=config.telemetry.log_every_steps,
-            checkpoint_every_steps=config.checkpoint.every_steps,
         )
         feed, batches = self._feed(), self._batches
         if self._prepared.compiles:
@@ -184,6 +186,7 @@ class StageRun:
                 return
             fields |= losses
         self._telemetry.event("stage_end", fields)
+        self._save_before_decay(state)
         self._prepared.save_model(f"stages/{stage.index}/end", stage.depth, state.weights)
         self._prepared.folder.save_checkpoint(state, engine.frozen)
 
@@ -217,13 +220,23 @@ class StageRun:
     def _save_checkpoint(self, step: int, stops: bool) -> bool | None:
         """As `Hooks.checkpoint`."""
         folder = self._prepared.folder
-        if not broadcast_value(on_rank_0(folder.is_ready)) and not stops:
+        ready = broadcast_value(on_rank_0(folder.is_ready))
+        if not (ready or stops or step == self._decay_start):
             return None
         reached = self._engine.state(step)
         finite = is_finite(reached)
         if finite:
+            self._save_before_decay(reached)
             folder.save_checkpoint(reached, self._engine.frozen)
         return finite
+
+    def _checkpoint_due(self, step: int) -> bool:
+        return step % self._config.checkpoint.every_steps == 0 or step == self._decay_start
+
+    def _save_before_decay(self, state: TrainingState) -> None:
+        """The model at the end of a constant rate, which is the one to train on from later."""
+        if state.step == self._decay_start:
+            self._prepared.save_model(BEFORE_DECAY, self._stage.depth, state.weights)
 
     def _tell_skipped(self, result: StepResult) -> None:
         self._telemetry.event(

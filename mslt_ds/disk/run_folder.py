@@ -6,6 +6,7 @@
         metrics.jsonl, starts.jsonl  see telemetry/
         checkpoints/step_<N>/        see checkpoint.py
         stages/<k>/{start,end}/      the whole model at a stage boundary, in Hugging Face's format
+        before_decay/                the model after the last step at a constant rate (schedule wsd)
         model/                       the final model
         stacks/rank_<n>.txt          of threads, where a step took very long (distributed/watchdog.py)
 
@@ -35,6 +36,7 @@ from mslt_ds.errors import EnvironmentProblem
 from mslt_ds.plan.stages import Stage
 from mslt_ds.state import TrainingState, Weights
 
+BEFORE_DECAY = "before_decay"
 _WAIT_SECONDS, _CLOSE_SECONDS = 5.0, 60.0
 logger = logging.getLogger(__name__)
 

@@ -41,6 +41,14 @@ def learning_rate(config: RunConfig, plan: Plan, step: int) -> float:
     )
 
 
+def decay_start(schedule: ScheduleConfig, total_steps: int) -> int | None:
+    """The step with which the rate of a run begins to fall after a part in which it is constant, None
+    where there is no such step, or one for each stage."""
+    if schedule.name != "wsd" or schedule.restart:
+        return None
+    return total_steps - (schedule.decay_steps or 0)
+
+
 def shape(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     """Factor in (0, 1] of step `step` (0-based) of `total_steps`."""
     warmup_steps = schedule.warmup_steps

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from mslt_ds.disk.card import write_card
+from mslt_ds.disk.run_folder import BEFORE_DECAY
 from mslt_ds.durations import duration
 from mslt_ds.report.record import RunRecord
 from mslt_ds.report.summary import load_snippet
@@ -33,8 +34,8 @@ class Score:
 
 
 def write_model_card(run_dir: Path, name: str) -> None:
-    """Write the card of the run's folder `name` (`model`, `stages/<k>/start`, `stages/<k>/end`) from what
-    the run has written so far, unless a user has edited it."""
+    """Write the card of the run's folder `name` (`model`, `before_decay`, `stages/<k>/start`,
+    `stages/<k>/end`) from what the run has written so far, unless a user has edited it."""
     write_card(run_dir / name, model_card(RunRecord.read(run_dir), name))
 
 
@@ -53,17 +54,11 @@ def model_card(
     """
     folder = run.path / name
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    stages = len(run.stages)
-    stage, at = stages, "end"
-    if name != "model":
-        _, number, at = name.split("/")
-        stage = int(number)
-    last = stage if at == "end" else stage - 1
-    title = run.name if (stage, at) == (stages, "end") else f"{run.name}, {at} of stage {stage}"
+    last, title, moment = _moment(run, name)
     parts = [
         _metadata(run, folder, scores),
         f"# {title}",
-        _what(run, config, stage, at),
+        _what(run, config, moment),
         "## Training",
         _stage_table(run, last),
         "\n".join(f"- {line}" for line in _training(run, last)),
@@ -77,6 +72,30 @@ def model_card(
         "above before you publish the model.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _moment(run: RunRecord, name: str) -> tuple[int, str, str]:
+    """How many stages had ended when the run's folder `name` was written, the card's title, and where in
+    the run that was: "" at its end."""
+    if name == BEFORE_DECAY:
+        step = run.total_steps - run.recipe["schedule"]["decay_steps"]
+        ended = sum(
+            start + stage["steps"] <= step
+            for start, stage in zip(run.stage_starts, run.stages, strict=True)
+        )
+        moment = f"step {step:,} of {run.total_steps:,}, before the learning rate falls"
+        return ended, f"{run.name}, before the decay", moment
+    if name == "model":
+        return len(run.stages), run.name, ""
+    _, number, at = name.split("/")
+    ended = int(number) if at == "end" else int(number) - 1
+    if ended == len(run.stages):
+        return ended, run.name, ""
+    return (
+        ended,
+        f"{run.name}, {at} of stage {number}",
+        f"the {at} of stage {number} of {len(run.stages)}",
+    )
 
 
 def _metadata(run: RunRecord, folder: Path, scores: Sequence[Score]) -> str:
@@ -117,7 +136,7 @@ def _result(score: Score) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _what(run: RunRecord, config: dict[str, Any], stage: int, at: str) -> str:
+def _what(run: RunRecord, config: dict[str, Any], moment: str) -> str:
     family = str(config.get("model_type", "encoder")).upper()
     sizes = (
         f"{config.get('num_hidden_layers')} layers, hidden size {config.get('hidden_size')}, "
@@ -129,8 +148,8 @@ def _what(run: RunRecord, config: dict[str, Any], stage: int, at: str) -> str:
         "full": "with all layers from the first step to the last",
     }.get(run.plan.get("method", ""), "in stages")
     text = f"A {family} encoder ({sizes}), pretrained {how} with mslt-ds."
-    if (stage, at) != (len(run.stages), "end"):
-        text += f" This is the model at the {at} of stage {stage} of {len(run.stages)}, not a finished one."
+    if moment:
+        text += f" This is the model at {moment}, not a finished one."
     return text
 
 

@@ -202,6 +202,7 @@ def test_killed_in_any_stage_and_repeated_ends_in_the_same_bits(store, tmp_path)
         "data": {"eval_path": str(store)},
         "evaluation": {"instances": 24},
         "plan": {"steps_per_stage": 8, "joint_steps": 8},
+        "schedule": {"name": "wsd", "decay_steps": 13},  # from step 11 on, inside of a stage
     }
     whole = Command(tmp_path, recipe(store, tmp_path, "whole", **changes))
     assert whole.run() == 0, whole.log.read_text()[-4000:]
@@ -210,7 +211,14 @@ def test_killed_in_any_stage_and_repeated_ends_in_the_same_bits(store, tmp_path)
         kill(killed.start_until(step))
     assert killed.run() == 0, killed.log.read_text()[-4000:]
     assert curve(whole.run_dir) == curve(killed.run_dir)
-    for folder in ("stages/1/end", "stages/2/start", "stages/2/end", "stages/3/start", "model"):
+    for folder in (
+        "stages/1/end",
+        "stages/2/start",
+        "before_decay",
+        "stages/2/end",
+        "stages/3/start",
+        "model",
+    ):
         assert_same_bits(whole.run_dir, killed.run_dir, folder)
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mslt_ds.config.sections import ScheduleConfig
 from mslt_ds.plan.methods import build_plan
-from mslt_ds.plan.schedule import learning_rate
+from mslt_ds.plan.schedule import decay_start, learning_rate, shape
 from mslt_ds.recipe.loading import parse_recipe
 
 
@@ -52,6 +53,14 @@ def test_wsd():
     got = rates(name="wsd", warmup_steps=2, decay_steps=4)
     assert got == approx(0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25)
     assert rates(name="wsd", decay_steps=10) == rates(name="linear")
+
+
+def test_where_a_constant_rate_ends():
+    schedule = ScheduleConfig(name="wsd", decay_steps=4)
+    assert decay_start(schedule, 10) == 6
+    assert [shape(schedule, step, 10) < 1.0 for step in (5, 6, 7)] == [False, False, True]
+    assert decay_start(ScheduleConfig(name="wsd", decay_steps=4, restart=True), 10) is None
+    assert decay_start(ScheduleConfig(name="linear"), 10) is None
 
 
 def test_warmup_for_the_whole_training():
