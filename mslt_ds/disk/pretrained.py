@@ -9,7 +9,6 @@ that the recipe doesn't use are left out.
 from __future__ import annotations
 
 import copy
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +16,16 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from mslt_ds import hub
 from mslt_ds.data import tokenizer
 from mslt_ds.data.tokenizer import TOKENIZER_FILES
 from mslt_ds.disk.model_folder import load_weights, read_config, tokenizer_difference
 from mslt_ds.disk.new_vocabulary import old_rows, take
-from mslt_ds.errors import CheckpointError, DataError, EnvironmentProblem, first_line
+from mslt_ds.errors import CheckpointError, DataError
 from mslt_ds.model.families import family_of
 from mslt_ds.state import Weights
 
 _KEY = "plan.init_from"
-_OF_THE_HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^@]+))?")
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 
 
@@ -36,39 +35,15 @@ def find(given: str) -> Path:
 
     CheckpointError if the hub has no such model, EnvironmentProblem if it can't be asked.
     """
-    named = _OF_THE_HUB.fullmatch(given)
-    if named is None or Path(given).exists():
-        return Path(given)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+    folder = hub.fetch(
+        given, _KEY, ["config.json", *_WEIGHTS, *TOKENIZER_FILES], missing=CheckpointError
     )
-
-    try:
-        folder = snapshot_download(
-            named["name"],
-            revision=named["revision"],
-            allow_patterns=["config.json", *_WEIGHTS, *TOKENIZER_FILES],
-        )
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise CheckpointError(
-            f"{_KEY}: {given}: no such folder, and the hub doesn't show such a model "
-            f"({type(error).__name__}); check its name, or log in with `hf auth login` where it is private"
-        ) from error
-    except Exception as error:  # whatever the network, a proxy or the disk raises
-        raise EnvironmentProblem(
-            f"{_KEY}: {given}: no such folder, and it can't be fetched from the hub "
-            f"({first_line(error)}); check the connection (HF_ENDPOINT, HF_HUB_OFFLINE, proxies), or fetch "
-            f"it elsewhere with `hf download {named['name']} --local-dir FOLDER` and name the folder"
-        ) from error
-    if not any(Path(folder).glob("*.safetensors")):
+    if folder != Path(given) and not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"{_KEY}: {given}: it holds no model.safetensors; load it with transformers, save it with "
             "save_pretrained, and name the folder"
         )
-    return Path(folder)
+    return folder
 
 
 def check_folder(

@@ -26,6 +26,7 @@ from tests.distributed.recipes import (
     write_recipes,
     zero_config,
 )
+from tests.unit.hub import serve
 
 OTHER = [
     "[PAD]",
@@ -83,9 +84,19 @@ def runs(module_launch, store, given, tmp_path_factory) -> tuple[Path, str]:
     recipes.append(with_new_vocabulary(store, folder, given / "other"))
     apart = {"freeze": "none", "freeze_embeddings": True, "init_from": str(given / "whole")}
     recipes.append(recipe(store, folder, "apart", plan=PLAN | apart))
-    launched = module_launch(
-        SCRIPTS / "run_recipes.py", 2, write_recipes(folder / "recipes.json", recipes)
-    )
+    full = {"method": "full", "num_stages": None, "steps_per_stage": None, "joint_steps": None}
+    of_the_hub = full | {"total_steps": 4, "init_from": "someone/tiny"}
+    recipes.append(recipe(store, folder, "hub", plan=of_the_hub, model={"num_hidden_layers": 2}))
+    with serve() as hub:
+        hub.repository = "someone/tiny"
+        hub.revisions = {
+            "main": {path.name: path.read_bytes() for path in (given / "whole").iterdir()}
+        }
+        launched = module_launch(
+            SCRIPTS / "run_recipes.py", 2, write_recipes(folder / "recipes.json", recipes),
+            env={"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "0",
+                 "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"},
+        )  # fmt: skip
     return folder, launched.output
 
 
@@ -97,6 +108,12 @@ def test_a_whole_model_is_what_stage_1_begins_with_and_it_grows(runs, given):
     stages = json.loads((run / "plan.json").read_text())["stages"]
     assert [stage["init"] for stage in stages] == ["pretrained", "copy_top", "keep"]
     assert weights_at(run, "model").keys() > before.keys()
+
+
+def test_a_model_of_the_hub_is_what_stage_1_begins_with(runs, given):
+    before, start = weights_at(given, "whole"), weights_at(runs[0] / "hub", "stages/1/start")
+    assert start.keys() == before.keys()
+    assert all(torch.equal(start[name], tensor) for name, tensor in before.items())
 
 
 def test_missing_heads_begin_fresh_and_are_named_once(runs, given):

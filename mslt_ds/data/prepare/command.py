@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from mslt_ds import paths
+from mslt_ds import hub, paths
 from mslt_ds.data import tokenizer
 from mslt_ds.data.prepare import saved_tokenizer, segment, vocabulary
 from mslt_ds.data.prepare.documents import TextCounts, count_characters
@@ -64,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         type=paths.path_text,
         metavar="PLACE",
-        help="use the tokenizer of this folder or token store, or this vocabulary file",
+        help="use the tokenizer of this folder or token store, of this model of the hub "
+        "(owner/name), or this vocabulary file",
     )
     tokens.add_argument(
         "--vocab-size",
@@ -199,7 +200,9 @@ def prepare(
             "they belong to"
         )
     if tokenizer_place is not None:
-        tokenizer_place = tokenizer.find(tokenizer_place)
+        tokenizer_place = tokenizer.find(
+            hub.fetch(str(tokenizer_place), "--tokenizer", tokenizer.TOKENIZER_FILES, DataError)
+        )
     job = _job(inputs, tokenizer_place or training, language, keep_duplicates)
     work = WorkFolder(output)
     work.check_output()

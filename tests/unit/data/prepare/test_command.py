@@ -23,6 +23,7 @@ from mslt_ds.data.prepare.finish import FIGURES
 from mslt_ds.data.store import MANIFEST, TokenStore
 from mslt_ds.errors import DataError
 from tests.unit.data.conftest import VOCAB_SIZE, as_text, docstring_documents
+from tests.unit.hub import serve
 
 COMMAND = [sys.executable, "-m", "mslt_ds.cli", "prepare"]
 
@@ -60,6 +61,27 @@ def test_a_store_from_text_and_another_by_its_tokenizer(tmp_path, text_file, sto
         ["documents.bin", "groups.bin", "manifest.json", "prepare.json", "sentences.bin",
          "token_counts.bin", "tokenizer", "tokens.bin"]
     )  # fmt: skip
+
+
+def test_a_tokenizer_of_the_hub(tmp_path, text_file, store_path):
+    """In a process of its own: the hub's address is read when its library is imported."""
+    with serve() as hub:
+        hub.repository = "someone/tiny"
+        files = {file.name: file.read_bytes() for file in (store_path / "tokenizer").iterdir()}
+        hub.revisions = {"main": files | {"model.safetensors": b"x"}}
+        environment = {
+            "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "*",
+        }  # fmt: skip
+        for name, code in (("someone/tiny", 0), ("someone/other", 2)):
+            done = subprocess.run(
+                [*COMMAND, "--input", text_file, "--output", tmp_path / "store", "--tokenizer", name],
+                capture_output=True, text=True, env=os.environ | environment, cwd=tmp_path,
+            )  # fmt: skip
+            assert done.returncode == code, done.stderr
+        assert "--tokenizer: someone/other: no such folder" in done.stderr
+        assert "model.safetensors" not in hub.fetched
+    assert TokenStore.open(tmp_path / "store").digest == TokenStore.open(store_path).digest
 
 
 def test_the_manifest_tells_what_went_in(store: TokenStore, text_file: Path):
