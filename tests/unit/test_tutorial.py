@@ -6,10 +6,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +32,13 @@ def run_page(name: str, num_blocks: int, tmp_path: Path) -> str:
         process = subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", "set -x\n" + "\n".join(blocks)],
             cwd=tmp_path,
-            env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+            env=os.environ
+            | {
+                "PATH": path,
+                "PYTHONPATH": str(ROOT),
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONFAULTHANDLER": "1",
+            },
             stdout=file,
             stderr=subprocess.STDOUT,
         )
@@ -37,6 +46,9 @@ def run_page(name: str, num_blocks: int, tmp_path: Path) -> str:
             code = process.wait(timeout=1000)
         except subprocess.TimeoutExpired:
             code = "none within 1,000 s"
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.send_signal(signal.SIGABRT)  # it prints the stacks of its threads
+            time.sleep(2)
         finally:
             process.kill()
     output = log.read_text()
