@@ -38,12 +38,12 @@ def fetch(given: str, key: str, patterns: Sequence[str], missing: type[MsltError
         )
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise missing(
-            f"{key}: {given}: no such folder, and the hub doesn't show such a model "
+            f"{key}: {given}: no such folder or file, and the hub doesn't show such a model "
             f"({type(error).__name__}); check its name, or log in with `hf auth login` where it is private"
         ) from error
     except Exception as error:  # whatever the network, a proxy or the disk raises
         raise EnvironmentProblem(
-            f"{key}: {given}: no such folder, and it can't be fetched from the hub "
+            f"{key}: {given}: no such folder or file, and it can't be fetched from the hub "
             f"({first_line(error)}); check the connection (HF_ENDPOINT, HF_HUB_OFFLINE, proxies), or fetch "
             f"it elsewhere with `hf download {named['name']} --local-dir FOLDER` and name the folder"
         ) from error

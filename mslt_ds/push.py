@@ -1,8 +1,8 @@
 """`mslt-ds push`: a run's models and their cards to a repository at the Hugging Face Hub.
 
 The finished model is the revision `main`, the model after stage k the revision `stage-<k>`, and the one
-before the learning rate falls `before-decay`. A card that
-somebody has edited, here or in the repository, is kept.
+before the learning rate falls `before-decay`. A card that somebody has edited, here or in the repository, is
+kept.
 """
 
 from __future__ import annotations

@@ -220,8 +220,8 @@ class StageRun:
     def _save_checkpoint(self, step: int, stops: bool) -> bool | None:
         """As `Hooks.checkpoint`."""
         folder = self._prepared.folder
-        ready = broadcast_value(on_rank_0(folder.is_ready))
-        if not (ready or stops or step == self._decay_start):
+        must = stops or step == self._decay_start
+        if not broadcast_value(on_rank_0(partial(folder.is_ready, must=must))):
             return None
         reached = self._engine.state(step)
         finite = is_finite(reached)

@@ -6,7 +6,7 @@
         metrics.jsonl, starts.jsonl  see telemetry/
         checkpoints/step_<N>/        see checkpoint.py
         stages/<k>/{start,end}/      the whole model at a stage boundary, in Hugging Face's format
-        before_decay/                the model after the last step at a constant rate (schedule wsd)
+        before_decay/                the model where the last `decay_steps` of schedule wsd begin
         model/                       the final model
         stacks/rank_<n>.txt          of threads, where a step took very long (distributed/watchdog.py)
 
@@ -80,8 +80,9 @@ class RunFolder:
         path = self.path / f"stages/{stage.index}/end"
         return path.exists() or self.writer.has(str(path))
 
-    def is_ready(self) -> bool:
-        """Whether a checkpoint can be written now; otherwise the one before is still being written.
+    def is_ready(self, *, must: bool = False) -> bool:
+        """Whether a checkpoint is to be written now: if the one before is still being written, only where it
+        `must`.
 
         RunIsAliveError where another start has taken the run over. EnvironmentProblem where nothing
         could be written for too long.
@@ -89,12 +90,13 @@ class RunFolder:
         if self.lock is not None:
             self.lock.check()
         self.writer.check()
-        if self.writer.is_busy:
-            logger.warning(
-                "%s: the last checkpoint is still being written, so this one is left out; is the disk slow?",
-                self.path,
-            )
-        return not self.writer.is_busy
+        if must or not self.writer.is_busy:
+            return True
+        logger.warning(
+            "%s: the last checkpoint is still being written, so this one is left out; is the disk slow?",
+            self.path,
+        )
+        return False
 
     def save_checkpoint(self, state: TrainingState, frozen: TrainingState) -> None:
         """Hand a checkpoint over to the writer. `frozen`: see `CheckpointFolder.save`."""

@@ -20,13 +20,16 @@ FAMILIES: dict[str, Family] = {
 """By the name that both `model.family` and Hugging Face's `model_type` have for them."""
 
 
+_AUTO_CLASS = "AutoModelForPreTraining"
+
+
 def auto_class(architectures: Sequence[str]) -> str:
     """The class of transformers that loads all weights of a model, by its config.json's `architectures`."""
     for family in FAMILIES.values():
         for heads, architecture in family.architectures.items():
             if architecture in architectures:
-                return family.auto_classes[heads]
-    return "AutoModelForPreTraining"
+                return family.auto_classes.get(heads, _AUTO_CLASS)
+    return _AUTO_CLASS
 
 
 def family_of(config: PretrainedConfig) -> Family:

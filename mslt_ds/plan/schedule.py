@@ -42,11 +42,11 @@ def learning_rate(config: RunConfig, plan: Plan, step: int) -> float:
 
 
 def decay_start(schedule: ScheduleConfig, total_steps: int) -> int | None:
-    """The step with which the rate of a run begins to fall after a part in which it is constant, None
-    where there is no such step, or one for each stage."""
-    if schedule.name != "wsd" or schedule.restart:
-        return None
-    return total_steps - (schedule.decay_steps or 0)
+    """The step with which the last `decay_steps` of a run begin, after a part at a constant rate. None where
+    there is no such part, or one in each stage."""
+    start = total_steps - (schedule.decay_steps or 0)
+    constant = schedule.name == "wsd" and not schedule.restart and start > schedule.warmup_steps
+    return start if constant else None
 
 
 def shape(schedule: ScheduleConfig, step: int, total_steps: int) -> float:

@@ -62,7 +62,10 @@ class Calibration:
 
         def seconds(stage: Stage) -> float:
             own = plan.stages[stage.index - 1]
-            same = (stage.depth, stage.trainable_layers) == (own.depth, own.trainable_layers)
+            same = all(
+                getattr(stage, key) == getattr(own, key)
+                for key in ("depth", "trainable_layers", "train_embeddings")
+            )
             return self.stages[stage.index - 1].step if same else model.step_flops(stage) / rate
 
         return seconds

@@ -14,9 +14,11 @@ from typing import Any
 
 import yaml
 
+from mslt_ds.config.sections import ScheduleConfig
 from mslt_ds.disk.card import write_card
 from mslt_ds.disk.run_folder import BEFORE_DECAY
 from mslt_ds.durations import duration
+from mslt_ds.plan.schedule import decay_start
 from mslt_ds.report.record import RunRecord
 from mslt_ds.report.summary import load_snippet
 from mslt_ds.telemetry.metrics import eval_losses
@@ -54,15 +56,15 @@ def model_card(
     """
     folder = run.path / name
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    last, title, moment = _moment(run, name)
+    moment = _moment(run, name)
     parts = [
         _metadata(run, folder, scores),
-        f"# {title}",
+        f"# {moment.title}",
         _what(run, config, moment),
         "## Training",
-        _stage_table(run, last),
-        "\n".join(f"- {line}" for line in _training(run, last)),
-        *_losses(run, last),
+        _stage_table(run, moment.step),
+        "\n".join(f"- {line}" for line in _training(run, moment)),
+        *_losses(run, moment.ended),
         *_scores(scores),
         "## Use",
         f"```python\n{load_snippet(config, where or str(folder), revision)}\n```",
@@ -74,28 +76,35 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _moment(run: RunRecord, name: str) -> tuple[int, str, str]:
-    """How many stages had ended when the run's folder `name` was written, the card's title, and where in
-    the run that was: "" at its end."""
+@dataclass(frozen=True)
+class _Moment:
+    """When a model of a run was written."""
+
+    step: int  # steps that were done
+    ended: int  # stages
+    title: str
+    words: str = ""  # "" at the run's end
+
+
+def _moment(run: RunRecord, name: str) -> _Moment:
+    """When the run's folder `name` was written."""
+    ends = [
+        start + stage["steps"] for start, stage in zip(run.stage_starts, run.stages, strict=True)
+    ]
     if name == BEFORE_DECAY:
-        step = run.total_steps - run.recipe["schedule"]["decay_steps"]
-        ended = sum(
-            start + stage["steps"] <= step
-            for start, stage in zip(run.stage_starts, run.stages, strict=True)
-        )
-        moment = f"step {step:,} of {run.total_steps:,}, before the learning rate falls"
-        return ended, f"{run.name}, before the decay", moment
+        schedule = ScheduleConfig.model_validate(run.recipe.get("schedule"))
+        step = decay_start(schedule, run.total_steps) or 0
+        words = f"step {step:,} of {run.total_steps:,}, before the learning rate falls"
+        ended = sum(end <= step for end in ends)
+        return _Moment(step, ended, f"{run.name}, before the decay", words)
     if name == "model":
-        return len(run.stages), run.name, ""
+        return _Moment(run.total_steps, len(ends), run.name)
     _, number, at = name.split("/")
     ended = int(number) if at == "end" else int(number) - 1
-    if ended == len(run.stages):
-        return ended, run.name, ""
-    return (
-        ended,
-        f"{run.name}, {at} of stage {number}",
-        f"the {at} of stage {number} of {len(run.stages)}",
-    )
+    if ended == len(ends):
+        return _Moment(run.total_steps, ended, run.name)
+    words = f"the {at} of stage {number} of {len(ends)}"
+    return _Moment([0, *ends][ended], ended, f"{run.name}, {at} of stage {number}", words)
 
 
 def _metadata(run: RunRecord, folder: Path, scores: Sequence[Score]) -> str:
@@ -136,7 +145,7 @@ def _result(score: Score) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _what(run: RunRecord, config: dict[str, Any], moment: str) -> str:
+def _what(run: RunRecord, config: dict[str, Any], moment: _Moment) -> str:
     family = str(config.get("model_type", "encoder")).upper()
     sizes = (
         f"{config.get('num_hidden_layers')} layers, hidden size {config.get('hidden_size')}, "
@@ -148,22 +157,28 @@ def _what(run: RunRecord, config: dict[str, Any], moment: str) -> str:
         "full": "with all layers from the first step to the last",
     }.get(run.plan.get("method", ""), "in stages")
     text = f"A {family} encoder ({sizes}), pretrained {how} with mslt-ds."
-    if moment:
-        text += f" This is the model at {moment}, not a finished one."
+    if moment.words:
+        text += f" This is the model at {moment.words}, not a finished one."
     return text
 
 
-def _stage_table(run: RunRecord, last: int) -> str:
+def _stage_table(run: RunRecord, step: int) -> str:
+    """The stages that have begun after `step` steps."""
+    if not step:
+        return "The stage's first step is still to come."
     rows = ["| stage | layers | trained | steps | sequence length | batch |", "|---|---|---|---|---|---|"]  # fmt: skip
-    rows += [
-        f"| {index} | {stage['depth']} | {stage['trainable_layers']} | {stage['steps']:,} | "
-        f"{stage['seq_length']} | {stage['global_batch_size']:,} |"
-        for index, stage in enumerate(run.stages[:last], start=1)
-    ]
-    return "\n".join(rows) if last else "The stage's first step is still to come."
+    for index, (start, stage) in enumerate(zip(run.stage_starts, run.stages, strict=True), start=1):
+        if start < step:
+            done = min(step - start, stage["steps"])
+            steps = f"{done:,}" if done == stage["steps"] else f"{done:,} of {stage['steps']:,}"
+            rows.append(
+                f"| {index} | {stage['depth']} | {stage['trainable_layers']} | {steps} | "
+                f"{stage['seq_length']} | {stage['global_batch_size']:,} |"
+            )
+    return "\n".join(rows)
 
 
-def _training(run: RunRecord, last: int) -> list[str]:
+def _training(run: RunRecord, moment: _Moment) -> list[str]:
     """Recipe, data, hardware: what is known."""
     recipe = run.recipe
     data, train = recipe.get("data", {}), recipe.get("train", {})
@@ -188,8 +203,9 @@ def _training(run: RunRecord, last: int) -> list[str]:
     if start:
         versions = ", ".join(f"{name} {value}" for name, value in start["versions"].items())
         found += [f"Hardware: {start['world_size']} x {start['device']}", f"Versions: {versions}"]
-    if taken := sum(run.stage_seconds(index) for index in range(1, last + 1)):
-        found.append(f"Time of the steps: {duration(taken)}")
+    if taken := sum(run.stage_seconds(index) for index in range(1, moment.ended + 1)):
+        of_ended = "" if moment.step == run.total_steps else " of the stages that had ended"
+        found.append(f"Time of the steps{of_ended}: {duration(taken)}")
     return found
 
 

@@ -12,7 +12,9 @@ import yaml
 
 from mslt_ds.cli import main
 from mslt_ds.disk.card import is_ours, seal, write_card
+from mslt_ds.push import plan_uploads
 from mslt_ds.report.model_card import write_model_card
+from mslt_ds.report.record import RunRecord
 from tests.unit.analysis.runs import results, write_run
 from tests.unit.hub import serve
 
@@ -108,6 +110,25 @@ def test_a_run_without_a_model(tmp_path, capsys):
 
 
 # ---- the card ------------------------------------------------------------------------------------
+
+
+def test_card_before_the_decay(tmp_path):
+    """Inside of the second stage, and at its end."""
+    for decay_steps, step, row in ((130, 120, "20 of 100"), (50, 200, "100")):
+        schedule = {"name": "wsd", "decay_steps": decay_steps}
+        folder = write_run(tmp_path / str(step), schedule=schedule)
+        (folder / "before_decay").mkdir()
+        (folder / "before_decay" / "config.json").write_text(json.dumps(CONFIG))
+        (before,) = plan_uploads(RunRecord.read(folder), "a/b")
+        assert before.revision == "before-decay"
+        for text in (
+            "# mslt, before the decay\n",
+            f"the model at step {step} of 250, before the learning rate falls, not a finished one.",
+            f"| 2 | 4 | 2 | {row} | 64 | 8 |",
+        ):
+            assert text in before.card, text
+        assert "| 3 |" not in before.card
+        assert ("| 2 | 5." in before.card) == (step == 200), "losses of stages that had ended"
 
 
 def test_card_tells_what_was_trained(run):

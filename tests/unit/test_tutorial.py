@@ -51,6 +51,7 @@ def run_page(name: str, num_blocks: int, tmp_path: Path) -> str:
             time.sleep(2)
         finally:
             process.kill()
+            process.wait()
     output = log.read_text()
     assert code == 0, f"exit code {code}\n{output[-4000:]}"
     return output
@@ -79,5 +80,6 @@ def test_continuing(tmp_path: Path) -> None:
     assert "plan.new_vocabulary: of 2,000 tokens, " in output
     card = (tmp_path / "work/runs/continued/before_decay/README.md").read_text()
     assert "at step 120 of 150, before the learning rate falls, not a finished one" in card
+    assert "| 1 | 2 | 2 | 120 of 150 | 32 | 32 |" in card
     (checkpoint,) = (tmp_path / "work/runs/continued/checkpoints").glob("step_*120")
     assert checkpoint.is_dir()
