@@ -57,14 +57,15 @@ def model_card(
     folder = run.path / name
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     moment = _moment(run, name)
+    ended = sum(stage.end_step <= moment.step for stage in run.stage_plan.stages)
     parts = [
         _metadata(run, folder, scores),
         f"# {moment.title}",
         _what(run, config, moment),
         "## Training",
         _stage_table(run, moment.step),
-        "\n".join(f"- {line}" for line in _training(run, moment)),
-        *_losses(run, moment.ended),
+        "\n".join(f"- {line}" for line in _training(run, ended)),
+        *_losses(run, ended),
         *_scores(scores),
         "## Use",
         f"```python\n{load_snippet(config, where or str(folder), revision)}\n```",
@@ -81,30 +82,27 @@ class _Moment:
     """When a model of a run was written."""
 
     step: int  # steps that were done
-    ended: int  # stages
     title: str
     words: str = ""  # "" at the run's end
 
 
 def _moment(run: RunRecord, name: str) -> _Moment:
     """When the run's folder `name` was written."""
-    ends = [
-        start + stage["steps"] for start, stage in zip(run.stage_starts, run.stages, strict=True)
-    ]
+    total, stages = run.total_steps, run.stage_plan.stages
     if name == BEFORE_DECAY:
         schedule = ScheduleConfig.model_validate(run.recipe.get("schedule"))
-        step = decay_start(schedule, run.total_steps) or 0
-        words = f"step {step:,} of {run.total_steps:,}, before the learning rate falls"
-        ended = sum(end <= step for end in ends)
-        return _Moment(step, ended, f"{run.name}, before the decay", words)
+        step = decay_start(schedule, total) or 0
+        words = f"step {step:,} of {total:,}, before the learning rate falls"
+        return _Moment(step, f"{run.name}, before the decay", words)
     if name == "model":
-        return _Moment(run.total_steps, len(ends), run.name)
+        return _Moment(total, run.name)
     _, number, at = name.split("/")
-    ended = int(number) if at == "end" else int(number) - 1
-    if ended == len(ends):
-        return _Moment(run.total_steps, ended, run.name)
-    words = f"the {at} of stage {number} of {len(ends)}"
-    return _Moment([0, *ends][ended], ended, f"{run.name}, {at} of stage {number}", words)
+    stage = stages[int(number) - 1]
+    step = stage.end_step if at == "end" else stage.start_step
+    if step == total:
+        return _Moment(step, run.name)
+    words = f"the {at} of stage {number} of {len(stages)}"
+    return _Moment(step, f"{run.name}, {at} of stage {number}", words)
 
 
 def _metadata(run: RunRecord, folder: Path, scores: Sequence[Score]) -> str:
@@ -167,19 +165,19 @@ def _stage_table(run: RunRecord, step: int) -> str:
     if not step:
         return "The stage's first step is still to come."
     rows = ["| stage | layers | trained | steps | sequence length | batch |", "|---|---|---|---|---|---|"]  # fmt: skip
-    for index, (start, stage) in enumerate(zip(run.stage_starts, run.stages, strict=True), start=1):
-        if start < step:
-            done = min(step - start, stage["steps"])
-            steps = f"{done:,}" if done == stage["steps"] else f"{done:,} of {stage['steps']:,}"
+    for stage in run.stage_plan.stages:
+        done = min(step - stage.start_step, stage.steps)
+        if done > 0:
+            steps = f"{done:,}" if done == stage.steps else f"{done:,} of {stage.steps:,}"
             rows.append(
-                f"| {index} | {stage['depth']} | {stage['trainable_layers']} | {steps} | "
-                f"{stage['seq_length']} | {stage['global_batch_size']:,} |"
+                f"| {stage.index} | {stage.depth} | {stage.trainable_layers} | {steps} | "
+                f"{stage.seq_length} | {stage.global_batch_size:,} |"
             )
     return "\n".join(rows)
 
 
-def _training(run: RunRecord, moment: _Moment) -> list[str]:
-    """Recipe, data, hardware: what is known."""
+def _training(run: RunRecord, last: int) -> list[str]:
+    """Recipe, data, hardware, and the time of the stages up to `last`: what is known."""
     recipe = run.recipe
     data, train = recipe.get("data", {}), recipe.get("train", {})
     optimizer, schedule = recipe.get("optimizer", {}), recipe.get("schedule", {})
@@ -203,8 +201,8 @@ def _training(run: RunRecord, moment: _Moment) -> list[str]:
     if start:
         versions = ", ".join(f"{name} {value}" for name, value in start["versions"].items())
         found += [f"Hardware: {start['world_size']} x {start['device']}", f"Versions: {versions}"]
-    if taken := sum(run.stage_seconds(index) for index in range(1, moment.ended + 1)):
-        of_ended = "" if moment.step == run.total_steps else " of the stages that had ended"
+    if taken := sum(run.stage_seconds(index) for index in range(1, last + 1)):
+        of_ended = "" if last == len(run.stages) else " of the stages that had ended"
         found.append(f"Time of the steps{of_ended}: {duration(taken)}")
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -11,25 +12,20 @@ from rich.console import Console
 from mslt_ds.plan.stages import Plan, Stage
 from mslt_ds.telemetry.progress import LiveProgress, PlainProgress, open_progress, step_text
 
+FIRST = Stage(
+    index=1, depth=2, trainable_layers=2, train_embeddings=True, steps=1000, start_step=0,
+    first_instance=0, seq_length=128, micro_batch_size=8, global_batch_size=8, masked_lm_prob=0.15,
+    init="fresh",
+)  # fmt: skip
 PLAN = Plan(
     (
-        Stage(2, 2, True, 1000, 128, 8, 8, 0.15, "fresh", index=1, start_step=0, first_instance=0),
-        Stage(
-            4,
-            2,
-            False,
-            1000,
-            128,
-            8,
-            8,
-            0.15,
-            "copy_top",
-            index=2,
-            start_step=1000,
-            first_instance=8000,
+        FIRST,
+        replace(
+            FIRST, index=2, depth=4, train_embeddings=False, start_step=1000, first_instance=8000,
+            init="copy_top",
         ),
     )
-)
+)  # fmt: skip
 
 
 def step_line(step: int, **changes) -> dict:
