@@ -64,7 +64,7 @@ def step_of(
     model = StageModel.build(
         hf_config,
         config.data.objective,
-        frozen_layers,
+        range(frozen_layers, depth),
         fresh_weights(hf_config, seed=config.seed),
         frozen_dropout=config.train.frozen_dropout == "on",
         dtype=dtype,

@@ -92,7 +92,7 @@ class OurStep:
         own = {name: weights[name] for name in family.parameter_shapes(hf_config)}
         dtype = _DTYPES[train.precision]
         model = StageModel.build(
-            hf_config, config.data.objective, stage.frozen_layers, own, frozen_dropout=False,
+            hf_config, config.data.objective, stage.trained, own, frozen_dropout=False,
             dtype=dtype, prefix_dtype=dtype, device=device,
         )  # fmt: skip
         settings = EngineSettings(

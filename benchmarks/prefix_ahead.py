@@ -63,7 +63,13 @@ def engine_of(hidden: int, frozen: int, batch: int) -> StageEngine:
     config = FAMILIES["bert"].hf_config(model, frozen + 1, VOCAB, objective.heads)
     weights = fresh_weights(config, seed=1)
     stage = StageModel.build(
-        config, objective, frozen, weights, frozen_dropout=False, dtype=torch.float32, device=CPU
+        config,
+        objective,
+        range(frozen, frozen + 1),
+        weights,
+        frozen_dropout=False,
+        dtype=torch.float32,
+        device=CPU,
     )
     settings = EngineSettings(
         optimizer=OptimizerConfig.model_validate({"name": "adamw", "learning_rate": 1e-4}),

@@ -86,8 +86,8 @@ def model_of(options: argparse.Namespace, device: torch.device) -> StageModel:
     config = FAMILIES["bert"].hf_config(model, options.depth, 30522, objective.heads)
     weights = fresh_weights(config, seed=1)
     return StageModel.build(
-        config, objective, options.frozen, weights, frozen_dropout=False, dtype=torch.float32,
-        device=device,
+        config, objective, range(options.frozen, options.depth), weights, frozen_dropout=False,
+        dtype=torch.float32, device=device,
     )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ class StageRun:
         model = StageModel.build(
             self._prepared.folder.hf_config(stage.depth),
             self._config.data.objective,
-            stage.frozen_layers,
+            stage.trained,
             state.weights,
             frozen_dropout=train.frozen_dropout == "on",
             dtype=_DTYPES[train.precision],

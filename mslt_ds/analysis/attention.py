@@ -65,7 +65,7 @@ class Findings:
     """Key -> Jensen-Shannon distance of each two layers, (layers, layers)."""
     between_stages: list[dict[str, Any]] = field(default_factory=list)
     """`before`, `after` (keys), `layer`, `distance`."""
-    frozen: dict[str, int] = field(default_factory=dict)
+    frozen: dict[str, str] = field(default_factory=dict)
     """Key -> layers that didn't train in the stage whose end it is."""
     stacking: list[dict[str, Any]] = field(default_factory=list)
     """The moments of one layer around its stacking: `key`, `layer`, `label`."""

@@ -141,8 +141,9 @@ def find(
     if record is not None:
         _around_stacking(findings, record, sentence)
         findings.frozen = {
-            f"stages/{index}/end": stage["frozen_layers"]
+            f"stages/{index}/end": f"{'top' if stage.get('freeze') == 'top' else 'lowest'} {frozen}"
             for index, stage in enumerate(record.stages, start=1)
+            if (frozen := stage["frozen_layers"])
         }
     batches = [sentence]
     if store is not None:

@@ -258,7 +258,7 @@ def _between_stages(findings: Findings) -> Table:
     frozen = [
         f"{findings.labels[after]}: {findings.frozen[after]}"
         for _, after in pairs
-        if findings.frozen.get(after)
+        if after in findings.frozen
     ]
     return make_table(
         "between_stages",
@@ -267,5 +267,5 @@ def _between_stages(findings: Findings) -> Table:
         rows,
         "Jensen-Shannon distance, 0 to 1. A frozen layer doesn't move; the last columns tell whether it stays "
         "what it was once everything trains again."
-        + (f" Frozen layers, from the bottom: {', '.join(frozen)}." if frozen else ""),
+        + (f" Frozen layers: {', '.join(frozen)}." if frozen else ""),
     )  # fmt: skip

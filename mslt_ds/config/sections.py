@@ -159,8 +159,8 @@ class StageConfig(Section):
 
     depth: Positive
     steps: Positive
-    trainable_layers: NotNegative | None = None  # from the top; None: all
-    train_embeddings: bool | None = None  # None: where all layers train
+    trainable_layers: NotNegative | None = None  # beside those that plan.freeze freezes; None: all
+    train_embeddings: bool | None = None  # None: where the lowest layer trains
     seq_length: Annotated[Whole, Field(ge=8)] | None = None  # None: data.seq_length
     init: Operator | None = None  # None: plan.init
     learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
@@ -208,7 +208,8 @@ class PlanConfig(Section):
     # A Hugging Face folder or model of the hub that stage 1 begins with; None: fresh weights.
     init_from: PathText | None = None
     new_vocabulary: NewVocabularyConfig | None = None  # None: init_from has data.path's tokenizer
-    # Which of the layers that exist are frozen when new ones are trained; with mslt.
+    # Which layers are frozen: with mslt, of those that exist when new ones are trained; with custom, those
+    # beside a stage's trainable_layers.
     freeze: Literal["bottom", "top", "none"] = "bottom"
     freeze_embeddings: bool = False  # in every stage; those of init_from
     stages: list[StageConfig] | None = None  # custom only

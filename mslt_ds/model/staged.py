@@ -7,8 +7,9 @@ is the only module that DeepSpeed is given. The decoder matrix, tied to the froz
 the suffix as an *input*: an input can't be broadcast, partitioned or stepped by mistake. Both parts
 have Hugging Face's parameter names, so nothing translates them.
 
-Embeddings may be frozen alone, as a prefix without layers. Or they train below frozen layers: then there is
-no prefix, and the suffix runs through a `FrozenBody`, which the gradient passes and no engine sees.
+Embeddings may be frozen alone, as a prefix without layers. Frozen layers above something that trains, be it
+embeddings or lower layers, can't be part of a prefix: the suffix runs through them as a `FrozenBody`, which
+the gradient passes and no engine sees.
 
 What runs is the model's family (`Family`), for which losses is the objective (`Objective`); this
 module knows neither. `inference_mode` would be cheaper still for the prefix, but autograd refuses to
@@ -101,14 +102,15 @@ class FrozenPrefix(nn.Module):
 
 
 class FrozenBody(nn.Module):
-    """Frozen layers above embeddings that train. Its parameters never require a gradient."""
+    """Frozen layers above what trains. Its parameters never require a gradient."""
 
-    def __init__(self, config: PretrainedConfig, num_layers: int, *, dropout: bool) -> None:
+    def __init__(self, config: PretrainedConfig, layers: range, *, dropout: bool) -> None:
         super().__init__()
         config = _with_rows(config)
-        family_of(config).add_encoder(self, config, range(num_layers), embeddings=False)
+        family_of(config).add_encoder(self, config, layers, embeddings=False)
         self.requires_grad_(False)
         self._dropout = dropout
+        self.first_layer = layers.start
         self.layers = tuple(family_of(config).layers_of(self, config))
 
     def train(self, mode: bool = True) -> FrozenBody:
@@ -117,32 +119,36 @@ class FrozenBody(nn.Module):
 
 
 class TrainableSuffix(nn.Module):
-    """The layers above the cut, final norm and heads; the embeddings too where they train.
+    """The layers that train, final norm and heads; the embeddings too where they train.
 
-    body: the layers below the cut if embeddings train below them. A tuple, so that it is no part of this
-        module for an engine
+    bodies: the frozen layers that it runs through. A tuple, so that they are no part of this module for an
+        engine
     """
 
     def __init__(
         self,
         config: PretrainedConfig,
         objective: Objective,
-        frozen_layers: int,
+        trained: range,
         *,
         embeddings: bool,
-        body: tuple[FrozenBody, ...] = (),
+        bodies: tuple[FrozenBody, ...] = (),
     ) -> None:
         super().__init__()
         self._config, self._family = _with_rows(config), family_of(config)
-        self._objective, self._body = objective, body
-        self._first_layer = 0 if body else frozen_layers
-        layers = range(frozen_layers, config.num_hidden_layers)
-        self._family.add_encoder(self, self._config, layers, embeddings=embeddings)
+        self._objective, self._bodies = objective, bodies
+        self._family.add_encoder(self, self._config, trained, embeddings=embeddings)
         self._family.add_heads(self, self._config)
+        own = (trained.start, self._family.layers_of(self, self._config))
+        parts = sorted(
+            [own, *((body.first_layer, body.layers) for body in bodies)], key=lambda part: part[0]
+        )
+        self._first_layer = parts[0][0]
+        self._layers = tuple(layer for _, layers in parts for layer in layers)  # bottom first
         self.compiled: CompiledPart | None = None
 
     def train(self, mode: bool = True) -> TrainableSuffix:
-        for body in self._body:
+        for body in self._bodies:
             body.train(mode)
         return super().train(mode)
 
@@ -186,8 +192,7 @@ class TrainableSuffix(nn.Module):
         states = hidden_states
         if states is None:
             states = family.embed(self, _tokens(inputs, rows), context)
-        below = [layer for body in self._body for layer in body.layers]
-        *lower, top = [*below, *family.layers_of(self, self._config)]
+        *lower, top = self._layers
         for index, layer in enumerate(lower, start=self._first_layer):
             states = family.run_layer(layer, states, context, index)
         index = self._first_layer + len(lower)
@@ -212,7 +217,7 @@ class StageModel:
         cls,
         config: PretrainedConfig,
         objective: Objective,
-        frozen_layers: int,
+        trained: range,
         weights: Weights,
         *,
         frozen_dropout: bool,
@@ -224,25 +229,30 @@ class StageModel:
         """Both parts with `weights` in them, fresh modules each time.
 
         config: of the stage's depth, with the objective's heads
+        trained: the layers that train
         dtype: that is computed in. The suffix stays in fp32: the engine casts it
         prefix_dtype: of the layers below the cut; None: `dtype`. The prefix is a copy in it; its
             numbers of record are in `weights` and never change
-        train_embeddings: None: iff no layer is frozen
+        train_embeddings: None: iff the lowest layer trains
         """
         if train_embeddings is None:
-            train_embeddings = frozen_layers == 0
-        body: tuple[FrozenBody, ...] = ()
-        if train_embeddings and frozen_layers:
-            frozen = FrozenBody(config, frozen_layers, dropout=frozen_dropout)
-            _load(frozen, weights)
-            body = (frozen.to(device=device, dtype=dtype).train(),)
+            train_embeddings = trained.start == 0
+        frozen = [range(trained.stop, config.num_hidden_layers)]
+        if train_embeddings:
+            frozen.insert(0, range(trained.start))
+        bodies = tuple(
+            FrozenBody(config, layers, dropout=frozen_dropout) for layers in frozen if layers
+        )
+        for body in bodies:
+            _load(body, weights)
+            body.to(device=device, dtype=dtype).train()
         suffix = TrainableSuffix(
-            config, objective, frozen_layers, embeddings=train_embeddings, body=body
+            config, objective, trained, embeddings=train_embeddings, bodies=bodies
         )
         _load(suffix, weights)
         prefix = None
         if not train_embeddings:
-            prefix = FrozenPrefix(config, frozen_layers, dropout=frozen_dropout, dtype=dtype)
+            prefix = FrozenPrefix(config, trained.start, dropout=frozen_dropout, dtype=dtype)
             prefix.place(weights, device, prefix_dtype or dtype)
         return cls(family_of(config), prefix, suffix.to(device))
 

@@ -21,22 +21,22 @@ ASSUMED_VOCAB_SIZE = 30_522  # BERT's; for a plan made before there is a tokeniz
 def total_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
     """Elements of the whole model at the stage's depth."""
     embeddings = FAMILIES[config.model.family].embedding_parameters(config.model, vocab_size)
-    return embeddings + _parameters_above(config, stage, 0, vocab_size)
+    return embeddings + _layers_and_heads(config, range(stage.depth), vocab_size)
 
 
 def trainable_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> int:
     """Elements of the stage's trainable suffix."""
-    above = _parameters_above(config, stage, stage.frozen_layers, vocab_size)
+    trained = _layers_and_heads(config, stage.trained, vocab_size)
     if not stage.train_embeddings:
-        return above
-    return above + FAMILIES[config.model.family].embedding_parameters(config.model, vocab_size)
+        return trained
+    return trained + FAMILIES[config.model.family].embedding_parameters(config.model, vocab_size)
 
 
-def _parameters_above(config: RunConfig, stage: Stage, layers: int, vocab_size: int) -> int:
-    """Elements of the stage's model above its lower `layers`: layers and heads."""
+def _layers_and_heads(config: RunConfig, layers: range, vocab_size: int) -> int:
+    """Elements of these layers and of the heads."""
     family, model = FAMILIES[config.model.family], config.model
     each = model.layers_per_block
-    blocks = range(layers // each, stage.depth // each)
+    blocks = range(layers.start // each, layers.stop // each)
     heads = family.head_parameters(model, vocab_size, config.data.objective.heads)
     return sum(family.block_parameters(model, block) for block in blocks) + heads
 
@@ -90,6 +90,7 @@ def describe_stage(
         "depth": stage.depth,
         "trainable_layers": stage.trainable_layers,
         "frozen_layers": stage.frozen_layers,
+        "freeze": stage.freeze,
         "train_embeddings": stage.train_embeddings,
         "init": stage.init,
         "trainable_parameters": trainable,

@@ -64,24 +64,24 @@ def instance_flops(config: RunConfig, stage: Stage, vocab_size: int, filled: flo
     own = 2 * (predictions * (masked_lm - vocab_size) + pair)
     decoder = 2 * predictions * vocab_size * embedding
     mapping = 2 * embedding * hidden * tokens if model.embedding_size else 0
-    frozen, trained = sum(layers[: stage.frozen_layers]), sum(layers[stage.frozen_layers :])
+    lowest = 0 if stage.train_embeddings else stage.trained.start  # that the gradient reaches
+    # It passes these layers, whose weights get none.
+    passed = [i for i in range(lowest, stage.depth) if i not in stage.trained]
+    without = sum(layers[i] for i in passed) - sum(
+        attention(i, tokens if i < stage.depth - 1 else min(top, tokens)) for i in passed
+    )
+    forward = sum(layers[lowest:]) + own + decoder
     if stage.train_embeddings:
-        forward = mapping + frozen + trained + own + decoder
-        # The gradient passes frozen layers, whose weights get none.
-        weights = frozen - sum(
-            attention(i, tokens if i < stage.depth - 1 else min(top, tokens))
-            for i in range(stage.frozen_layers)
-        )
-        return Flops(0.0, forward, 2 * forward - weights)
+        forward += mapping
+        return Flops(0.0, forward, 2 * forward - without)
     # No gradient of the decoder matrix, and none of what the lowest trained layer's queries, keys and
     # values take in. Its queries are those of the positions if it is the top layer too.
-    queries = tokens if stage.trainable_layers > 1 else min(top, tokens)
-    without = decoder
+    queries = tokens if lowest < stage.depth - 1 else min(top, tokens)
+    without += decoder
     # Unless a norm's weight trains before them; the lowest layer of all has none.
-    if not (family.norm_before_attention and stage.frozen_layers):
+    if not (family.norm_before_attention and lowest):
         without += 2 * hidden * hidden * (2 * tokens + queries)
-    forward = trained + own + decoder
-    return Flops(mapping + frozen, forward, 2 * forward - without)
+    return Flops(mapping + sum(layers[:lowest]), forward, 2 * forward - without)
 
 
 def layer_passes(depth: int, trainable_layers: int, backward: float = 2.0) -> float:

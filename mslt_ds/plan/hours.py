@@ -120,11 +120,12 @@ class Model:
         )
         hidden, inner = model.hidden_size, model.intermediate_size
         masks = 2 * hidden if model.hidden_dropout_prob else 0
-        passed = stage.depth if stage.train_embeddings else stage.trainable_layers
+        below_cut = 0 if stage.train_embeddings else stage.trained.start
+        passed = stage.depth - below_cut
         layers = passed * tokens * (small * (8 * hidden + 2 * inner) + masks)
         # Logits, their fp32 copy for the loss, and the gradients of both.
         logits = predictions * self.vocab_size * (2 * small + (0 if small == 4 else 8))
-        below = tokens * small * (4 * hidden + 2 * inner) if stage.frozen_layers else 0  # at a time
+        below = tokens * small * (4 * hidden + 2 * inner) if below_cut else 0  # at a time
         return round((total - trained) * small + state + layers + logits + below)
 
 

@@ -52,7 +52,8 @@ def build_plan(config: RunConfig) -> Plan:
 
 
 def _with_frozen_parts(drafts: list[Draft], config: RunConfig, problems: list[str]) -> list[Draft]:
-    """The drafts by `plan.freeze_embeddings` and `plan.new_vocabulary`; `plan.freeze` is read by `_mslt`."""
+    """The drafts by `plan.freeze_embeddings` and `plan.new_vocabulary`; `plan.freeze` is read by `_mslt` and
+    `_custom`."""
     plan = config.plan
     for key in ("freeze_embeddings", "new_vocabulary"):
         if getattr(plan, key) and plan.init_from is None:
@@ -60,15 +61,15 @@ def _with_frozen_parts(drafts: list[Draft], config: RunConfig, problems: list[st
                 f"plan.{key}: given without plan.init_from, so the embeddings are fresh and have to train "
                 "with all; leave it out"
             )
-    if plan.freeze == "top":
+    if plan.freeze == "top" and plan.method != "custom":
         problems.append(
-            "plan.freeze: top: what is frozen runs forward only, below what trains. Frozen layers on top "
-            "would need the gradient to pass through them; choose bottom, or none to train everything"
+            f"plan.freeze: top, but plan.method {plan.method} trains the layers on top in every stage; choose "
+            "plan.method custom, whose stages say how many of the lower layers train"
         )
-    if plan.freeze != "bottom" and plan.method == "custom":
+    if plan.freeze == "none" and plan.method == "custom":
         problems.append(
-            f"plan.freeze: {plan.freeze}, but plan.method custom reads trainable_layers of each of "
-            "plan.stages; leave it out"
+            "plan.freeze: none, but plan.method custom reads trainable_layers of each of plan.stages; "
+            "leave it out"
         )
     if plan.freeze_embeddings:
         drafts = [replace(draft, train_embeddings=False) for draft in drafts]
@@ -278,7 +279,14 @@ def _custom(config: RunConfig, problems: list[str]) -> list[Draft]:
                 f"{key}.init: {init} needs every layer to train, and this stage trains {trainable} "
                 f"of {stage.depth}; choose copy_top or random"
             )
+        if grows and plan.freeze == "top" and trainable < stage.depth:
+            problems.append(
+                f"{key}.trainable_layers: {trainable} of {stage.depth}, so that plan.freeze top would freeze "
+                "the layers added here; train all in the stage that adds layers"
+            )
         draft = _draft(config, stage.depth, trainable, stage.steps)
+        if plan.freeze == "top":
+            draft = replace(draft, freeze="top", train_embeddings=trainable > 0)
         if stage.train_embeddings is not None:
             draft = replace(draft, train_embeddings=stage.train_embeddings)
         drafts.append(

@@ -7,6 +7,7 @@ table read the stages and never ask which method made them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mslt_ds.config.sections import RunConfig
 from mslt_ds.errors import RecipeError
@@ -20,7 +21,7 @@ class Draft:
     """A stage before it has its place in a plan: what a method says of it. Layers count from the bottom."""
 
     depth: int  # transformer layers that exist
-    trainable_layers: int  # of these, counted from the top; 0: embeddings and heads alone train
+    trainable_layers: int  # of these; 0: embeddings and heads alone train
     train_embeddings: bool  # and with them the MLM decoder, which is tied to them
     steps: int  # optimizer steps
     seq_length: int  # tokens
@@ -29,6 +30,7 @@ class Draft:
     masked_lm_prob: float  # share of the tokens to predict
     init: str  # the growth operator that makes new layers
     learning_rate_factor: float = 1.0
+    freeze: Literal["bottom", "top"] = "bottom"  # where the layers lie that don't train
     warmup_steps: int = 0  # own warm-up, counted from the start of the learning-rate segment
     continues: bool = False  # the stage before at another length: the same learning-rate segment
     # The recipe's keys that gave the values, for messages.
@@ -39,6 +41,12 @@ class Draft:
     @property
     def frozen_layers(self) -> int:
         return self.depth - self.trainable_layers
+
+    @property
+    def trained(self) -> range:
+        """The layers that train."""
+        first = 0 if self.freeze == "top" else self.frozen_layers
+        return range(first, first + self.trainable_layers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,7 @@ class Calibration:
             own = plan.stages[stage.index - 1]
             same = all(
                 getattr(stage, key) == getattr(own, key)
-                for key in ("depth", "trainable_layers", "train_embeddings")
+                for key in ("depth", "trained", "train_embeddings")
             )
             return self.stages[stage.index - 1].step if same else model.step_flops(stage) / rate
 
@@ -149,6 +149,8 @@ def _short_recipe(
     short = json.loads(json.dumps(config.model_dump(mode="json")))
     short["model"]["vocab_size"] = vocab_size
     short["plan"] = {"method": "custom", "stages": stages, "init_from": config.plan.init_from}
+    if config.plan.freeze == "top":
+        short["plan"]["freeze"] = "top"
     if config.plan.new_vocabulary is not None:
         short["plan"]["new_vocabulary"] = {"steps": 0}  # its stage is among the others
     # Rates of the whole run's schedule mean nothing in so few steps.

@@ -157,7 +157,7 @@ def plan_problems(config: RunConfig, plan: Plan) -> list[str]:
 def plan_warnings(config: RunConfig, plan: Plan) -> list[str]:
     """What a plan may do and is known to harm."""
     frozen = [
-        str(stage.index) for stage in plan.stages if stage.frozen_layers and stage.trainable_layers
+        str(stage.index) for stage in plan.stages if stage.trained.start and stage.trainable_layers
     ]
     if config.plan.init_from is None or plan.stages[0].depth < plan.stages[-1].depth or not frozen:
         return []

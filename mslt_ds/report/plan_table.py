@@ -136,9 +136,10 @@ def _short(number: float) -> str:
 
 def _frozen(stage: dict[str, Any]) -> str:
     layers = stage["frozen_layers"]
+    named = f"top {layers}" if stage["freeze"] == "top" else str(layers)
     if stage["train_embeddings"]:
-        return str(layers or "-")
-    return f"{layers} + emb" if layers else "emb"
+        return named if layers else "-"
+    return f"{named} + emb" if layers else "emb"
 
 
 _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (

@@ -98,6 +98,7 @@ class RunRecord:
                 depth=stage["depth"],
                 trainable_layers=stage["trainable_layers"],
                 train_embeddings=stage["train_embeddings"],
+                freeze=stage.get("freeze", "bottom"),
                 steps=stage["steps"],
                 start_step=start,
                 first_instance=stage.get("first_instance", 0),

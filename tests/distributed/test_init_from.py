@@ -84,6 +84,10 @@ def runs(module_launch, store, given, tmp_path_factory) -> tuple[Path, str]:
     recipes.append(with_new_vocabulary(store, folder, given / "other"))
     apart = {"freeze": "none", "freeze_embeddings": True, "init_from": str(given / "whole")}
     recipes.append(recipe(store, folder, "apart", plan=PLAN | apart))
+    cleared = dict.fromkeys(PLAN, None)
+    stages = [{"depth": 2, "trainable_layers": 1, "steps": 2}, {"depth": 2, "steps": 1}]
+    top = {"method": "custom", "freeze": "top", "stages": stages, "init_from": str(given / "whole")}
+    recipes.append(recipe(store, folder, "top", plan=cleared | top, model={"num_hidden_layers": 2}))
     full = {"method": "full", "num_stages": None, "steps_per_stage": None, "joint_steps": None}
     of_the_hub = full | {"total_steps": 4, "init_from": "someone/tiny"}
     recipes.append(recipe(store, folder, "hub", plan=of_the_hub, model={"num_hidden_layers": 2}))
@@ -108,6 +112,16 @@ def test_a_whole_model_is_what_stage_1_begins_with_and_it_grows(runs, given):
     stages = json.loads((run / "plan.json").read_text())["stages"]
     assert [stage["init"] for stage in stages] == ["pretrained", "copy_top", "keep"]
     assert weights_at(run, "model").keys() > before.keys()
+
+
+def test_layers_on_top_freeze(runs):
+    """The gradient passes them: what lies below trains, they don't move by a bit."""
+    run = runs[0] / "top"
+    start = weights_at(run, "stages/1/start")
+    top = {name for name in start if name.startswith("bert.encoder.layer.1.")}
+    assert top
+    assert moved_in(run, 1) == start.keys() - top
+    assert moved_in(run, 2) == start.keys()
 
 
 def test_a_model_of_the_hub_is_what_stage_1_begins_with(runs, given):

@@ -25,7 +25,7 @@ def prefix_of(*, dropout: bool = False, prefix_dtype: torch.dtype | None = None)
     config = small_config("bert", dropout=0.3)
     weights = fresh_weights(config, seed=1)
     prefix = StageModel.build(
-        config, OBJECTIVES["nsp"], 2, weights, frozen_dropout=dropout, dtype=torch.float32,
+        config, OBJECTIVES["nsp"], range(2, config.num_hidden_layers), weights, frozen_dropout=dropout, dtype=torch.float32,
         device=CPU, prefix_dtype=prefix_dtype,
     ).prefix  # fmt: skip
     assert prefix is not None

@@ -63,7 +63,7 @@ def engine_of(precision, zero_stage, state: TrainingState) -> StageEngine:
     model = StageModel.build(
         config,
         OBJECTIVES["nsp"],
-        0,
+        range(config.num_hidden_layers),
         state.weights,
         frozen_dropout=False,
         dtype=DTYPES[precision],

@@ -61,7 +61,7 @@ def one_stage(state, frozen_layers):
     model = StageModel.build(
         config,
         OBJECTIVES["nsp"],
-        frozen_layers,
+        range(frozen_layers, config.num_hidden_layers),
         state.weights,
         frozen_dropout=False,
         dtype=dtype,

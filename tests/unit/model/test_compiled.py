@@ -20,8 +20,8 @@ from tests.unit.model.test_unpadded import losses_and_gradients, micro_batch
 def model_of(family: str, frozen_layers: int) -> StageModel:
     config = small_config(family)
     return StageModel.build(
-        config, OBJECTIVES["nsp"], frozen_layers, fresh_weights(config, seed=1),
-        frozen_dropout=False, dtype=torch.float32, device=torch.device("cpu"),
+        config, OBJECTIVES["nsp"], range(frozen_layers, config.num_hidden_layers),
+        fresh_weights(config, seed=1), frozen_dropout=False, dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
 
 

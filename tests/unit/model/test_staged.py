@@ -137,6 +137,7 @@ def build(
     weights: Weights,
     frozen_layers: int,
     *,
+    trained: range | None = None,
     dropout: float = 0.0,
     frozen_dropout: bool = False,
     heads: frozenset[str] | None = None,
@@ -145,7 +146,7 @@ def build(
     return StageModel.build(
         config := small_config(family, dropout, heads),
         objective_of(config),
-        frozen_layers,
+        trained or range(frozen_layers, DEPTH),
         weights,
         frozen_dropout=frozen_dropout,
         dtype=torch.float32,
@@ -215,6 +216,33 @@ def test_embeddings_train_or_freeze_apart_from_the_layers(family, frozen_layers,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("embeddings", [True, False])
+@pytest.mark.parametrize("trained", [range(2), range(2, 4)], ids=["lower", "middle"])
+def test_the_gradient_passes_frozen_layers_on_top(family, trained, embeddings):
+    config = small_config(family)
+    weights, inputs = fresh_weights(config, seed=2), batch(family, 2)
+    expected, gradients = hugging_face_losses(config, weights, inputs)
+    model = build(family, weights, 0, trained=trained, train_embeddings=embeddings)
+    losses = stage_losses(model, inputs)
+    torch.testing.assert_close(losses, tuple(expected), rtol=1e-6, atol=1e-6)
+    weighted(losses).backward()
+    above = dict(model.suffix.named_parameters())
+    kept = family_of(config)
+    each = DEPTH // getattr(config, "num_hidden_groups", DEPTH)
+    blocks = {
+        int(name[len(kept.block_prefix) :].partition(".")[0])
+        for name in above
+        if name.startswith(kept.block_prefix)
+    }
+    assert blocks == {layer // each for layer in trained}
+    assert (kept.word_embeddings in above) == embeddings
+    for name, parameter in above.items():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
+    for body in model.suffix._bodies:
+        assert all(parameter.grad is None for parameter in body.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_of_a_frozen_body_is_the_recipes_choice(family):
     weights, inputs = fresh_weights(small_config(family), seed=1), batch(family)
     for frozen_dropout in (False, True):
@@ -228,7 +256,7 @@ def test_dropout_of_a_frozen_body_is_the_recipes_choice(family):
         )
         for mode in (True, False):
             model.suffix.train(mode)
-            (body,) = model.suffix._body
+            (body,) = model.suffix._bodies
             assert body.training == (mode and frozen_dropout)
         first, second = stage_losses(model, inputs), stage_losses(model, inputs)
         assert torch.equal(first[0], second[0])  # in evaluation

@@ -72,7 +72,20 @@ APART = {
 """Embeddings that don't train with all layers or freeze with some."""
 
 
-@pytest.mark.parametrize("plan", [None, APART], ids=["mslt", "apart"])
+TOP = {
+    "method": "custom",
+    "freeze": "top",
+    "init_from": "model",
+    "stages": [
+        {"depth": 4, "trainable_layers": 0, "train_embeddings": True, "steps": 1},
+        {"depth": 4, "trainable_layers": 2, "steps": 1},
+        {"depth": 4, "trainable_layers": 2, "train_embeddings": False, "steps": 1},
+    ],
+}
+"""Lower layers and embeddings that train below frozen layers."""
+
+
+@pytest.mark.parametrize("plan", [None, APART, TOP], ids=["mslt", "apart", "top"])
 @pytest.mark.parametrize(("family", "input_format"), CASES)
 def test_equal_to_the_stage_models(input_format, family, plan):
     own = OWN_KEYS.get(family, {})
@@ -94,7 +107,7 @@ def test_equal_to_the_stage_models(input_format, family, plan):
         model = StageModel.build(
             hf_config,
             config.data.objective,
-            stage.frozen_layers,
+            stage.trained,
             fresh_weights(hf_config, seed=1),
             frozen_dropout=False,
             dtype=torch.float32,

@@ -26,7 +26,7 @@ SIZES = {
 }
 
 
-def recipe_of(family: str = "bert", **train) -> Recipe:
+def recipe_of(family: str = "bert", *, freeze: str = "bottom", **train) -> Recipe:
     grouped = {"num_hidden_groups": 4} if family == "albert" else {}
     with_pairs = frozenset({"masked_lm", "pair"}) in FAMILIES[family].architectures
     stages = [
@@ -40,11 +40,16 @@ def recipe_of(family: str = "bert", **train) -> Recipe:
         ),
         {"depth": 4, "train_embeddings": False, "steps": 1},
     ]
+    if freeze == "top":
+        stages = [
+            {"depth": 4, "trainable_layers": n, "train_embeddings": embeddings, "steps": 1}
+            for n, embeddings in ((0, True), (1, True), (2, True), (1, False), (3, False))
+        ]
     return parse_recipe(
         {
             "name": "run",
             "model": SIZES | {"family": family} | grouped,
-            "plan": {"method": "custom", "stages": stages},
+            "plan": {"method": "custom", "stages": stages, "freeze": freeze, "init_from": "model"},
             "data": {
                 "path": "store",
                 "seq_length": 64,
@@ -57,8 +62,9 @@ def recipe_of(family: str = "bert", **train) -> Recipe:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equal_to_torchs_counts(family):
-    recipe = recipe_of(family)
+@pytest.mark.parametrize("freeze", ["bottom", "top"])
+def test_equal_to_torchs_counts(family, freeze):
+    recipe = recipe_of(family, freeze=freeze)
     config, device = recipe.config, torch.device("cpu")
     for stage in recipe.plan.stages:
         hf_config = FAMILIES[family].hf_config(
@@ -71,7 +77,7 @@ def test_equal_to_torchs_counts(family):
         model = StageModel.build(
             hf_config,
             config.data.objective,
-            stage.frozen_layers,
+            stage.trained,
             fresh_weights(hf_config, seed=1),
             frozen_dropout=True,  # torch doesn't count the attention that runs without dropout
             dtype=torch.float32,

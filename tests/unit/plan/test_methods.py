@@ -412,11 +412,32 @@ def test_nothing_freezes_where_the_recipe_says_so():
     plan_of(12, method="mslt", **steps, freeze="none", init="copy_all")
     with pytest.raises(RecipeError, match=r"plan.init: copy_all needs every layer to train"):
         plan_of(12, method="mslt", **steps, init="copy_all")
-    with pytest.raises(RecipeError, match=r"plan.freeze: top: what is frozen runs forward only"):
+    with pytest.raises(
+        RecipeError, match=r"plan.freeze: top, but plan.method mslt trains the layers on top"
+    ):
         plan_of(12, method="mslt", **steps, freeze="top")
     stages = [{"depth": 12, "steps": 5}]
     with pytest.raises(RecipeError, match=r"plan.freeze: none, but plan.method custom reads"):
         plan_of(12, method="custom", stages=stages, freeze="none")
+
+
+def test_the_top_freezes_where_the_recipe_says_so():
+    def top(*stages: dict) -> Plan:
+        given = [{"depth": 12, "steps": 5} | stage for stage in stages]
+        return plan_of(12, method="custom", freeze="top", init_from="model", stages=given)
+
+    plan = top({"trainable_layers": 4}, {"trainable_layers": 4, "train_embeddings": False}, {})
+    assert column(plan, "trained") == [range(4), range(4), range(12)]
+    assert column(plan, "frozen_layers") == [8, 8, 0]
+    assert column(plan, "train_embeddings") == [True, False, True]
+    plan = top({"depth": 6, "trainable_layers": 2}, {})
+    assert column(plan, "trained") == [range(2), range(12)]
+    with pytest.raises(
+        RecipeError, match=r"stages.1.trainable_layers: 2 of 12, so that plan.freeze top would"
+    ):
+        top({"depth": 6}, {"trainable_layers": 2})
+    with pytest.raises(RecipeError, match=r"stages.0.trainable_layers: 0, so nothing but heads"):
+        top({"trainable_layers": 0})
 
 
 def test_embeddings_freeze_apart_and_train_alone():
@@ -444,6 +465,7 @@ def test_embeddings_freeze_apart_and_train_alone():
         ({"method": "full", "total_steps": 9, "new_vocabulary": {"steps": 2}}, None),
         ({"method": "mslt", "num_stages": 2, "steps_per_stage": 5}, None),
         ({"method": "custom", "stages": [{"depth": 12, "steps": 5, "trainable_layers": 3}]}, "stage 1"),
+        ({"method": "custom", "freeze": "top", "stages": [{"depth": 12, "steps": 5, "trainable_layers": 3}]}, None),
     ],
 )  # fmt: skip
 def test_freezing_lower_layers_of_a_model_of_full_depth_is_warned_of(plan, named):
