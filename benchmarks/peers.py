@@ -1,7 +1,7 @@
 """Seconds of a training step beside Hugging Face's Trainer: the same model, instances and batch size.
 
     python -m benchmarks.peers --model tiny|base|large [--device cpu|cuda] [--batch N] [--seq-length N]
-                               [--repeats N] [--json] [--write]
+                               [--repeats N] [--store STORE] [--set KEY=VALUE ...] [--json] [--write]
 
 `hf` is the Trainer at its best: bf16 where the device has it, fused AdamW, batches of similar lengths padded to
 their longest and, for base and large, torch_compile. `hf_docs` is the Trainer as its documentation shows it: fp32
@@ -11,8 +11,9 @@ runs in a thread that is let go for a number of steps.
 
 Before the time is taken, the loss of both is compared on the same batch, without dropout (`same_loss`). `staged_vs_full`
 and `staged_vs_hf` say how many times faster a whole run is in which the joint stage has 20 % or 10 % of the steps,
-`staged_vs_full_by_flops` what the operations allow. The instances are made-up text; their padding is told.
---write writes a dated JSON to benchmarks/results/.
+`staged_vs_full_by_flops` what the operations allow. The instances are of made-up text or, with --store, of a token
+store; their padding is told. --set gives the engine's steps other values of a recipe's keys, such as
+train.compile=on. --write writes a dated JSON to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from mslt_ds.distributed.world import World, choose_device, device_name, join, l
 from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.errors import MsltError, report
 from mslt_ds.feed import Feed
+from mslt_ds.model.compiled import wanted
 from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.staged import StageModel
@@ -62,7 +64,6 @@ TINY = [
         "hidden_size": 128,
         "num_attention_heads": 2,
         "intermediate_size": 512,
-        "vocab_size": 2000,
     }.items()
 ]
 BATCHES = 8  # different ones, which all candidates go through again and again
@@ -93,8 +94,10 @@ class OurStep:
         dtype = _DTYPES[train.precision]
         model = StageModel.build(
             hf_config, config.data.objective, stage.trained, own, frozen_dropout=False,
-            dtype=dtype, prefix_dtype=dtype, device=device,
+            dtype=dtype, prefix_dtype=_DTYPES[train.prefix_precision or train.precision], device=device,
         )  # fmt: skip
+        if wanted(train.compile, device)[0]:
+            model.compile()
         settings = EngineSettings(
             optimizer=config.optimizer,
             deepspeed=recipe.deepspeed,
@@ -252,7 +255,7 @@ def recipe_of(
     return load_recipe(
         Path(__file__).parents[1] / "configs" / f"bert_{size}_mslt.yaml",
         [
-            f"model.vocab_size={30_522}",
+            f"model.vocab_size={max(2_000 if options.model == 'tiny' else 30_522, store.vocab_size)}",
             *(TINY if options.model == "tiny" else []),
             "plan={method: mslt, num_stages: 4, steps_per_stage: 1000, joint_steps: 1000}",
             f"data={{path: {store.path}, seq_length: {length}, num_workers: 0}}",
@@ -260,6 +263,7 @@ def recipe_of(
             f"device: {device.type}}}",
             "optimizer={name: adamw, learning_rate: 1e-4}",
             "schedule={name: constant}",
+            *options.set,
         ],
     )
 
@@ -270,7 +274,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     device = choose_device(options.device, world)
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()
     precision = "bf16" if half else "fp32"
-    store = TokenStore.open(make_up_store(folder))
+    # Each stage's parts are versions of the same code to torch.compile, and it keeps few.
+    torch._dynamo.config.recompile_limit = 64
+    store = TokenStore.open(options.store or make_up_store(folder))
     recipe = recipe_of(options, store, precision, device)
     config, stages = recipe.config, recipe.plan.stages
     vocab_size = config.model.vocab_size
@@ -339,6 +345,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "precision": precision,
         "padding": 1 - filled,
         "hf_compiled": options.model != "tiny",
+        "text": "made up" if options.store is None else options.store.name,
+        "set": options.set,
         "same_loss": math.isclose(*losses, rel_tol=tolerance),
         "loss": dict(zip(("hf", "full"), losses, strict=True)),
         "seconds": seconds,
@@ -376,6 +384,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, help="instances in a step (default: 16; 32 on a GPU)")
     parser.add_argument("--seq-length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--store", type=Path, help="token store with real text (default: made up)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="recipe key"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--write", action="store_true", help="write the result to benchmarks/results"

@@ -12,6 +12,7 @@ from mslt_ds.data.instances import InstanceOptions
 from mslt_ds.data.loader import GlobalBatch, global_batches
 from mslt_ds.data.store import TokenStore
 from mslt_ds.distributed.world import World
+from mslt_ds.model import compiled
 from mslt_ds.plan.stages import Stage, held_out
 from mslt_ds.recipe.loading import Recipe
 from mslt_ds.state import TrainingState
@@ -82,6 +83,7 @@ class Batches:
             first_step=first_step,
             gaps=gaps,
             unpadded_sizes=config.train.unpadded_sizes if config.train.unpadded == "on" else None,
+            always_places=compiled.wanted(config.train.compile, self.device)[0],
             num_workers=data.num_workers,
             device=self.device,
             say=partial(print, flush=True),

@@ -75,6 +75,7 @@ def global_batches(
     first_step: int = 0,
     gaps: tuple[tuple[int, int], ...] = (),
     unpadded_sizes: int | None = None,
+    always_places: bool = False,
     num_workers: int = 0,
     device: torch.device = _CPU,
     say: Say | None = None,
@@ -89,7 +90,7 @@ def global_batches(
     first_step: the number of the first of the steps, for messages
     gaps: ranges of instances (first, one after the last) to leave out; each begins with a global
         batch, and later batches move up
-    unpadded_sizes: see `places_to_run`; None: padding runs like tokens
+    unpadded_sizes, always_places: see `places_to_run`; no sizes: padding runs like tokens
     num_workers: threads that work ahead; 0: each batch is built when it's asked for
     device: that the batches are for; their tensors are pinned if it's a CUDA device
     say: told on rank 0, once for each epoch, that its index takes long to make
@@ -107,7 +108,7 @@ def global_batches(
         own = slice(i * micro_batch_size, (i + 1) * micro_batch_size)
         fields = {name: tensors[name][own] for name in objective.fields}
         if unpadded_sizes is not None:
-            fields |= places_to_run(fields, unpadded_sizes)
+            fields |= places_to_run(fields, unpadded_sizes, always=always_places)
         return MicroBatch(i * world_size + rank, fields)
 
     def make(step: int) -> GlobalBatch:

@@ -92,6 +92,10 @@ def test_everything_that_counts_runs_and_little_else(given_batch: tuple[dict[str
         if name in found:
             assert len(places) < len(grid)
             assert torch.equal(places[: grid.sum()], grid.nonzero().flatten())
+    always = places_to_run(inputs, sizes, always=True)
+    for name, grid in used.items():
+        assert len(always[name].unique()) == len(found.get(name, grid))
+        assert torch.equal(always[name][: grid.sum()], grid.nonzero().flatten())
 
 
 def test_what_is_spread_is_taken_back_and_gradients_go_the_same_way():
