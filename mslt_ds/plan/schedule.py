@@ -42,31 +42,29 @@ def learning_rate(config: RunConfig, plan: Plan, step: int) -> float:
 
 
 def decay_start(schedule: ScheduleConfig, total_steps: int) -> int | None:
-    """The step with which the last `decay_steps` of a run begin, after a part at a constant rate. None where
-    there is no such part, or one in each stage."""
-    start = total_steps - (schedule.decay_steps or 0)
-    constant = schedule.name == "wsd" and not schedule.restart and start > schedule.warmup_steps
-    return start if constant else None
+    """The first step of a run's decay where a part at a constant rate comes before it; None where none does,
+    or one in each stage."""
+    start = _decay_start(schedule, total_steps)
+    return start if start > schedule.warmup_steps and not schedule.restart else None
 
 
 def shape(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     """Factor in (0, 1] of step `step` (0-based) of `total_steps`."""
-    warmup_steps = schedule.warmup_steps
-    if step < warmup_steps:
-        return _warmup(step, warmup_steps)
-    match schedule.name:
-        case "constant":
-            return 1.0
-        case "wsd":
-            first, power = total_steps - (schedule.decay_steps or 0), 1.0
-        case "polynomial":
-            first, power = warmup_steps, schedule.power
-        case "linear":
-            first, power = warmup_steps, 1.0
-    if step < first:
+    if step < schedule.warmup_steps:
+        return _warmup(step, schedule.warmup_steps)
+    start = _decay_start(schedule, total_steps)
+    if step < start or schedule.name == "constant":
         return 1.0
-    remaining = (total_steps - step) / (total_steps - first)
-    return schedule.end_factor + (1 - schedule.end_factor) * remaining**power
+    remaining = (total_steps - step) / (total_steps - start)
+    # The power is 1 unless the schedule is polynomial (recipe/rules.py).
+    return schedule.end_factor + (1 - schedule.end_factor) * remaining**schedule.power
+
+
+def _decay_start(schedule: ScheduleConfig, total_steps: int) -> int:
+    """The step with which the decay begins: that after the warm-up but with `wsd`."""
+    if schedule.decay_steps is None:
+        return schedule.warmup_steps
+    return total_steps - schedule.decay_steps
 
 
 def _warmup(step: int, warmup_steps: int) -> float:
