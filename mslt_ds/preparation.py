@@ -3,14 +3,12 @@ on from is looked for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
 
 from mslt_ds.batches import Batches
 from mslt_ds.config.sections import RunConfig
@@ -81,56 +79,46 @@ def prepare(
             if opened is not None:
                 opened.verify_at_start()
     _check_positions(recipe, store)
-    vocab_size = config.model.vocab_size or store.vocab_size
     keep = config.checkpoint
-    hf_config = partial(_hf_config, config, vocab_size, asdict(store.corpus.special))
+    states = StageStates(config, plan, store)
     checkpoints = CheckpointFolder(config.run_dir / "checkpoints", keep.keep, keep.keep_every)
     folder = RunFolder(
         config.run_dir,
         world.is_main,
         checkpoints,
         checkpoint.fingerprint(config, store.digest),
-        hf_config,
+        states.hf_config,
         store.tokenizer_dir,
         Writer(keep.give_up_after),
         lock,
     )
     # Importing the model's classes takes seconds. All ranks do it here, where none waits for another.
-    FAMILIES[config.model.family].model_class(hf_config(plan.stages[-1].depth))
+    FAMILIES[config.model.family].model_class(states.hf_config(plan.stages[-1].depth))
     # Rank 0 alone reads checkpoints, which the other ranks may see late.
     resumes = world.is_main and checkpoints.read_newest(folder.check_resumable)
-    init_from = None
     if config.plan.init_from is not None and world.is_main and not resumes:
-        init_from = pretrained.find(config.plan.init_from)
+        found = pretrained.find(config.plan.init_from)
         pretrained.check_folder(
-            init_from,
-            hf_config(plan.stages[0].depth),
+            found,
+            states.hf_config(plan.stages[0].depth),
             store.tokenizer_dir,
             new_vocabulary=config.plan.new_vocabulary is not None,
         )
+        states = replace(states, init_from=found)
     return Prepared(
         recipe,
         world,
         device,
         Batches(recipe, world, device, store, eval_store),
         folder,
-        StageStates(config, plan, hf_config, store.tokenizer_dir, init_from),
+        states,
         cost.describe_plan(
             config,
             plan,
-            vocab_size=vocab_size,
+            vocab_size=config.model.vocab_size or store.vocab_size,
             world_size=world.world_size,
             zero_stage=recipe.zero_stage,
         ),
-    )
-
-
-def _hf_config(
-    config: RunConfig, vocab_size: int, special: Mapping[str, int], depth: int
-) -> PretrainedConfig:
-    """The configuration of the recipe's model at `depth` layers."""
-    return FAMILIES[config.model.family].hf_config(
-        config.model, depth, vocab_size, config.data.objective.heads, special
     )
 
 

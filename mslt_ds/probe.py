@@ -18,11 +18,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
-
-from transformers import PretrainedConfig
 
 from mslt_ds import paths
 from mslt_ds.atomic import replace_text
@@ -32,12 +29,11 @@ from mslt_ds.data.store import TokenStore
 from mslt_ds.disk import checkpoint
 from mslt_ds.disk.model_folder import load_weights, read_config, save_weights
 from mslt_ds.errors import CheckpointError, MsltError, RecipeError
-from mslt_ds.model.families import FAMILIES
-from mslt_ds.model.growth import grow, sources
-from mslt_ds.model.initial import fresh_parameter
 from mslt_ds.plan.methods import WHOLE_MODEL_OPERATORS
 from mslt_ds.recipe.loading import Recipe, load_recipe
-from mslt_ds.state import Weights
+from mslt_ds.recipe.rules import growth_problem
+from mslt_ds.stage_states import StageStates
+from mslt_ds.state import TrainingState, Weights
 from mslt_ds.telemetry.metrics import read_lines
 
 _AFTER = 10
@@ -93,7 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{run_dir / 'recipe.yaml'}: data.eval_path: missing; operators are compared on held-out text"
         )
     store = TokenStore.open(Path(recipe.config.data.path))
-    depth_from, weights = _read(arguments.checkpoint, recipe, store)
+    states = StageStates(recipe.config, recipe.plan, store)
+    depth_from, weights = _read(arguments.checkpoint, states)
     depth = arguments.depth or recipe.config.model.num_hidden_layers
     trainable = arguments.trainable_layers or depth
     trials = _trials(arguments, recipe, depth_from, depth, trainable)
@@ -104,7 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{trial.operator} at learning rate {trial.learning_rate:g}", flush=True)
         changes = _changes(recipe, depth, trainable, arguments.steps, trial)
         start = output / "start" / trial.operator
-        _grow(recipe, store, weights, depth_from, depth, trial.operator, start)
+        if not start.exists():
+            start.parent.mkdir(parents=True, exist_ok=True)
+            grown = states.grow(TrainingState(0, weights), depth_from, depth, trial.operator)
+            save_weights(start, grown.weights, states.hf_config(depth), store.tokenizer_dir)
         _train(recipe, changes, start, output, trial)
     rows = [_row(trial, output / trial.name) for trial in trials]
     rows.sort(key=lambda row: row["held_out_loss"])
@@ -124,34 +124,12 @@ def _run_of(folder: Path) -> Path:
     )
 
 
-def _read(folder: Path, recipe: Recipe, store: TokenStore) -> tuple[int, Weights]:
+def _read(folder: Path, states: StageStates) -> tuple[int, Weights]:
     """(layers, weights) of a model folder or a checkpoint."""
     if (folder / "config.json").exists():
         return read_config(folder).num_hidden_layers, load_weights(folder)
-    plan = recipe.plan
-
-    def shapes_after(step: int) -> Any:
-        if step > plan.total_steps:
-            return None
-        return _shapes(recipe, store, plan.stage_at(max(0, step - 1)).depth)
-
-    state = checkpoint.load(folder, shapes_after)
-    return plan.stage_at(max(0, state.step - 1)).depth, state.weights
-
-
-def _hf_config(recipe: Recipe, store: TokenStore, depth: int) -> PretrainedConfig:
-    config = recipe.config
-    return FAMILIES[config.model.family].hf_config(
-        config.model,
-        depth,
-        config.model.vocab_size or store.vocab_size,
-        config.data.objective.heads,
-        vars(store.corpus.special),
-    )
-
-
-def _shapes(recipe: Recipe, store: TokenStore, depth: int) -> dict[str, tuple[int, ...]]:
-    return FAMILIES[recipe.config.model.family].parameter_shapes(_hf_config(recipe, store, depth))
+    state = checkpoint.load(folder, states.shapes_after)
+    return states.plan.stage_at(max(0, state.step - 1)).depth, state.weights
 
 
 def _trials(
@@ -178,7 +156,12 @@ def _trials(
             f"recipe's final one {recipe.config.model.num_hidden_layers}"
         )
     else:
-        problems += _operator_problems(recipe, operators, depth_from, depth)
+        problems += [
+            f"--operators: {problem}"
+            for name in operators
+            if name in get_args(Operator)
+            and (problem := growth_problem(recipe.config.model, depth_from, depth, name))
+        ]
     if not 1 <= trainable <= depth:
         problems.append(f"--trainable-layers: {trainable}; choose 1 to {depth}")
     elif trainable < depth:
@@ -190,53 +173,6 @@ def _trials(
     if problems:
         raise RecipeError("\n".join(problems))
     return [Trial(operator, rate) for operator in operators for rate in rates]
-
-
-def _operator_problems(
-    recipe: Recipe, operators: Sequence[str], depth_from: int, depth: int
-) -> list[str]:
-    """Why operators can't grow this family's model from one depth to the other."""
-    model = recipe.config.model
-    each = model.layers_per_block
-    kinds = FAMILIES[model.family].kinds(model, depth // each)
-    problems = []
-    for name in operators:
-        try:
-            sources(depth_from // each, depth // each, name, kinds=kinds)
-        except ValueError as error:
-            if name in get_args(Operator):
-                problems.append(f"--operators: {error}")
-    return problems
-
-
-def _grow(
-    recipe: Recipe,
-    store: TokenStore,
-    weights: Weights,
-    depth_from: int,
-    depth: int,
-    operator: str,
-    folder: Path,
-) -> None:
-    """Write the grown model into `folder`, unless it is there."""
-    if folder.exists():
-        return
-    config = recipe.config
-    family = FAMILIES[config.model.family]
-    final = _hf_config(recipe, store, config.model.num_hidden_layers)
-    each = config.model.layers_per_block
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    grown = grow(
-        weights,
-        depth_from // each,
-        depth // each,
-        operator,
-        shapes=_shapes(recipe, store, depth),
-        fresh=partial(fresh_parameter, seed=config.seed, final=final),
-        block_prefix=family.block_prefix,
-        kinds=family.kinds(config.model, depth // each),
-    )
-    save_weights(folder, grown, _hf_config(recipe, store, depth), store.tokenizer_dir)
 
 
 def _changes(

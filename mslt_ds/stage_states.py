@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
 from mslt_ds.config.sections import RunConfig
+from mslt_ds.data.store import TokenStore
 from mslt_ds.disk import pretrained
 from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.growth import grow, grow_optimizer_state
@@ -25,12 +26,20 @@ class StageStates:
 
     config: RunConfig
     plan: Plan
-    hf_config: Callable[[int], PretrainedConfig]
-    """Depth -> the configuration of the recipe's model at that depth."""
-    tokenizer_dir: Path
-    """The tokenizer of the token store."""
-    init_from: Path | None
+    store: TokenStore
+    init_from: Path | None = None
     """The folder of `plan.init_from`, where it has been looked for."""
+
+    def hf_config(self, depth: int) -> PretrainedConfig:
+        """The configuration of the recipe's model at `depth` layers."""
+        model = self.config.model
+        return FAMILIES[model.family].hf_config(
+            model,
+            depth,
+            model.vocab_size or self.store.vocab_size,
+            self.config.data.objective.heads,
+            asdict(self.store.corpus.special),
+        )
 
     def first(self) -> TrainingState:
         """Fresh weights, or those of `plan.init_from` with its missing heads fresh."""
@@ -41,7 +50,7 @@ class StageStates:
             return TrainingState(0, weights)
         # A run whose checkpoints are all damaged begins again, and hasn't looked for it before.
         folder = self.init_from or pretrained.find(given)
-        new = None if self.config.plan.new_vocabulary is None else self.tokenizer_dir
+        new = None if self.config.plan.new_vocabulary is None else self.store.tokenizer_dir
         weights, missing = pretrained.load(folder, hf_config, self._fresh_parameter, new)
         if missing:
             print(
@@ -53,37 +62,36 @@ class StageStates:
     def grown(self, stage: Stage, state: TrainingState) -> TrainingState:
         """The state that `stage` begins with, from that at the end of the one before: weights grown,
         moments carried, copied or dropped."""
-        policy = self.config.optimizer.state
         if stage.index == 1:
             return state
-        if policy == "reset":
+        if self.config.optimizer.state == "reset":
             state = replace(state, optimizer_state={})
         if stage.init == "keep":
             return state
-        each = self.config.model.layers_per_block
-        depths = self.plan.stages[stage.index - 2].depth // each, stage.depth // each
-        family = FAMILIES[self.config.model.family]
-        shapes = self._shapes(stage.depth)
-        kinds = family.kinds(self.config.model, depths[1])
-        weights = grow(
-            state.weights,
-            *depths,
-            stage.init,
-            fresh=self._fresh_parameter,
-            block_prefix=family.block_prefix,
-            shapes=shapes,
-            kinds=kinds,
+        before = self.plan.stages[stage.index - 2]
+        return self.grow(state, before.depth, stage.depth, stage.init)
+
+    def grow(
+        self, state: TrainingState, depth_from: int, depth_to: int, operator: str
+    ) -> TrainingState:
+        """The state of `depth_from` layers as that of `depth_to` layers."""
+        model = self.config.model
+        family, each = FAMILIES[model.family], model.layers_per_block
+        growth: dict[str, Any] = {
+            "depth_from": depth_from // each,
+            "depth_to": depth_to // each,
+            "operator": operator,
+            "block_prefix": family.block_prefix,
+            "shapes": self._shapes(depth_to),
+            "kinds": family.kinds(model, depth_to // each),
+        }
+        return replace(
+            state,
+            weights=grow(state.weights, fresh=self._fresh_parameter, **growth),
+            optimizer_state=grow_optimizer_state(
+                state.optimizer_state, copy=self.config.optimizer.state == "copy", **growth
+            ),
         )
-        optimizer_state = grow_optimizer_state(
-            state.optimizer_state,
-            *depths,
-            stage.init,
-            copy=policy == "copy",
-            block_prefix=family.block_prefix,
-            shapes=shapes,
-            kinds=kinds,
-        )
-        return replace(state, weights=weights, optimizer_state=optimizer_state)
 
     def shapes_after(self, step: int) -> dict[str, tuple[int, ...]] | None:
         """Each parameter's name and shape after `step` steps; None where the plan ends before."""

@@ -127,21 +127,26 @@ def _readers(key: str) -> list[str]:
     return [n for n, f in FAMILIES.items() if key not in f.unread] if is_common else own
 
 
-def _growth_problems(config: RunConfig, plan: Plan) -> list[str]:
-    """Stages that would put a copy where a layer of another kind belongs."""
-    model, family = config.model, FAMILIES[config.model.family]
+def growth_problem(model: ModelConfig, depth_from: int, depth_to: int, operator: str) -> str | None:
+    """Why `operator` can't grow the model from one depth to the other, such as a copy where a layer of
+    another kind belongs; None where it can."""
     each = model.layers_per_block
-    problems: list[str] = []
-    for before, stage in pairwise(plan.stages):
-        if stage.init == "keep":
-            continue
-        try:
-            kinds = family.kinds(model, stage.depth // each)
-            sources(before.depth // each, stage.depth // each, stage.init, kinds=kinds)
-        except ValueError as error:
-            key = "plan.stages" if config.plan.method == "custom" else "plan.init"
-            problems.append(f"{key}: stage {stage.index}: {error}")
-    return problems
+    kinds = FAMILIES[model.family].kinds(model, depth_to // each)
+    try:
+        sources(depth_from // each, depth_to // each, operator, kinds=kinds)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _growth_problems(config: RunConfig, plan: Plan) -> list[str]:
+    key = "plan.stages" if config.plan.method == "custom" else "plan.init"
+    return [
+        f"{key}: stage {stage.index}: {problem}"
+        for before, stage in pairwise(plan.stages)
+        if stage.init != "keep"
+        and (problem := growth_problem(config.model, before.depth, stage.depth, stage.init))
+    ]
 
 
 def plan_problems(config: RunConfig, plan: Plan) -> list[str]:
