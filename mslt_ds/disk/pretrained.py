@@ -144,17 +144,10 @@ def _load_other_vocabulary(folder: Path, hf_config: PretrainedConfig, place: Pat
     }
     size = hf_config.vocab_size
     weights |= {name: take(weights[name], rows, size) for name in of_tokens & weights.keys()}
-    if (shift := _get_id(found) - _get_id(hf_config)) and family.longest_sequence(
-        hf_config.max_position_embeddings, 0
-    ) != family.longest_sequence(hf_config.max_position_embeddings, 1):
-        # Positions begin behind the padding token's id.
-        name = next(name for name in weights if name.endswith("position_embeddings.weight"))
-        weights[name] = weights[name].roll(-shift, 0)
+    first, before = (family.first_position(c.pad_token_id or 0) for c in (hf_config, found))
+    if (table := family.position_table) in weights:
+        weights[table] = weights[table].roll(first - before, 0)
     return weights
-
-
-def _get_id(config: PretrainedConfig) -> int:
-    return config.pad_token_id or 0
 
 
 def _get(config: PretrainedConfig, key: str) -> object:

@@ -35,6 +35,7 @@ class Albert(Family):
         frozenset({"masked_lm"}): "AlbertForMaskedLM",
     }
     word_embeddings = "albert.embeddings.word_embeddings.weight"
+    position_table = "albert.embeddings.position_embeddings.weight"
     tied: ClassVar = {
         "predictions.decoder.weight": word_embeddings,
         "predictions.decoder.bias": "predictions.bias",

@@ -32,6 +32,7 @@ class Bert(Family):
         frozenset({"masked_lm"}): "BertForMaskedLM",
     }
     word_embeddings = "bert.embeddings.word_embeddings.weight"
+    position_table = "bert.embeddings.position_embeddings.weight"
     tied: ClassVar = {
         "cls.predictions.decoder.weight": word_embeddings,
         "cls.predictions.decoder.bias": "cls.predictions.bias",

@@ -117,12 +117,16 @@ class Family(ABC):
         takes the place of a block of its kind."""
         return [self.block_label] * blocks
 
-    has_position_table = True
-    """Whether positions are rows of a table, which train with the embeddings."""
+    position_table: str | None = None
+    """The parameter whose rows are the positions, which train with the embeddings; None: they are computed."""
+
+    def first_position(self, pad_token_id: int) -> int:
+        """The position of a sequence's first token."""
+        return 0
 
     def longest_sequence(self, positions: int, pad_token_id: int) -> int:
         """Tokens of the longest sequence for which `positions` (max_position_embeddings) are enough."""
-        return positions
+        return positions - self.first_position(pad_token_id)
 
     # ---- parameter counts --------------------------------------------------------------------
 

@@ -66,7 +66,6 @@ class ModernBert(Family):
     }  # fmt: skip
     sizes = (*Family.sizes, "local_attention")
     depth_attributes = ("num_hidden_layers", "layer_types", "rope_parameters")
-    has_position_table = False
     top_layer_at_positions = True
     norm_before_attention = True
 

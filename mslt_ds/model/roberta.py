@@ -27,6 +27,7 @@ class Roberta(Bert):
     base = "roberta"
     architectures: ClassVar = {frozenset({"masked_lm"}): "RobertaForMaskedLM"}
     word_embeddings = "roberta.embeddings.word_embeddings.weight"
+    position_table = "roberta.embeddings.position_embeddings.weight"
     tied: ClassVar = {
         "lm_head.decoder.weight": word_embeddings,
         "lm_head.decoder.bias": "lm_head.bias",
@@ -38,8 +39,8 @@ class Roberta(Bert):
     fixed: ClassVar = {"type_vocab_size": 1}
     token_ids: ClassVar = {"pad_token_id": "pad", "bos_token_id": "cls", "eos_token_id": "sep"}
 
-    def longest_sequence(self, positions: int, pad_token_id: int) -> int:
-        return positions - pad_token_id - 1
+    def first_position(self, pad_token_id: int) -> int:
+        return pad_token_id + 1
 
     def embedding_parameters(self, model: ModelSection, vocab_size: int) -> int:
         rows = vocab_size + model.max_position_embeddings + 1
@@ -49,7 +50,7 @@ class Roberta(Bert):
     bias_owners = frozenset({"lm_head"})
 
     def initial(self, name: str, final: Any) -> float | Normal:
-        if name == "roberta.embeddings.position_embeddings.weight":
+        if name == self.position_table:
             return Normal(final.initializer_range, zero_row=final.pad_token_id)
         return super().initial(name, final)
 
@@ -81,7 +82,7 @@ class Roberta(Bert):
     def embed(self, root: nn.Module, tokens: dict[str, Tensor], context: Rows) -> Tensor:
         embeddings: Any = root.get_submodule("roberta.embeddings")
         # A token of padding has a position like any other: nothing attends to it.
-        position_ids = tokens["position_ids"] + embeddings.padding_idx + 1
+        position_ids = tokens["position_ids"] + self.first_position(embeddings.padding_idx)
         return embeddings(**tokens | {"position_ids": position_ids})
 
     def token_logits(

@@ -28,7 +28,7 @@ def split_long(
     for key in ("micro_batch_size", "global_batch_size"):
         if (size := getattr(long, key)) is not None:
             sizes |= {key: size, f"{key}_key": f"plan.long_sequence.{key}"}
-    may_be_frozen = config.plan.init_from or not _has_table(config)
+    may_be_frozen = _has_trained_positions(config)
     # From the last stage backwards, until the share is used up.
     result: list[Draft] = []
     whole_model_steps = 0
@@ -68,8 +68,7 @@ def length_problems(drafts: Sequence[Draft], config: RunConfig) -> list[str]:
     model = config.model
     # Of the lowest id that padding can have: the tokenizer isn't known yet.
     positions = FAMILIES[model.family].longest_sequence(model.max_position_embeddings, 0)
-    # The positions of a model that exists are taken to be trained; rotary ones need no training.
-    trained = positions if config.plan.init_from or not _has_table(config) else 0
+    trained = positions if _has_trained_positions(config) else 0
     for number, draft in enumerate(drafts, start=1):
         key, length = draft.seq_length_key, draft.seq_length
         if draft.train_embeddings:
@@ -87,5 +86,6 @@ def length_problems(drafts: Sequence[Draft], config: RunConfig) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _has_table(config: RunConfig) -> bool:
-    return FAMILIES[config.model.family].has_position_table
+def _has_trained_positions(config: RunConfig) -> bool:
+    """Those of a model that exists are taken to be trained; those that are computed need no training."""
+    return config.plan.init_from is not None or FAMILIES[config.model.family].position_table is None
