@@ -120,8 +120,8 @@ def global_batches(
         tensors = sequence.build(entries[own], keys[own], pinned=device.type == "cuda")
         return GlobalBatch(
             [micro_batch(tensors, i) for i in range(len(micro_batches))],
-            # Not 0, as it may be where no word is short enough: the loss is divided by it.
             instances=(start, start + global_batch_size),
+            # Not 0, as it may be where no word is short enough: the loss is divided by it.
             denominators=objective.denominators(
                 max(1, int(num_masked(entries).sum())), global_batch_size
             ),

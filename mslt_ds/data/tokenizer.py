@@ -166,12 +166,18 @@ def find(place: Path) -> Path:
     folder = place
     if (folder / TOKENIZER).is_dir():
         folder = folder / TOKENIZER
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    if main_file(folder) is None:
         raise DataError(
             f"--tokenizer: {folder}: no tokenizer here; expected tokenizer.json or vocab.txt, a "
             "token store, or a vocabulary file"
         )
     return folder
+
+
+def main_file(folder: Path) -> Path | None:
+    """The file that holds a folder's vocabulary; None if it holds no tokenizer."""
+    files = (folder / "tokenizer.json", folder / "vocab.txt")
+    return next((file for file in files if file.is_file()), None)
 
 
 def load(place: Path) -> TextTokenizer:
@@ -191,10 +197,7 @@ def load(place: Path) -> TextTokenizer:
 
 
 def _backend(place: Path) -> Tokenizer:
-    file = place
-    if place.is_dir():
-        names = ("tokenizer.json", "vocab.txt")
-        file = next((place / name for name in names if (place / name).is_file()), place / names[1])
+    file = (main_file(place) or place / "vocab.txt") if place.is_dir() else place
     if file.suffix != ".json":
         return from_vocabulary_file(file)
     backend = Tokenizer.from_file(str(file))

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
-from mslt_ds.data.tokenizer import PROBE, TOKENIZER_FILES
+from mslt_ds.data.tokenizer import PROBE, TOKENIZER_FILES, main_file
 from mslt_ds.disk import manifest
 from mslt_ds.disk.card import CARD_FILE
 from mslt_ds.disk.manifest import DamageError
@@ -127,7 +127,7 @@ def _check_damage(folder: Path) -> None:
 
 def check_tokenizer(folder: Path) -> None:
     """DataError unless `folder` has the files of a tokenizer."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    if main_file(folder) is None:
         raise DataError(f"{folder}: no tokenizer here; expected tokenizer.json or vocab.txt")
 
 
