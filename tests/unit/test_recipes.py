@@ -82,6 +82,7 @@ def test_the_original_albert_differs_in_the_sharing_and_the_method_alone():
     albert = load_recipe(CONFIGS / "albert_base_mslt.yaml", changes).config
     original = load_recipe(CONFIGS / "albert_base_full.yaml").config
     assert stages(original) == stages(albert)
+    assert original.model.num_blocks == 1
     same = {"name": "", "plan": None}
     assert original.model_copy(update=same) == albert.model_copy(update=same)
 

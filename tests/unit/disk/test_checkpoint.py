@@ -36,7 +36,8 @@ def load(path: Path) -> TrainingState:
 
 
 def newest(folder: CheckpointFolder) -> str | None:
-    return folder.read_newest(lambda path: path.name)
+    state = folder.read_newest(load)
+    return state and f"step_{state.step:010}"
 
 
 def state_at(step: int) -> TrainingState:
