@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130  # as a shell tells of SIGINT
+        return 130  # as a shell reports SIGINT
 
 
 if __name__ == "__main__":

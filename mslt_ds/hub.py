@@ -1,4 +1,4 @@
-"""What is named as at the Hugging Face Hub, `owner/name` or `owner/name@revision`, and fetched from there."""
+"""Fetches what is named as on the Hugging Face Hub: `owner/name` or `owner/name@revision`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What each rank does before it joins the others: data are opened and checked, and the checkpoint to go
-on from is looked for."""
+"""What each rank does before it joins the others: it opens and checks the data and finds the checkpoint
+to resume from."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Prepared:
 def prepare(
     recipe: Recipe, world: World, device: torch.device, lock: RunLock | None = None
 ) -> Prepared:
-    """Open the data and find the checkpoint to go on from. Needs no process group.
+    """Open the data and find the checkpoint to resume from. Needs no process group.
 
     lock: on the run's folder; None on all ranks but 0
     """

@@ -1,11 +1,10 @@
 """`mslt-ds probe`: which growth operator is best, some hundred steps after the growth.
 
-A model is worse just after it has grown, and how much worse says little about how well it goes on
-training; its loss some hundred steps later says much (Karp et al. 2024, "Landscape-Aware Growing: The
-Power of a Little LAG", arXiv 2406.02469). So each operator
-grows the same model, the grown models train for the same steps on the same batches, and their
-held-out losses are compared then. Each is a run of the main program, kept below the output folder: a
-probe that was stopped goes on.
+A model is worse just after it has grown. How much worse predicts little about its further training; its
+loss some hundred steps later predicts much (Karp et al. 2024, "Landscape-Aware Growing: The Power of a
+Little LAG", arXiv 2406.02469). So each operator grows the same model, the grown models train for the same
+steps on the same batches, and their held-out losses are compared. Each is a run of the main program, kept
+below the output folder: a probe that was stopped resumes.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ class StageRun:
         )
 
     def _told(self, batches: Iterator[GlobalBatch]) -> Iterator[GlobalBatch]:
-        """The batches; the watchdog is told of each."""
+        """The batches, each reported to the watchdog."""
         for batch in batches:
             self._instruments.watchdog.doing(f"the evaluation after stage {self._stage.index}")
             yield batch

@@ -201,7 +201,7 @@ def _remove_old(path: Path, epoch: int) -> None:
 
 
 def _made_of(path: Path) -> bytes:
-    """32 bytes for what an index is made from, which its name tells (`file_name`)."""
+    """A digest of 32 bytes of what an index is made from, as its name has it (`file_name`)."""
     return hashlib.sha256(path.name.encode()).digest()
 
 

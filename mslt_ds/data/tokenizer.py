@@ -38,7 +38,7 @@ _USUAL = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
 }
-"""Their names where no file tells them; the first one is that of a token that has to be added."""
+"""Their names where no file has them; a token that has to be added gets the first one."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt",

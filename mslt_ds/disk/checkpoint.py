@@ -5,8 +5,8 @@ a small JSON, never a rank's shard. It can therefore be resumed at another ZeRO 
 number of ranks, and a stage boundary is no special case. What must not change between a run and its
 continuation (model, plan, data, seed, ...) is compared when it is read, key by key.
 
-Nothing that is read is believed: sizes and checksums are those of the manifest, and names, shapes and
-steps those of the model and the plan. A checkpoint where this fails is damaged. It is named, moved to
+Everything that is read is checked: sizes and checksums against the manifest, names, shapes and steps
+against the model and the plan. A checkpoint that fails a check is damaged. It is named, moved to
 `checkpoints/damaged/` and passed over.
 """
 

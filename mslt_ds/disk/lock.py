@@ -4,7 +4,7 @@ The lock is a file, `run.lock`, that names its owner. It is made by a hard link,
 too, where O_EXCL and flock aren't on every server. Its owner touches it every few seconds: a heartbeat.
 
 Whether an owner still lives is known for sure on its own machine, where its process can be looked up. Of
-a process elsewhere only the heartbeat tells. A second start watches it, by its own clock alone, since
+a process elsewhere only the heartbeat is seen. A second start watches it, by its own clock alone, since
 the clocks of machines differ: where it beats once, the owner lives; where it is silent for STALE_SECONDS,
 the owner is dead (a lost node, a container that was killed) and its lock is taken over.
 

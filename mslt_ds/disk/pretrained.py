@@ -1,9 +1,10 @@
 """A run that begins with a trained model instead of a fresh one: `plan.init_from`.
 
-It names a local folder or a model of the Hugging Face Hub, which has to be exactly the model of stage 1, with its
-depth, sizes and, without `plan.new_vocabulary`, its vocabulary. No weight of the encoder is cut, padded or left
-out; the plan grows the model to more layers. The heads may be missing, as in an encoder that was saved without them: these begin fresh, and a message names them. Heads
-that the recipe doesn't use are left out.
+It names a local folder or a model of the Hugging Face Hub, which has to be exactly the model of stage 1,
+with its depth, sizes and, without `plan.new_vocabulary`, its vocabulary. No weight of the encoder is cut,
+padded or left out; the plan grows the model to more layers. Heads that the folder lacks, as an encoder does
+that was saved without them, begin fresh, and a message names them. Heads that the recipe doesn't use are
+left out.
 """
 
 from __future__ import annotations

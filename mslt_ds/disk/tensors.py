@@ -1,4 +1,4 @@
-"""safetensors files as the rest of the program needs them written."""
+"""Writes safetensors files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Being told to stop: by a signal, by the end of the launcher, or by another rank.
+"""Requests to stop: by a signal, by the end of the launcher, or by another rank.
 
 A thread watches for all three, since Python runs a signal's handler only between two of the main
 thread's own instructions, and the main thread may be waiting in a collective. What follows depends on
@@ -11,7 +11,7 @@ what there is to lose:
   all ranks agree to save and to stop (`agreement.StopRequest`).
 * A second Ctrl-C ends the process in any case.
 
-Nothing here imports torch, so that the watch begins before that takes its seconds.
+Nothing here imports torch, which takes seconds, so that the watch begins before that.
 """
 
 from __future__ import annotations

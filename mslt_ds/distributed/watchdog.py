@@ -10,8 +10,8 @@ group), and a thread judges what it hears. `judge` is pure.
 * After a library's error in a collective, a rank that isn't heard of for a few seconds is its cause.
 
 What may take long (a first step, which compiles; a checkpoint, a stage's beginning) is given PATIENCE
-times the time, and the index of an epoch, which is made of the whole text, INDEX_PATIENCE times. The thread also writes the stacks of all threads where a step takes SLOW times
-the median.
+times the time, and the index of an epoch, which is made of the whole text, INDEX_PATIENCE times. The thread
+also writes the stacks of all threads where a step takes SLOW times the median.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def judge(
     silent_after: seconds after which a rank is gone that isn't heard of, where a collective has failed
     """
     if silent_after is None:
-        # What takes longer still doesn't keep its threads from telling so.
+        # What takes longer than this still doesn't keep its threads from reporting it.
         silent_after = timeout * min(mine.patience, PATIENCE)
     if now - read > silent_after:
         return [0], f"hasn't answered for {now - read:.0f} s, whose store all use"
@@ -127,7 +127,7 @@ class Watchdog:
         self._failed, self._closed = threading.Event(), threading.Event()
         self._store: Any = None
 
-    # ---- told by the main thread -------------------------------------------------------------
+    # ---- called by the main thread -----------------------------------------------------------
 
     def computing(self, step: int, *, first: bool) -> None:
         """A micro-batch of `step` begins. first: in a step that may compile"""
@@ -223,7 +223,7 @@ class Watchdog:
                 try:
                     self._tell(mine)
                     everyones = self._ask()
-                except (RuntimeError, ValueError):  # the store is gone: `_read` tells it
+                except (RuntimeError, ValueError):  # the store is gone: `_read` reports it
                     continue
             self._hear(everyones, time.monotonic())
 
@@ -300,7 +300,7 @@ class Watchdog:
             f"(train.hang_timeout_seconds: {self._timeout:g}). The same command goes on from the last "
             "checkpoint"
         )
-        # All ranks come to the same end; one tells it.
+        # All ranks come to the same end; one prints it.
         others = [rank for rank in range(self._world_size) if rank not in ranks]
         error.is_told = self._rank == min(others, default=0)
         return error

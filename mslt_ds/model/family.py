@@ -279,7 +279,7 @@ class Family(ABC):
     # after the other, or (batch, seq_length, hidden). `Rows` knows which, and does what mixes tokens.
 
     def context(self, root: nn.Module, config: Any, rows: Rows) -> Any:
-        """What the layers of one micro-batch share: `rows`, and such as rotary tables beside it.
+        """What the layers of one micro-batch share: `rows`, and for example rotary tables.
 
         It is computed once below the cut and once above it, and handed to `embed` and each layer.
         """

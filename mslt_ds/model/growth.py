@@ -25,8 +25,8 @@ Where layers share their parameters (ALBERT), the same rules apply to groups of 
 Where layers are of several kinds that repeat with a period (ModernBERT: every third attends
 globally), a copy has to land on a place of its source's kind. `copy_top` rounds the number of layers
 that it copies down to whole periods and, where there is no whole one, takes the nearest layer of the
-kind; the other operators raise ValueError where the depths don't allow it. Layers may also differ in which parameters they have: one that the source lacks begins
-fresh, one that the target lacks is left out.
+kind; the other operators raise ValueError where the depths don't allow it. Layers may also differ in
+their parameters: one that the source lacks begins fresh, one that the target lacks is left out.
 """
 
 from __future__ import annotations

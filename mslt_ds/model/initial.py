@@ -2,8 +2,8 @@
 
 All methods and all depths therefore begin with the same numbers: layer 3 of a 6-layer model and
 layer 3 of a 24-layer model are bitwise equal when both are fresh. A comparison of methods (and
-figure 3 of the progressive-stacking-2.0 paper) is fair only then. What each parameter's
-distribution is, the family says (`Family.initial`).
+figure 3 of the progressive-stacking-2.0 paper) is fair only then. The family defines each
+parameter's distribution (`Family.initial`).
 """
 
 from __future__ import annotations

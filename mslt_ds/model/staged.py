@@ -11,9 +11,9 @@ Embeddings may be frozen alone, as a prefix without layers. Frozen layers above 
 embeddings or lower layers, can't be part of a prefix: the suffix runs through them as a `FrozenBody`, which
 the gradient passes and no engine sees.
 
-What runs is the model's family (`Family`), for which losses is the objective (`Objective`); this
-module knows neither. `inference_mode` would be cheaper still for the prefix, but autograd refuses to
-save its tensors.
+The model's family (`Family`) defines the layers and heads, and the objective (`Objective`) the losses;
+this module knows no particular one. `inference_mode` would be cheaper still for the prefix, but autograd
+refuses to save its tensors.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Floating-point operations of a stage's step: two for each parameter and token, and attention.
 
-A matrix product of m x k and k x n counts 2 m k n. What is left out is below one percent: norms,
-activations, softmax, dropout, the optimizer. What is exact is what this package saves: logits at masked
+A matrix product of m x k and k x n counts 2 m k n. Norms, activations, softmax, dropout and the optimizer
+are left out: they are below one percent. What this package saves is counted exactly: logits at masked
 positions alone, the top layer where its output is used, a frozen prefix that only runs forward, no
-gradient of the frozen decoder matrix nor of the prefix's output. A test compares the counts with those
-that torch makes of the real modules.
+gradient of the frozen decoder matrix nor of the prefix's output. A test compares the counts with torch's
+own of the real modules.
 """
 
 from __future__ import annotations

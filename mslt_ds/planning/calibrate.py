@@ -7,7 +7,7 @@ engines, first steps, evaluation, models, the checkpoint of a stage's end) is th
 the steps leave, stage by stage; the plan's other checkpoints are added, each as long as writing its files took.
 
 Stages with more than a few micro-batches in a step are measured with 1 and with 4 of them, and a line
-through both tells the step. Without a token store at `data.path`, the text is made up.
+through both gives the step's time. Without a token store at `data.path`, the text is synthetic.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ranks to plan for (default: --gpus, WORLD_SIZE of the environment, or 1)",
     )
-    parser.add_argument("--gpus", metavar="N", help="GPUs to tell hours, memory and cost for")
+    parser.add_argument("--gpus", metavar="N", help="GPUs to compute hours, memory and cost for")
     parser.add_argument("--gpu", metavar="NAME", help=f"their kind: {', '.join(hardware.GPUS)}")
     parser.add_argument(
         "--network",
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=12,
         metavar="STEPS",
         help="measure so many steps of every stage on this machine (default: 12), with --gpus N in as "
-        "many processes, and tell hours by them",
+        "many processes, and compute hours from them",
     )
     parser.add_argument(
         "--hours", type=float, metavar="H", help="scale the recipe's steps to fit H hours"
@@ -181,7 +181,7 @@ class _Request:
 
 
 def _cluster(arguments: argparse.Namespace, gpus: int) -> Cluster | None:
-    """The hardware that is asked for; None where the plan is to be told without hours."""
+    """The hardware that is asked for; None where no hours are."""
     if arguments.gpu is None or arguments.calibrate is not None:
         for option in ("gpu", "network"):
             if (value := getattr(arguments, option)) is not None:

@@ -91,7 +91,7 @@ class RunRecord:
 
     @cached_property
     def stage_plan(self) -> Plan:
-        """The plan as the value that it was made from, as far as its file tells."""
+        """The plan as the value that it was made from, as far as its file has it."""
         stages = [
             Stage(
                 index=index,

@@ -1,7 +1,8 @@
 """Prints the summary of a run: its stages, their cost and losses, and how to load the model.
 
-Everything is read from the run folder (`record.py`, the model's `config.json`), so the table can be printed at any time, also of a run that was interrupted. What isn't there yet is shown
-as a dash. The losses are those that the run wrote, by its own names for them.
+Everything is read from the run folder (`record.py`, the model's `config.json`), so the table can be
+printed at any time, also for an interrupted run. Missing values are shown as a dash. The losses are those
+that the run wrote, by its own names for them.
 
 A stage's speed-up compares the time of an instance in its median step with that in a step of the whole
 model, everything trained, that the same run measured on the same machine at the same sequence length:

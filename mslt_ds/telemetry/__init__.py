@@ -100,7 +100,7 @@ class Telemetry:
             self._try(sink, partial(sink.write, line))
 
     def _try(self, sink: Sink, action: Callable[[], None]) -> None:
-        """Do it; a disk that fails is told once for each sink, and doesn't end the run."""
+        """Do it; a disk that fails is reported once for each sink, and doesn't end the run."""
         try:
             action()
         except OSError as error:

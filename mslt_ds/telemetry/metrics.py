@@ -26,7 +26,7 @@ Line = Mapping[str, Any]
 MILESTONES = ("stage_start", "first_step", "profile", "stage_end", "run_end")
 """Events of a run in which nothing goes wrong."""
 FAULTS = ("step_skipped", "rolled_back", "checkpoint_damaged")
-"""Events that tell what went wrong and was mended."""
+"""Events of faults that the run recovered from."""
 
 
 def json_safe(value: Any) -> Any:
@@ -150,7 +150,7 @@ class MetricsWriter:
 
 
 def _fault(line: Line) -> str | None:
-    """What tells a fault from another; None for any other line."""
+    """What distinguishes a fault from another; None for any other line."""
     if line.get("event") not in FAULTS:
         return None
     return json.dumps({key: json_safe(line[key]) for key in sorted(line) if key != "time"})

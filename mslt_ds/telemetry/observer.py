@@ -1,4 +1,4 @@
-"""What is told of a stage's steps while they run: metrics, the wait for the first one, a profile."""
+"""What is recorded of a stage's steps while they run: metrics, the wait for the first one, a profile."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The progress of a run on standard output: a live display on a terminal, else plain lines.
 
 Both show the stage, the step, the loss, the learning rate, sequences and tokens a second, memory and the
-time left for the stage and for the run, and MFU where it's known. `mslt-ds status` prints the same. Plain lines are at least some seconds apart, so that the log of a long run stays
-readable. The start and end of a stage are always printed.
+time left for the stage and for the run, and MFU where it's known. `mslt-ds status` prints the same. Plain
+lines are at least some seconds apart, so that the log of a long run stays readable. The start and end of
+a stage are always printed.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ _LAUNCHER_MODULES = ("deepspeed.launcher.", "torch.distributed.")
 
 
 class Waits:
-    """Told of steps, tells the seconds of a first step. It holds only the time of the last one."""
+    """Measures how long a first step was waited for. It holds only the time of the last step."""
 
     def __init__(self) -> None:
         self._since, self._of = command_start(), "command"

@@ -2,7 +2,7 @@
 
     python tests/slurm/sandbox.py             start one, print how to reach it, stop it on Ctrl-C
 
-Notable: no systemd, no cgroups, no container. Debian builds Slurm so that several slurmd run on one
+It needs no systemd, no cgroups and no container. Debian builds Slurm so that several slurmd run on one
 host, told apart by name and port; GPUs are pretended (links to /dev/null, which Slurm counts and hands
 out by CUDA_VISIBLE_DEVICES without looking at them). All files are in one temporary folder, and what
 is ended at the end is what was started here: children of this process, by their ids.
