@@ -33,7 +33,7 @@ from mslt_ds.recipe.loading import Recipe, load_recipe
 from mslt_ds.recipe.rules import growth_problem
 from mslt_ds.stage_states import StageStates
 from mslt_ds.state import TrainingState, Weights
-from mslt_ds.telemetry.metrics import read_lines
+from mslt_ds.telemetry.metrics import read_lines, token_loss
 
 _AFTER = 10
 """Steps whose mean loss stands for the moment after growth."""
@@ -228,8 +228,8 @@ def _diverged(run_dir: Path) -> bool:
 def _row(trial: Trial, run_dir: Path) -> dict[str, Any]:
     """A trial's losses: after growth, the highest and the last of training, held-out at the end."""
     lines = _lines(run_dir)
-    losses = [line["mlm_loss"] for line in lines if "event" not in line]
-    held_out = [line["eval_mlm_loss"] for line in lines if "eval_mlm_loss" in line]
+    losses = [token_loss(line) for line in lines if "event" not in line]
+    held_out = [token_loss(line) for line in lines if line.get("event") == "stage_end"]
     known = [loss for loss in losses if loss is not None]
     return {
         "operator": trial.operator,
@@ -246,15 +246,15 @@ def _write(rows: Sequence[dict[str, Any]], trials: Sequence[Trial], output: Path
     replace_text(output / "probe.json", json.dumps(rows, indent=1) + "\n")
     curves = {
         trial.name: [
-            (line["step"] + 1, line["mlm_loss"])
+            (line["step"] + 1, loss)
             for line in _lines(output / trial.name)
-            if "event" not in line and line["mlm_loss"] is not None
+            if "event" not in line and (loss := token_loss(line)) is not None
         ]
         for trial in trials
     }
     with (output / "curves.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["operator_rate", "step", "mlm_loss"])
+        writer.writerow(["operator_rate", "step", "loss"])
         writer.writerows([name, *point] for name, points in curves.items() for point in points)
     _draw(curves, output / "curves")
     for trial in trials:
@@ -272,7 +272,7 @@ def _draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
     axes.set_xlabel("steps after growth")
-    axes.set_ylabel("masked-LM loss of training (nats)")
+    axes.set_ylabel("training loss (nats)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     for suffix in (".png", ".svg"):

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from mslt_ds.plan.flops import layer_passes
 from mslt_ds.report.record import RunRecord
 from mslt_ds.report.summary import full_instance_seconds
+from mslt_ds.telemetry.metrics import token_loss
 
 LEFT_NATS = 1.0
 _REACHED_NATS = 0.1  # above the entropy at most
@@ -106,7 +107,7 @@ def plateau(run: RunRecord) -> Plateau | None:
     if entropy is None:
         return None
     reached = left = left_seconds = None
-    smooth = running_median([line.get("mlm_loss", line.get("loss")) for line in run.steps])
+    smooth = running_median([token_loss(line) for line in run.steps])
     for line, seconds, loss in zip(run.steps, run.training_seconds, smooth, strict=True):
         if loss is None:
             continue

@@ -164,13 +164,13 @@ def _facts(runs: Runs) -> list[Fact]:
     """Of the run with the lowest held-out loss, else of the first."""
 
     def loss(item: tuple[str, RunRecord]) -> float:
-        value = run_tables.last_held_out(item[1]).get("mlm")
+        value = run_tables.last_token_loss(item[1])
         return float("inf") if value is None else value
 
     label, run = min(runs.items(), key=loss)
     of = "" if len(runs) == 1 else f", {label}"
     facts = []
-    if (value := run_tables.last_held_out(run).get("mlm")) is not None:
+    if (value := run_tables.last_token_loss(run)) is not None:
         facts.append(Fact(f"{value:.3f}", f"nats: held-out MLM loss{of}"))
         if run.unigram_entropy is not None:
             below = run.unigram_entropy - value

@@ -12,9 +12,9 @@ from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, N
 
 from mslt_ds.analysis.comparison import LEFT_NATS, full_twin, running_median, stage_speeds
 from mslt_ds.analysis.drawing import INK, MUTED, SERIES, SURFACE, Drawing, legend, style_of
-from mslt_ds.analysis.run_tables import Runs, last_held_out
+from mslt_ds.analysis.run_tables import Runs, last_token_loss
 from mslt_ds.report.record import RunRecord
-from mslt_ds.telemetry.metrics import eval_losses
+from mslt_ds.telemetry.metrics import token_loss
 
 _POINTS = 500  # of a curve at most; of more lines, the median of each few is drawn
 
@@ -34,14 +34,14 @@ def run_drawings(runs: Runs) -> list[Drawing]:
 
 
 def _loss(runs: Runs, over: str) -> Drawing | None:
-    if not any(_has(run, _loss_key(run)) for run in runs.values()):
+    if all(token_loss(line) is None for run in runs.values() for line in run.steps):
         return None
     entropies = {label: run.unigram_entropy for label, run in runs.items()}
     known = [value for value in entropies.values() if value is not None]
     ends = [
         f"{label} ended at {loss:.2f}"
         for label, run in runs.items()
-        if (loss := last_held_out(run).get("mlm")) is not None
+        if (loss := last_token_loss(run)) is not None
     ]
     alt = (
         f"Training loss of {', '.join(runs)} against {over}; diamonds: held-out loss at each stage's end. "
@@ -58,7 +58,7 @@ def _loss(runs: Runs, over: str) -> Drawing | None:
         least = max(ends) * (0.06 if narrow else 0.02)
         for index, (label, run) in enumerate(runs.items()):
             x = _positions(run, over)
-            y = np.array([_float(line.get(_loss_key(run))) for line in run.steps])
+            y = np.array([_float(token_loss(line)) for line in run.steps])
             style = style_of(index)
             axes.plot(*_thin(x, y), color=style["color"], alpha=0.22, linewidth=0.8)
             smooth = np.array([_float(v) for v in running_median(list(y), max(9, len(y) // 20))])
@@ -375,10 +375,6 @@ def _has(run: RunRecord, key: str) -> bool:
     return any(line.get(key) is not None for line in run.steps)
 
 
-def _loss_key(run: RunRecord) -> str:
-    return "mlm_loss" if _has(run, "mlm_loss") else "loss"
-
-
 def _positions(run: RunRecord, over: str) -> np.ndarray:
     if over == "steps":
         return np.array([line["step"] + 1 for line in run.steps], float)
@@ -386,11 +382,11 @@ def _positions(run: RunRecord, over: str) -> np.ndarray:
 
 
 def _held_out_points(run: RunRecord, over: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where and how high the held-out MLM losses are."""
+    """Where and how high the held-out losses are."""
     found = []
     x = _positions(run, over)
     for index, end in run.stage_ends.items():
-        loss = eval_losses(end).get("mlm")
+        loss = token_loss(end)
         inside = [i for i, line in enumerate(run.steps) if line.get("stage") == index]
         if loss is not None and inside:
             found.append((x[inside[-1]], loss))

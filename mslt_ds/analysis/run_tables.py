@@ -17,7 +17,7 @@ from mslt_ds.analysis.comparison import (
 )
 from mslt_ds.analysis.table import Cell, Table, make_table, number, quantity, seconds
 from mslt_ds.report.record import RunRecord
-from mslt_ds.telemetry.metrics import MILESTONES, eval_losses
+from mslt_ds.telemetry.metrics import MILESTONES, eval_losses, token_loss
 
 Runs = Mapping[str, RunRecord]
 """The runs by the label that the report calls them by."""
@@ -180,7 +180,7 @@ def plateau_table(runs: Runs) -> Table | None:
     for label, state in found.items():
         if state is None:
             continue
-        loss = last_held_out(runs[label]).get("mlm")
+        loss = last_token_loss(runs[label])
         rows.append(
             [
                 label,
@@ -213,8 +213,8 @@ def joint_table(runs: Runs) -> Table | None:
         joint = joint_stage(run)
         if joint is None:
             continue
-        before = eval_losses(run.stage_ends.get(joint - 1, {})).get("mlm")
-        after = eval_losses(run.stage_ends.get(len(run.stages), {})).get("mlm")
+        before = token_loss(run.stage_ends.get(joint - 1, {}))
+        after = token_loss(run.stage_ends.get(len(run.stages), {}))
         taken = sum(run.stage_seconds(index) for index in range(joint, len(run.stages) + 1))
         whole = run.total_training_seconds
         gain = None if before is None or after is None else before - after
@@ -299,6 +299,11 @@ def last_held_out(run: RunRecord) -> dict[str, float | None]:
     """The losses at the end of the last stage that has ended."""
     ends = run.stage_ends
     return eval_losses(ends[max(ends)]) if ends else {}
+
+
+def last_token_loss(run: RunRecord) -> float | None:
+    """The first of `last_held_out`."""
+    return next(iter(last_held_out(run).values()), None)
 
 
 def tokens_per_second(run: RunRecord, stage: int) -> float | None:

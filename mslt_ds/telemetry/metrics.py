@@ -58,6 +58,13 @@ def eval_losses(line: Line) -> dict[str, float | None]:
     }
 
 
+def token_loss(line: Line) -> float | None:
+    """The objective's first loss, that of tokens, in nats: a step's, or the held-out one of a `stage_end` line.
+    A line without it has only the whole loss, if any."""
+    losses = (value for key, value in line.items() if key.endswith("_loss"))
+    return next(losses, line.get("loss"))
+
+
 def _numbers(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
     for key, value in fields.items():
         tag = f"{prefix}/{key}"
