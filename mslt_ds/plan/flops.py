@@ -58,10 +58,10 @@ def instance_flops(config: RunConfig, stage: Stage, vocab_size: int, filled: flo
     layers = [layer(i, tokens) for i in range(stage.depth - 1)]
     layers.append(layer(stage.depth - 1, min(top, tokens)))
     heads = config.data.objective.heads
-    masked_lm = family.head_parameters(model, vocab_size, frozenset({"masked_lm"}))
-    pair = family.head_parameters(model, vocab_size, heads) - masked_lm
+    of_tokens = family.head_parameters(model, vocab_size, heads - {"pair"})
+    pair = family.head_parameters(model, vocab_size, heads) - of_tokens
     embedding = model.embedding_size or hidden
-    own = 2 * (predictions * (masked_lm - vocab_size) + pair)
+    own = 2 * (predictions * (of_tokens - vocab_size) + pair)
     decoder = 2 * predictions * vocab_size * embedding
     mapping = 2 * embedding * hidden * tokens if model.embedding_size else 0
     lowest = 0 if stage.train_embeddings else stage.trained.start  # that the gradient reaches
