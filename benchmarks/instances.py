@@ -23,12 +23,12 @@ from typing import Any, get_args
 import numpy as np
 
 from benchmarks.turns import Measurement
+from mslt_ds.data import tokenizer
 from mslt_ds.data.epoch_index import file_name
 from mslt_ds.data.instances import InstanceOptions, epoch_key, index_documents
 from mslt_ds.data.loader import InstanceSequence, global_batches
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
-from mslt_ds.data.words import continuing_tokens
 from mslt_ds.hugging_face import LOAD
 from mslt_ds.model.objective import OBJECTIVES
 from tests.unit.data.comparison import documents_of
@@ -106,7 +106,7 @@ def instances_compiled(store: TokenStore, options: InstanceOptions) -> Measureme
 def index_entries(store: TokenStore, options: InstanceOptions) -> Measurement:
     """Index entries per second of thread time."""
     key = epoch_key(store.digest, SEED, 0)
-    continues = continuing_tokens(store)
+    continues = tokenizer.load(store.tokenizer_dir).continuing_tokens()
 
     def measure() -> float:
         start = time.thread_time()
@@ -120,7 +120,8 @@ def index_entries(store: TokenStore, options: InstanceOptions) -> Measurement:
 def instances_in_plain_python(
     store: TokenStore, options: InstanceOptions, documents: list[list[list[int]]]
 ) -> Measurement:
-    continues = frozenset(np.flatnonzero(continuing_tokens(store)).tolist())
+    continuing = tokenizer.load(store.tokenizer_dir).continuing_tokens()
+    continues = frozenset(np.flatnonzero(continuing).tolist())
     frame = Frame(options, store.corpus.special, store.vocab_size, continues)
     draws = PythonDraws(0)
 

@@ -51,7 +51,7 @@ def epoch_index(
 ) -> np.ndarray:
     """Index entries of all instances of `epoch`, (instances,) uint64, in document order.
 
-    continues: (vocab_size,) bool, see words.py
+    continues: (vocab_size,) bool, see word_starts.py
     say: called once with a message if making the index takes long
     """
     name = file_name(store, options, seed, epoch)

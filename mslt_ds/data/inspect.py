@@ -22,7 +22,6 @@ from mslt_ds.data.instances import InstanceArrays, InstanceOptions, first_senten
 from mslt_ds.data.loader import InstanceSequence
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
-from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError
 from mslt_ds.model.objective import OBJECTIVES
 
@@ -123,7 +122,8 @@ def describe_instance(sequence: InstanceSequence, epoch: int, instance: int) -> 
     documents = sequence.store.corpus.documents
     document = int(np.searchsorted(documents, sentence, side="right")) - 1
     names = _tokens(sequence.store)
-    groups = list(_groups(arrays, continuing_tokens(sequence.store), options.masking))
+    continues = tokenizer.load(sequence.store.tokenizer_dir).continuing_tokens()
+    groups = list(_groups(arrays, continues, options.masking))
     length, masked = int(arrays.attention_mask[0].sum()), sum(map(len, groups))
     return [
         f"instance {instance:,} of {sequence.length:,} in epoch {epoch}, seed {sequence.seed}",

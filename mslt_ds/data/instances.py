@@ -124,7 +124,7 @@ def build(
 ) -> InstanceArrays:
     """Fill `arrays` with the instances of index `entries`, (instances,) uint64.
 
-    continues: (vocab_size,) bool, see words.py; `token` masking doesn't read it
+    continues: (vocab_size,) bool, see word_starts.py; `token` masking doesn't read it
     keys: (instances,) uint64, the epoch_key of the epoch that each entry belongs to
     """
     special = corpus.special

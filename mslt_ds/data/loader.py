@@ -23,14 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mslt_ds.data import ahead
+from mslt_ds.data import ahead, tokenizer
 from mslt_ds.data.compiled import key_of
 from mslt_ds.data.epoch_index import Say, epoch_index
 from mslt_ds.data.instances import InstanceArrays, InstanceOptions, build, epoch_key, num_masked
 from mslt_ds.data.order import permute
 from mslt_ds.data.store import TOKENS, TokenStore
 from mslt_ds.data.unpadding import places_to_run
-from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError
 from mslt_ds.model.objective import Objective
 
@@ -168,7 +167,7 @@ class InstanceSequence:
         self._say = say
         self._continues = np.zeros(0, np.bool_)
         if options.masking != "token":
-            self._continues = continuing_tokens(store)
+            self._continues = tokenizer.load(store.tokenizer_dir).continuing_tokens()
         self._indices: dict[int, np.ndarray] = {}
         self._lock = Lock()
         self.length = len(self.index(0))

@@ -15,10 +15,10 @@ from typing import get_args
 
 import numpy as np
 
+from mslt_ds.data import tokenizer
 from mslt_ds.data.instances import InstanceOptions
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import Corpus, TokenStore
-from mslt_ds.data.words import continuing_tokens
 from tests.unit.data.comparison import build_all, by_other_draws, documents_of, rows, unmasked
 from tests.unit.data.reference import Frame, Instance
 
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     store = TokenStore.open(chosen.store)
     corpus = first_documents(store.corpus, chosen.documents)
-    continues = continuing_tokens(store)
+    continues = tokenizer.load(store.tokenizer_dir).continuing_tokens()
     failed = 0
     for input_format, masking in VARIANTS:
         options = InstanceOptions(

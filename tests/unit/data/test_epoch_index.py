@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from mslt_ds.data import epoch_index as module
+from mslt_ds.data import tokenizer
 from mslt_ds.data.epoch_index import epoch_index
 from mslt_ds.data.instances import InstanceOptions, epoch_key, index_documents
 from mslt_ds.data.store import TokenStore
-from mslt_ds.data.words import continuing_tokens
 from mslt_ds.errors import DataError
 from tests.unit.data.comparison import NO_WORDS
 from tests.unit.data.conftest import make_corpus
@@ -123,7 +123,7 @@ def test_packed_sentences_go_on_from_block_to_block(
     copy: TokenStore, monkeypatch: pytest.MonkeyPatch, input_format, masking
 ):
     options = replace(OPTIONS, input_format=input_format, masking=masking)
-    continues = continuing_tokens(copy)
+    continues = tokenizer.load(copy.tokenizer_dir).continuing_tokens()
     key = epoch_key(copy.digest, 1, 0)
     whole, _ = index_documents(copy.corpus, continues, options, key, 0, copy.num_documents)
     monkeypatch.setattr(module, "_DOCUMENTS_PER_BLOCK", 3)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mslt_ds.data import tokenizer
 from mslt_ds.data.instances import InstanceOptions, first_sentence
 from mslt_ds.data.masking import Masking, choose_words, run_weights
 from mslt_ds.data.store import TokenStore
-from mslt_ds.data.words import continuing_tokens
 from tests.unit.data.comparison import build_all, rows, unmasked
 from tests.unit.data.conftest import make_corpus
 from tests.unit.data.statistics import VARIANTS, compare, tolerance
@@ -25,7 +25,7 @@ def options_of(input_format: str, masking: Masking) -> InstanceOptions:
 
 @pytest.fixture(scope="module")
 def figures(store: TokenStore) -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
-    continues = continuing_tokens(store)
+    continues = tokenizer.load(store.tokenizer_dir).continuing_tokens()
     corpus = store.corpus
     documents = np.append(np.arange(0, store.num_sentences, SENTENCES), store.num_sentences)
     groups = np.arange(len(documents) - 1, dtype=np.uint64)
