@@ -27,17 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ |= {
-    "DS_ACCELERATOR": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+import tests.loaded  # isort: skip  # noqa: F401, before torch, and so that no rank has to
 
-import deepspeed  # noqa: F401, so that no rank has to
 import torch
 
-import mslt_ds.run  # noqa: F401
 from mslt_ds import cli
 from mslt_ds.distributed.signals import EXIT_CODE_STOPPED
 from mslt_ds.errors import EnvironmentProblem, LostRank
