@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ |= {
@@ -12,6 +13,7 @@ os.environ |= {
 }
 
 import deepspeed
+import deepspeed.runtime.zero.muon.muon_optimizer  # as ZeRO 1 and 2 do: torch's compiler comes with it
 import transformers.models.auto.tokenization_auto
 import transformers.models.bert  # noqa: F401
 
@@ -21,3 +23,7 @@ import mslt_ds.run  # noqa: F401
 
 # Else a program that calls deepspeed.initialize compiles it, which takes minutes (mslt_ds/distributed/world.py).
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+# A stage's end collects garbage, which needn't look at all this.
+gc.collect()
+gc.freeze()

@@ -294,9 +294,11 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=140)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hang-seconds", type=float, default=HANG_SECONDS)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="at most")
     parser.add_argument("--folder", type=Path, default=Path(".chaos"))
     arguments = parser.parse_args()
+    globals()["HANG_SECONDS"] = arguments.hang_seconds
     folder = arguments.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -53,10 +53,6 @@ def _commands(
     launcher: str, script: str, arguments: tuple[str, ...], num_procs: int, port: int
 ) -> list[tuple[list[str], dict[str, str]]]:
     """One (command, extra environment) for each process that this machine has to start."""
-    if launcher == "deepspeed":
-        binary = str(Path(sys.executable).with_name("deepspeed"))
-        options = ["--num_gpus", str(num_procs), "--master_port", str(port)]
-        return [([binary, *options, script, *arguments], {})]
     if launcher == "torchrun":
         options = [f"--nproc-per-node={num_procs}", f"--master-port={port}"]
         command = [sys.executable, "-m", "torch.distributed.run", *options, script, *arguments]
@@ -74,7 +70,7 @@ def _commands(
             )
             for rank in range(num_procs)
         ]
-    raise ValueError(f"launcher {launcher!r}: deepspeed, torchrun or environment")
+    raise ValueError(f"launcher {launcher!r}: torchrun or environment")
 
 
 def _wait(processes: list[Process], timeout: float, until: Callable[[], bool] | None) -> bool:
@@ -111,20 +107,13 @@ def _kill(processes: list[Process]) -> None:
         process.wait()
 
 
-def _free_shared_memory(port: int) -> None:
-    """Remove what DeepSpeed's shared-memory operator leaves: 67 MB for each process, for ever."""
-    for buffer in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):
-        buffer.unlink(missing_ok=True)
-
-
 def launcher(folder: Path, extensions: Path) -> Launch:
     """`launch(script, num_procs, *arguments, timeout=..., env=..., launcher=..., until=..., check=True)`.
 
     Runs `script` (a path) in num_procs gloo processes of one thread each, on a free port.
-    launcher: "environment" (default: RANK, WORLD_SIZE and the like set by hand, as srun does),
-    "deepspeed" or "torchrun", which take as much processor time as both ranks of a small test. As
-    these do, a failed rank ends the others. Without launcher and `env`, the processes are forked from one
-    that has imported everything. until: kill all of them as soon as this is so. With `check` (default) a
+    launcher: "environment" (default: RANK, WORLD_SIZE and the like set by hand, as srun does) or "torchrun".
+    As launchers do, a failed rank ends the others. Without launcher and `env`, the processes are forked from
+    one that has imported everything. until: kill all of them as soon as this is so. With `check` (default) a
     failure fails the test and shows the output. Nothing that was started outlives the call.
 
     extensions: where operators are compiled
@@ -179,7 +168,6 @@ def launcher(folder: Path, extensions: Path) -> Launch:
                 timed_out = not _wait(processes, timeout, until)
             finally:
                 _kill(processes)
-                _free_shared_memory(port)
         output = log.read_text(errors="replace")
         if timed_out:
             pytest.fail(f"{script} didn't end within {timeout} s:\n{output[-6000:]}")

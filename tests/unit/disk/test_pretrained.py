@@ -224,7 +224,7 @@ def find(name, hub_url, home, **environment):
         "HF_HUB_DISABLE_XET": "1",
     }
     return subprocess.run(
-        [sys.executable, "-c", FIND, name], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", FIND, name], capture_output=True, text=True, timeout=600,
         cwd=home.parent, env=os.environ | given | environment,
     )  # fmt: skip
 
