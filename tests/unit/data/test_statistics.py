@@ -15,7 +15,7 @@ from tests.unit.data.comparison import build_all, rows, unmasked
 from tests.unit.data.conftest import make_corpus
 from tests.unit.data.statistics import VARIANTS, compare, tolerance
 
-SEQ_LENGTH, MAX_PREDICTIONS, EPOCHS = 64, 10, 2
+SEQ_LENGTH, MAX_PREDICTIONS, EPOCHS = 64, 10, 4
 SENTENCES = 8  # of a document: many alike, for what is drawn once for each of them
 
 
