@@ -14,8 +14,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # One thread for each test process: distributed tests start several on the same cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-# Files side by side; the tests of one share what they have made.
-SIDE_BY_SIDE := -n 2 --dist loadfile --durations=25 --durations-min=5
+# Files side by side, the long ones first; the tests of one share what they have made.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder --durations=25 --durations-min=5
 SHELL_SCRIPTS := $(wildcard scripts/*.sh demo/*.sh slurm/*.sh docker/*.sh) .ci/run
 DOCKERFILES := docker/Dockerfile docker/Dockerfile.cpu
 

@@ -27,17 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ |= {
-    "DS_ACCELERATOR": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+import tests.loaded  # isort: skip  # noqa: F401, before torch, and so that no rank has to
 
-import deepspeed  # noqa: F401, so that no rank has to
 import torch
 
-import mslt_ds.run  # noqa: F401
 from mslt_ds import cli
 from mslt_ds.distributed.signals import EXIT_CODE_STOPPED
 from mslt_ds.errors import EnvironmentProblem, LostRank
@@ -301,9 +294,11 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=140)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hang-seconds", type=float, default=HANG_SECONDS)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="at most")
     parser.add_argument("--folder", type=Path, default=Path(".chaos"))
     arguments = parser.parse_args()
+    globals()["HANG_SECONDS"] = arguments.hang_seconds
     folder = arguments.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

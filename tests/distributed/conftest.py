@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -16,7 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-GRACE_SECONDS = 20.0  # for what the ranks that didn't fail have to say
+from tests.forked import ForkedScript
+
+GRACE_SECONDS = 10.0  # for what the ranks that didn't fail have to say
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -30,22 +33,26 @@ class Launched:
 
 
 Launch = Callable[..., Launched]
+Process = subprocess.Popen[bytes] | ForkedScript
+
+# Below those that the system gives out, from which another process would take one before it is used.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_PORTS = itertools.count(10_000 + 9_000 * (_WORKER % 2) + 37 * os.getpid() % 8_000)
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that no other test is given."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable")
 
 
 def _commands(
     launcher: str, script: str, arguments: tuple[str, ...], num_procs: int, port: int
 ) -> list[tuple[list[str], dict[str, str]]]:
     """One (command, extra environment) for each process that this machine has to start."""
-    if launcher == "deepspeed":
-        binary = str(Path(sys.executable).with_name("deepspeed"))
-        options = ["--num_gpus", str(num_procs), "--master_port", str(port)]
-        return [([binary, *options, script, *arguments], {})]
     if launcher == "torchrun":
         options = [f"--nproc-per-node={num_procs}", f"--master-port={port}"]
         command = [sys.executable, "-m", "torch.distributed.run", *options, script, *arguments]
@@ -63,14 +70,16 @@ def _commands(
             )
             for rank in range(num_procs)
         ]
-    raise ValueError(f"launcher {launcher!r}: deepspeed, torchrun or environment")
+    raise ValueError(f"launcher {launcher!r}: torchrun or environment")
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> bool:
-    """Until all have ended, or for a few seconds after one failed; False after `timeout` seconds."""
+def _wait(processes: list[Process], timeout: float, until: Callable[[], bool] | None) -> bool:
+    """Until all have ended, until that is so, or for a few seconds after one failed; False after `timeout` seconds."""
     end = time.monotonic() + timeout
     failed_at = None
     while any(process.poll() is None for process in processes):
+        if until is not None and until():
+            break
         now = time.monotonic()
         if failed_at is None and any(process.poll() for process in processes):
             failed_at = now
@@ -82,7 +91,7 @@ def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> bool:
     return True
 
 
-def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
+def _kill(processes: list[Process]) -> None:
     """End the processes and everything that they started."""
     for process in processes:
         try:
@@ -98,20 +107,14 @@ def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-def _free_shared_memory(port: int) -> None:
-    """Remove what DeepSpeed's shared-memory operator leaves: 67 MB for each process, for ever."""
-    for buffer in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):
-        buffer.unlink(missing_ok=True)
-
-
 def launcher(folder: Path, extensions: Path) -> Launch:
-    """`launch(script, num_procs, *arguments, timeout=..., env=..., launcher=..., check=True)`.
+    """`launch(script, num_procs, *arguments, timeout=..., env=..., launcher=..., until=..., check=True)`.
 
     Runs `script` (a path) in num_procs gloo processes of one thread each, on a free port.
-    launcher: "environment" (default: RANK, WORLD_SIZE and the like set by hand, as srun does),
-    "deepspeed" or "torchrun", which take as much processor time as both ranks of a small test. As
-    these do, a failed rank ends the others. With `check` (default) a failure fails the test and shows the
-    output. Nothing that was started outlives the call.
+    launcher: "environment" (default: RANK, WORLD_SIZE and the like set by hand, as srun does) or "torchrun".
+    As launchers do, a failed rank ends the others. Without launcher and `env`, the processes are forked from
+    one that has imported everything. until: kill all of them as soon as this is so. With `check` (default) a
+    failure fails the test and shows the output. Nothing that was started outlives the call.
 
     extensions: where operators are compiled
     """
@@ -123,6 +126,7 @@ def launcher(folder: Path, extensions: Path) -> Launch:
         timeout: float = 600.0,
         env: Mapping[str, str] | None = None,
         launcher: str = "environment",
+        until: Callable[[], bool] | None = None,
         check: bool = True,
         cwd: Path | None = None,
     ) -> Launched:
@@ -142,25 +146,28 @@ def launcher(folder: Path, extensions: Path) -> Launch:
         environment.update(env or {})
         log = folder / f"launched-{len(list(folder.glob('launched-*')))}.log"
         port = free_port()
-        processes: list[subprocess.Popen[bytes]] = []
+        processes: list[Process] = []
         timed_out = True
         with log.open("wb") as sink:
             try:
                 for command, extra in _commands(launcher, str(script), arguments, num_procs, port):
+                    given = {**environment, **extra}
+                    if launcher == "environment" and not env:
+                        processes.append(ForkedScript(command[1:], cwd or folder, given, log))
+                        continue
                     processes.append(
                         subprocess.Popen(
                             command,
                             cwd=cwd or folder,
-                            env={**environment, **extra},
+                            env=given,
                             stdout=sink,
                             stderr=subprocess.STDOUT,
                             start_new_session=True,
                         )
                     )
-                timed_out = not _wait(processes, timeout)
+                timed_out = not _wait(processes, timeout, until)
             finally:
                 _kill(processes)
-                _free_shared_memory(port)
         output = log.read_text(errors="replace")
         if timed_out:
             pytest.fail(f"{script} didn't end within {timeout} s:\n{output[-6000:]}")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from mslt_ds.distributed.signals import EXIT_CODE_STOPPED
-from tests.distributed.conftest import REPOSITORY, free_port
+from tests.distributed.conftest import REPOSITORY, Launch, Launched, free_port
 from tests.distributed.recipes import (
     LAYERS,
     SCRIPTS,
@@ -28,6 +28,8 @@ from tests.distributed.recipes import (
     write_recipes,
     zero_config,
 )
+
+TRAIN = REPOSITORY / "mslt_ds/train.py"
 
 
 def assert_same_bits(left: Path, right: Path, folder: str = "model") -> None:
@@ -46,46 +48,47 @@ def test_full_cut_into_stages_is_full_bit_for_bit(launch, store, tmp_path):
     stage = {"depth": LAYERS, "trainable_layers": LAYERS}
     cut = [stage | {"steps": 5}, stage | {"steps": 3}, stage | {"steps": 6}]
     recipes = []
-    for zero in (0, 1, 2):
-        for optimizer in ("adamw", "lamb"):
-            changes = {
-                "deepspeed": zero_config(tmp_path, zero),
-                "optimizer": {"name": optimizer},
-            }
-            whole = {"method": "full", "num_stages": 2, "steps_per_stage": 7, "joint_steps": 0}
-            pieces = {"method": "custom", "num_stages": None, "steps_per_stage": None,
-                      "joint_steps": None, "stages": cut}  # fmt: skip
-            name = f"{optimizer}-{zero}"
-            recipes += [
-                recipe(store, tmp_path, f"{name}-full", plan=whole, **changes),
-                recipe(store, tmp_path, f"{name}-cut", plan=pieces, **changes),
-            ]
-    launch(
-        SCRIPTS / "run_recipes.py", 2, write_recipes(tmp_path / "recipes.json", recipes),
-        launcher="deepspeed",
-    )  # fmt: skip
+    for optimizer, zero in (("adamw", 0), ("lamb", 0), ("lamb", 1), ("adamw", 2), ("lamb", 2)):
+        changes = {"deepspeed": zero_config(tmp_path, zero), "optimizer": {"name": optimizer}}
+        whole = {"method": "full", "num_stages": 2, "steps_per_stage": 7, "joint_steps": 0}
+        pieces = {"method": "custom", "num_stages": None, "steps_per_stage": None,
+                  "joint_steps": None, "stages": cut}  # fmt: skip
+        name = f"{optimizer}-{zero}"
+        recipes += [
+            recipe(store, tmp_path, f"{name}-full", plan=whole, **changes),
+            recipe(store, tmp_path, f"{name}-cut", plan=pieces, **changes),
+        ]
+    launch(SCRIPTS / "run_recipes.py", 2, write_recipes(tmp_path / "recipes.json", recipes))
     for case in {r["name"].rsplit("-", 1)[0] for r in recipes}:
         full, pieces = tmp_path / f"{case}-full", tmp_path / f"{case}-cut"
         assert curve(full) == curve(pieces), case
         assert_same_bits(full, pieces)
 
 
+BY_STAGE = {
+    "plan": {"global_batch_size": [12, 18, 24], "masked_lm_prob": {"first": 0.3, "last": 0.15}}
+}
+
+
 def test_any_number_of_ranks_computes_the_same(launch, store, tmp_path):
     for ranks in (1, 2, 4):
-        one = recipe(store, tmp_path, f"ranks-{ranks}")
+        recipes = [recipe(store, tmp_path, f"ranks-{ranks}")]
+        if ranks < 4:
+            recipes.append(recipe(store, tmp_path, f"by-stage-{ranks}", **BY_STAGE))
         launch(
             SCRIPTS / "run_recipes.py",
             ranks,
-            write_recipes(tmp_path / "recipes.json", [one]),
-            launcher="torchrun",
+            write_recipes(tmp_path / "recipes.json", recipes),
+            launcher="torchrun" if ranks == 2 else "environment",
         )
-    reference = weights_at(tmp_path / "ranks-1", "model")
-    for ranks in (2, 4):
-        for name, tensor in weights_at(tmp_path / f"ranks-{ranks}", "model").items():
-            torch.testing.assert_close(tensor, reference[name], rtol=0, atol=5e-5)
-        losses = [line["loss"] for line in metrics_of(tmp_path / f"ranks-{ranks}")]
-        expected = [line["loss"] for line in metrics_of(tmp_path / "ranks-1")]
-        assert losses == pytest.approx(expected, abs=2e-5)
+    for kind, others in (("ranks", (2, 4)), ("by-stage", (2,))):
+        reference = weights_at(tmp_path / f"{kind}-1", "model")
+        expected = [line["loss"] for line in metrics_of(tmp_path / f"{kind}-1")]
+        for ranks in others:
+            for name, tensor in weights_at(tmp_path / f"{kind}-{ranks}", "model").items():
+                torch.testing.assert_close(tensor, reference[name], rtol=0, atol=5e-5)
+            losses = [line["loss"] for line in metrics_of(tmp_path / f"{kind}-{ranks}")]
+            assert losses == pytest.approx(expected, abs=2e-5)
 
 
 def test_values_by_stage_train_like_the_recipes_own_and_are_evaluated_at_the_recipes(
@@ -115,22 +118,27 @@ def test_values_by_stage_train_like_the_recipes_own_and_are_evaluated_at_the_rec
     assert all(mine != its for mine, its in zip(*losses, strict=True))  # at 0.15, at 0.3
 
 
-BY_STAGE = {
-    "plan": {"global_batch_size": [12, 18, 24], "masked_lm_prob": {"first": 0.3, "last": 0.15}}
-}
+def reached(run_dir: Path, step: int) -> bool:
+    """Whether metrics.jsonl holds a line of `step` or a later one."""
+    path = run_dir / "metrics.jsonl"
+    text = path.read_text() if path.is_file() else ""
+    return any(int(number) >= step for number in re.findall(r'"step": ?(\d+)', text))
 
 
-def test_any_number_of_ranks_computes_the_same_with_values_by_stage(launch, store, tmp_path):
-    for ranks in (1, 2):
-        one = recipe(store, tmp_path, f"by-stage-{ranks}", **BY_STAGE)
-        launch(
-            SCRIPTS / "run_recipes.py",
-            ranks,
-            write_recipes(tmp_path / "recipes.json", [one]),
-        )
-    reference = weights_at(tmp_path / "by-stage-1", "model")
-    for name, tensor in weights_at(tmp_path / "by-stage-2", "model").items():
-        torch.testing.assert_close(tensor, reference[name], rtol=0, atol=5e-5)
+def train(
+    launch: Launch, content: dict, *, kill_at: int | None = None, check: bool = True
+) -> Launched:
+    """The main job on two ranks; kill_at: all are killed once this step is done."""
+    run_dir = Path(content["output_dir"]) / content["name"]
+    path = run_dir.with_suffix(".yaml")
+    path.write_text(json.dumps(content))  # JSON is YAML
+    until = None if kill_at is None else lambda: reached(run_dir, kill_at)
+    ended = launch(
+        TRAIN, 2, "--config", str(path), until=until, check=check and kill_at is None
+    )  # fmt: skip
+    if kill_at is not None:
+        assert ended.returncode == -signal.SIGKILL, ended.output[-4000:]
+    return ended
 
 
 class Command:
@@ -144,7 +152,7 @@ class Command:
         self.command = [
             str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2",
             "--master_port", str(free_port()),
-            str(REPOSITORY / "mslt_ds/train.py"), "--config", str(path),
+            str(TRAIN), "--config", str(path),
         ]  # fmt: skip
 
     def start(self) -> subprocess.Popen:
@@ -155,25 +163,12 @@ class Command:
                 start_new_session=True, cwd=self.log.parent,
             )  # fmt: skip
 
-    def run(self) -> int:
-        process = self.start()
-        try:
-            return process.wait(timeout=600)
-        finally:
-            kill(process)
-
     def start_until(self, step: int) -> subprocess.Popen:
-        """Start, and return once metrics.jsonl holds a line of `step` or a later one."""
+        """Start, and return once `step` is reached."""
         process = self.start()
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and process.poll() is None:
-            path = self.run_dir / "metrics.jsonl"
-            steps = (
-                [int(n) for n in re.findall(r'"step": ?(\d+)', path.read_text())]
-                if path.is_file()
-                else []
-            )
-            if steps and max(steps) >= step:
+            if reached(self.run_dir, step):
                 return process
             time.sleep(0.01)
         kill(process)
@@ -194,7 +189,7 @@ def kill(process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_in_any_stage_and_repeated_ends_in_the_same_bits(store, tmp_path):
+def test_killed_in_any_stage_and_repeated_ends_in_the_same_bits(launch, store, tmp_path):
     changes = {
         "checkpoint": {"every_steps": 3},
         "deepspeed": zero_config(tmp_path, 1),
@@ -204,13 +199,11 @@ def test_killed_in_any_stage_and_repeated_ends_in_the_same_bits(store, tmp_path)
         "plan": {"steps_per_stage": 8, "joint_steps": 8},
         "schedule": {"name": "wsd", "decay_steps": 13},  # from step 11 on, inside of a stage
     }
-    whole = Command(tmp_path, recipe(store, tmp_path, "whole", **changes))
-    assert whole.run() == 0, whole.log.read_text()[-4000:]
-    killed = Command(tmp_path, recipe(store, tmp_path, "killed", **changes))
-    for step in (7, 12):  # at a boundary, and inside a stage of frozen layers
-        kill(killed.start_until(step))
-    assert killed.run() == 0, killed.log.read_text()[-4000:]
-    assert curve(whole.run_dir) == curve(killed.run_dir)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(launch, recipe(store, tmp_path, "whole", **changes))
+    for step in (7, 12, None):  # at a boundary, and inside a stage of frozen layers
+        train(launch, recipe(store, tmp_path, "killed", **changes), kill_at=step)
+    assert curve(whole) == curve(killed)
     for folder in (
         "stages/1/end",
         "stages/2/start",
@@ -219,12 +212,12 @@ def test_killed_in_any_stage_and_repeated_ends_in_the_same_bits(store, tmp_path)
         "stages/3/start",
         "model",
     ):
-        assert_same_bits(whole.run_dir, killed.run_dir, folder)
+        assert_same_bits(whole, killed, folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_with_values_by_stage_it_ends_in_the_same_bits(store, tmp_path):
+def test_killed_with_values_by_stage_it_ends_in_the_same_bits(launch, store, tmp_path):
     changes = merged(
         BY_STAGE,
         {
@@ -234,18 +227,17 @@ def test_killed_with_values_by_stage_it_ends_in_the_same_bits(store, tmp_path):
             "evaluation": {"instances": 24},
         },
     )
-    whole = Command(tmp_path, recipe(store, tmp_path, "whole", **changes))
-    assert whole.run() == 0, whole.log.read_text()[-4000:]
-    killed = Command(tmp_path, recipe(store, tmp_path, "killed", **changes))
-    kill(killed.start_until(7))  # inside the second stage
-    assert killed.run() == 0, killed.log.read_text()[-4000:]
-    assert curve(whole.run_dir) == curve(killed.run_dir)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(launch, recipe(store, tmp_path, "whole", **changes))
+    for step in (7, None):  # inside the second stage
+        train(launch, recipe(store, tmp_path, "killed", **changes), kill_at=step)
+    assert curve(whole) == curve(killed)
     for folder in ("stages/2/end", "model"):
-        assert_same_bits(whole.run_dir, killed.run_dir, folder)
+        assert_same_bits(whole, killed, folder)
     other = merged(changes, {"plan": {"global_batch_size": [12, 18, 12]}})
-    refused = Command(tmp_path, recipe(store, tmp_path, "killed", **other))
-    assert refused.run() != 0
-    assert "plan.global_batch_size.2: 12 now, 24 in the checkpoint" in refused.log.read_text()
+    refused = train(launch, recipe(store, tmp_path, "killed", **other), check=False)
+    assert refused.returncode == 2
+    assert "plan.global_batch_size.2: 12 now, 24 in the checkpoint" in refused.output
 
 
 @pytest.mark.timeout(1200)

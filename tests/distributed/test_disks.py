@@ -29,16 +29,17 @@ def volume(tmp_path: Path) -> Iterator[Volume]:
             subprocess.run(["umount", "--lazy", path], capture_output=True)
 
 
-def fill_after(run_dir: Path, volume: Volume, seconds: float | None) -> threading.Thread:
-    """Fill the volume once two checkpoints are there, and free it `seconds` later."""
+def fill_after(run_dir: Path, volume: Volume, log: Path | None = None) -> threading.Thread:
+    """Fill the volume once two checkpoints are there, and free it once `log` tells of it."""
 
     def work() -> None:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while len(list(run_dir.glob("checkpoints/step_*"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         volume.fill()
-        if seconds is not None:
-            time.sleep(seconds)
+        if log is not None:
+            while "can't be written" not in log.read_text() and time.monotonic() < deadline:
+                time.sleep(0.02)
             volume.free()
 
     thread = threading.Thread(target=work)
@@ -58,7 +59,7 @@ LONG = {"plan": {"steps_per_stage": 60, "joint_steps": 60}, "checkpoint": {"ever
 def test_a_full_disk_is_borne_until_there_is_room(launch, store, tmp_path, volume):
     content = recipe(store, volume.path, "bears", **LONG)
     run_dir = volume.path / "bears"
-    filling = fill_after(run_dir, volume, seconds=2.0)
+    filling = fill_after(run_dir, volume, log=tmp_path / "launched-0.log")
     ended = start(launch, tmp_path, content)
     filling.join()
     assert ended.returncode == 0, ended.output
@@ -74,7 +75,7 @@ def test_a_full_disk_is_borne_until_there_is_room(launch, store, tmp_path, volum
 def test_after_give_up_after_it_ends_with_a_line_and_its_code(launch, store, tmp_path, volume):
     changes = LONG | {"checkpoint": {"every_steps": 4, "give_up_after": 1.0}}
     content = recipe(store, volume.path, "gives-up", **changes)
-    filling = fill_after(volume.path / "gives-up", volume, seconds=None)
+    filling = fill_after(volume.path / "gives-up", volume)
     ended = start(launch, tmp_path, content)
     filling.join()
     assert ended.returncode == 3, ended.output

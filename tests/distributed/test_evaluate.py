@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +10,7 @@ import pytest
 from tests.distributed.conftest import REPOSITORY
 from tests.unit.evaluation.conftest import save_model, write_glue
 
+CLI = REPOSITORY / "mslt_ds" / "cli.py"
 CELLS = 4  # of the grid below
 
 
@@ -33,24 +29,6 @@ def arguments(files: tuple[Path, Path], output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(*command: str) -> subprocess.Popen[str]:
-    """`mslt-ds` in a process of its own, with one thread."""
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")
-    }
-    environment.update(OMP_NUM_THREADS="1", PYTHONPATH=str(REPOSITORY))
-    return subprocess.Popen(
-        [sys.executable, "-m", "mslt_ds.cli", *command],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    return output
-
-
 def scores(output: Path) -> dict[str, dict]:
     """Every cell's scores and loss: what has to be equal to the last bit."""
     cells = [json.loads(path.read_text()) for path in (output / "cells").glob("*.json")]
@@ -61,34 +39,30 @@ def scores(output: Path) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(files, tmp_path_factory) -> dict[str, dict]:
+def undisturbed(files, module_launch, tmp_path_factory) -> dict[str, dict]:
     output = tmp_path_factory.mktemp("undisturbed")
-    finish(start(*arguments(files, output)))
+    module_launch(CLI, 1, *arguments(files, output))
     found = scores(output)
     assert len(found) == CELLS
     return found
 
 
-def test_killed_and_started_again(files, undisturbed, tmp_path) -> None:
-    process = start(*arguments(files, tmp_path))
+def test_killed_and_started_again(files, undisturbed, tmp_path, launch) -> None:
     cells = tmp_path / "cells"
-    while not list(cells.glob("*.json")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    time.sleep(0.2)  # into the next cell
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    launch(
+        CLI, 1, *arguments(files, tmp_path), until=lambda: any(cells.glob("*.json")), check=False
+    )
     done = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
     assert 0 < len(done) < CELLS
-    output = finish(start(*arguments(files, tmp_path)))
+    output = launch(CLI, 1, *arguments(files, tmp_path)).output
     assert f"{len(done)} of {CELLS} runs are finished already" in output
     assert all(path.stat().st_mtime_ns == when for path, when in done.items())
     assert scores(tmp_path) == undisturbed
     assert (tmp_path / "table.md").exists()
 
 
-def test_workers_share_the_cells(files, undisturbed, tmp_path) -> None:
-    output = finish(start(*arguments(files, tmp_path, "--workers", "2")))
+def test_workers_share_the_cells(files, undisturbed, tmp_path, launch) -> None:
+    output = launch(CLI, 1, *arguments(files, tmp_path, "--workers", "2")).output
     assert scores(tmp_path) == undisturbed
     assert "run 4/4" in output
     assert (tmp_path / "results.json").exists()
@@ -98,16 +72,15 @@ def test_workers_share_the_cells(files, undisturbed, tmp_path) -> None:
         assert sum(text.count(name) for text in lines) == 1
 
 
-def test_a_worker_that_fails_is_named(files, tmp_path) -> None:
-    process = start(*arguments(files, tmp_path, "--workers", "2", "--set", "learning_rates=[1e30]"))
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 1
-    assert "error: worker 1 ended with exit code 4; see" in output
+def test_a_worker_that_fails_is_named(files, tmp_path, launch) -> None:
+    wrong = arguments(files, tmp_path, "--workers", "2", "--set", "learning_rates=[1e30]")
+    ended = launch(CLI, 1, *wrong, check=False)
+    assert ended.returncode == 1
+    assert "error: worker 1 ended with exit code 4; see" in ended.output
     assert "take it out of learning_rates" in (tmp_path / "logs" / "worker_1.log").read_text()
 
 
 def test_ranks_of_a_launcher_deal_the_cells_out(files, undisturbed, tmp_path, launch) -> None:
-    script = REPOSITORY / "mslt_ds" / "cli.py"
-    launch(script, 2, *arguments(files, tmp_path), launcher="torchrun")
+    launch(CLI, 2, *arguments(files, tmp_path))
     assert scores(tmp_path) == undisturbed
     assert (tmp_path / "results.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from mslt_ds.distributed.signals import EXIT_CODE_STOPPED
 from tests.distributed.recipes import SCRIPTS, recipe, weights_at, zero_config
 
 BATCH = 12
-# (optimizer, precision, ZeRO stage)
+# (optimizer, precision, ZeRO stage, clipping): each with each other, and with each kind of fault
 ENGINES = [
-    ("adamw", "fp32", 0), ("lamb", "fp32", 0), ("adamw", "fp32", 1), ("lamb", "fp32", 2),
-    ("adamw", "bf16", 0), ("lamb", "bf16", 1), ("adamw", "bf16", 2),
+    ("adamw", "fp32", 0, 0.0), ("lamb", "fp32", 0, 1.0), ("adamw", "fp32", 1, 1.0), ("lamb", "fp32", 2, 0.0),
+    ("adamw", "bf16", 0, 1.0), ("lamb", "bf16", 1, 0.0), ("adamw", "bf16", 2, 1.0),
 ]  # fmt: skip
 FULL = {"method": "full", "num_stages": None, "steps_per_stage": None, "joint_steps": None}
 
@@ -54,19 +55,17 @@ def runs(module_launch, store, tmp_path_factory) -> tuple[Path, dict[str, int]]:
         cases.append({"recipe": made, "kind": kind, "starts": starts, "stop": stop,
                       "other": other or {}})  # fmt: skip
 
-    for optimizer, precision, zero in ENGINES:
+    for engine in ENGINES:
+        optimizer, precision, zero, clipping = engine
         shared = {
             "optimizer": {"name": optimizer, "learning_rate": 1e-3},
             "deepspeed": zero_config(folder, zero),
+            "train": {"precision": precision, "gradient_clipping": clipping},
         }
-        name = f"{optimizer}-{precision}-{zero}"
-        for clipping in (0.0, 1.0):
-            train = {"precision": precision, "gradient_clipping": clipping}
-            add(f"{name}-{clipping}-short", "none", [], plan=FULL | {"total_steps": 3},
-                train=train, **shared)  # fmt: skip
-            for kind in ("loss", "gradient"):
-                add(f"{name}-{clipping}-{kind}", kind, [3], plan=FULL | {"total_steps": 4},
-                    train=train, **shared)  # fmt: skip
+        name = "-".join(map(str, engine))
+        add(f"{name}-short", "none", [], plan=FULL | {"total_steps": 3}, **shared)
+        for kind in ("loss", "gradient"):
+            add(f"{name}-{kind}", kind, [3], plan=FULL | {"total_steps": 4}, **shared)
     # Two bad batches in a row, in the second of three stages: the batches of steps 7 and 8.
     patience = {"max_skipped_steps": 2, "max_rollbacks": 1}
     sparse = {"checkpoint": {"every_steps": 3}, "telemetry": {"log_every_steps": 5}}
@@ -100,20 +99,18 @@ def runs(module_launch, store, tmp_path_factory) -> tuple[Path, dict[str, int]]:
     path = folder / "cases.json"
     path.write_text(json.dumps(cases))
     output = module_launch(SCRIPTS / "plant_faults.py", 2, str(path), timeout=900).output
-    ended = [line.split() for line in output.splitlines() if line.startswith("ENDED")]
     (folder / "output.txt").write_text(output)
     codes: dict[str, int] = {}
-    for _, name, code in ended:
+    for name, code in re.findall(r"ENDED (\S+) (\d+)", output):
         codes[name] = max(codes.get(name, 0), int(code))
     return folder, codes
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: "-".join(map(str, engine)))
-@pytest.mark.parametrize("clipping", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_a_bad_step_changes_no_bit(runs, engine, clipping, kind):
+def test_a_bad_step_changes_no_bit(runs, engine, kind):
     folder, codes = runs
-    name = "-".join(map(str, (*engine, clipping)))
+    name = "-".join(map(str, engine))
     assert codes[f"{name}-{kind}"] == codes[f"{name}-short"] == 0
     (skipped,) = events(folder / f"{name}-{kind}", "step_skipped")
     assert skipped["step"] == 3 and skipped["instances"] == [3 * BATCH, 4 * BATCH]

@@ -34,7 +34,7 @@ def test_two_nodes_of_a_hostfile_train_together(store: Path, tmp_path: Path) -> 
         for rank in range(2)
     ]  # fmt: skip
     try:
-        outputs = [node.communicate(timeout=300)[0] for node in nodes]
+        outputs = [node.communicate(timeout=900)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()

@@ -16,7 +16,7 @@ def test_equals_the_unsharded_reference(launch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_procs", "which"), [(3, "--every"), (5, "--worlds")])
+@pytest.mark.parametrize(("num_procs", "which"), [(3, "--rare"), (5, "--worlds")])
 def test_equals_the_unsharded_reference_on_more_ranks(launch, num_procs: int, which: str) -> None:
     launched = launch(SCRIPT, num_procs, which, "--only-trajectories", timeout=600)
     assert "all cases passed" in launched.output

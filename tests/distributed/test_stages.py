@@ -35,10 +35,7 @@ def runs(module_launch, store, tmp_path_factory) -> Path:
                        train={"precision": precision, "profile_steps": 2 if zero == 0 else 0},
                        deepspeed=zero_config(folder, zero))
             )  # fmt: skip
-    module_launch(
-        SCRIPTS / "run_recipes.py", 2, write_recipes(folder / "recipes.json", recipes),
-        launcher="deepspeed",
-    )  # fmt: skip
+    module_launch(SCRIPTS / "run_recipes.py", 2, write_recipes(folder / "recipes.json", recipes))
     return folder
 
 

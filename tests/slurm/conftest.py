@@ -61,7 +61,7 @@ class Jobs:
         path = self.folder / f"{job}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def wait(self, job: str, *states: str, seconds: float = 240) -> str:
+    def wait(self, job: str, *states: str, seconds: float = 900) -> str:
         """Wait until the job is in one of `states`; by default, until it has ended."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "GONE")
         return self.until(
@@ -71,7 +71,7 @@ class Jobs:
             seconds,
         )
 
-    def until(self, ready, what: str, job: str, seconds: float = 240):
+    def until(self, ready, what: str, job: str, seconds: float = 900):
         """Wait until `ready()` is true, and return what it gave."""
         deadline = time.monotonic() + seconds
         while not (value := ready()):

@@ -158,7 +158,7 @@ class Sandbox:
     def command(self, *words: str, check: bool = True) -> str:
         """Run one of Slurm's commands; what it printed."""
         done = subprocess.run(
-            words, env=os.environ | self.environment, capture_output=True, text=True, timeout=60
+            words, env=os.environ | self.environment, capture_output=True, text=True, timeout=300
         )
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
@@ -209,7 +209,7 @@ class Sandbox:
     def wait_for_nodes(self) -> None:
         self._wait(lambda: self.nodes_up() == len(NODES), "the nodes")
 
-    def _wait(self, ready, what: str, seconds: float = 40) -> None:
+    def _wait(self, ready, what: str, seconds: float = 200) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
             if time.monotonic() > deadline:

@@ -59,7 +59,7 @@ def warned(process: psutil.Process) -> bool:
 
 def test_a_job_with_a_hard_life_ends_as_one_without(jobs: Jobs, store: Path) -> None:
     def begin(start: int, why: str) -> None:
-        jobs.until(lambda: starts(jobs, job) >= start, f"start {start}, after {why}", job, 120)
+        jobs.until(lambda: starts(jobs, job) >= start, f"start {start}, after {why}", job)
 
     def train_on() -> None:
         start, before = starts(jobs, job), steps_done(jobs.folder, "hard")

@@ -85,7 +85,7 @@ def test_the_next_pass_runs_while_this_one_is_used(monkeypatch: pytest.MonkeyPat
     for number, _ in enumerate(
         Feed(prefix_of(), CPU, 1, ahead=True).training(batches(3, unpadded=True), 5)
     ):
-        assert began[min(number + 1, 14)].wait(10)  # across the end of a step as well
+        assert began[min(number + 1, 14)].wait(300)  # across the end of a step as well
         assert not any(event.is_set() for event in began[number + 2 :])
 
 

@@ -46,7 +46,7 @@ def push(hub_url, run, *options) -> subprocess.CompletedProcess[str]:
                                 "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
     return subprocess.run(
         [sys.executable, "-m", "mslt_ds.cli", "push", str(run), "--repo", "someone/tiny", *options],
-        env=environment, capture_output=True, text=True, timeout=120,
+        env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 

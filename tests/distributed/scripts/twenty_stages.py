@@ -25,8 +25,7 @@ from mslt_ds.model.objective import OBJECTIVES
 from mslt_ds.model.staged import StageModel
 from mslt_ds.state import TrainingState
 
-# The launcher puts its --local_rank first.
-zero_stage, precision, optimizer = int(sys.argv[-3]), sys.argv[-2], sys.argv[-1]
+zero_stage, precision, optimizer = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 BATCH, SEQ_LENGTH, PREDICTIONS, VOCAB = 2, 16, 3, 2000
 
 world = world_from_environment(os.environ)

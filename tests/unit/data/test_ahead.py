@@ -40,16 +40,17 @@ def test_no_more_is_made_ahead_than_two_steps_for_each_worker():
 def test_a_slow_disk_is_named_with_the_time_waited(
     num_workers: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(ahead, "SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(ahead, "SLOW_SECONDS", 2.0)  # more than a busy machine takes for step 0
 
     def make(step: int) -> int:
-        time.sleep(0.18 * (step == 2))
+        while step == 2 and "step 2" not in caplog.text:
+            time.sleep(0.01)
         return step
 
     with caplog.at_level(logging.WARNING):
         made = ahead.work_ahead(make, nothing, range(4), num_workers, place="/disk", device=CPU)
         assert list(made) == [0, 1, 2, 3]
-    assert "/disk: waited 0 s for the batch of step 2; is the disk slow?" in caplog.text
+    assert "/disk: waited 2 s for the batch of step 2; is the disk slow?" in caplog.text
     assert "step 0" not in caplog.text
 
 
@@ -97,7 +98,7 @@ def test_an_error_ends_the_run_though_another_read_hangs(
     started = time.monotonic()
     with pytest.raises(DataError, match="/disk: can't be read at step 0 .Input/output error"):
         next(made)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60  # the read hangs until the end of the test
 
 
 def test_without_workers_nothing_is_made_that_isnt_asked_for():
@@ -120,7 +121,7 @@ def test_a_disk_that_is_gone_holds_no_process():
         next(ahead.work_ahead(lambda _: never(), lambda _: never(), range(4), 2, place="/disk", device=cpu))
     """
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
     )
     assert "DataError: /disk: no batch for step 0" in ended.stderr
     assert ended.returncode == 1
@@ -137,7 +138,7 @@ def test_an_iterator_that_is_left_open_ends_with_the_process():
         next(open_until_the_end)
     """
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
     )
     assert (ended.returncode, ended.stderr) == (0, "")
 
@@ -163,6 +164,6 @@ def test_an_error_in_what_is_made_ahead_reaches_the_caller():
         return step
 
     # Noticed at a later step, however long the other thread takes to pass the error on.
-    made = ahead.work_ahead(make, fail, range(100_000), 1, place="/disk", device=CPU)
+    made = ahead.work_ahead(make, fail, range(10**7), 1, place="/disk", device=CPU)
     with pytest.raises(DataError, match="/disk: can't be read at step 0 .No space left"):
         list(made)

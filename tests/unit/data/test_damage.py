@@ -157,6 +157,6 @@ def test_a_large_store_is_verified_in_the_background(copy, monkeypatch):
 def wait() -> Iterator[None]:
     import time
 
-    for _ in range(200):
+    for _ in range(6000):
         yield
         time.sleep(0.05)

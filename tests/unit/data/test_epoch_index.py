@@ -162,6 +162,7 @@ def slow(*arguments):
     time.sleep(float(sys.argv[2]))
     return made(*arguments)
 module.index_documents = slow
+print("started", flush=True)
 print(len(module.epoch_index(TokenStore.open(sys.argv[1]), NO_WORDS, OPTIONS, 1, 0)), flush=True)
 """
 
@@ -173,12 +174,17 @@ def test_of_several_processes_one_makes_it_also_after_a_kill(copy: TokenStore):
             stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3],
         )  # fmt: skip
 
-    killed = start(60)
-    assert killed.stdout is not None and killed.stdout.readline() == "making\n"
+    def said(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline()
+
+    killed = start(1200)
+    assert (said(killed), said(killed)) == ("started\n", "making\n")
     others = [start(0.01) for _ in range(3)]
-    time.sleep(0.5)
+    assert [said(other) for other in others] == ["started\n"] * 3
+    time.sleep(0.5)  # in which they come to wait
     killed.kill()
-    outputs = [other.communicate(timeout=120)[0].split() for other in others]
+    outputs = [other.communicate(timeout=600)[0].split() for other in others]
     length = str(len(expected(copy, 0)))
     assert [output[-1] for output in outputs] == [length] * 3
     assert sorted(output.count("making") > 0 for output in outputs) == [False, False, True]

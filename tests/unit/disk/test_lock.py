@@ -24,7 +24,7 @@ from pathlib import Path
 from mslt_ds.disk import lock
 from mslt_ds.disk.lock import RunLock
 from mslt_ds.errors import report, MsltError
-lock.BEAT_SECONDS, lock.STALE_SECONDS, lock.SETTLE_SECONDS = 0.05, 1.0, 0.5
+lock.BEAT_SECONDS, lock.STALE_SECONDS, lock.SETTLE_SECONDS = 0.05, 1.0, 1.5
 try:
     with RunLock.held(Path(sys.argv[1]), {"SLURM_JOB_ID": "77"}):
         print("held", flush=True)
@@ -93,8 +93,9 @@ def test_another_process_of_the_same_number_is_not_the_owner(tmp_path):
         pass
 
 
-def test_an_owner_elsewhere_lives_as_long_as_its_heart_beats(tmp_path):
+def test_an_owner_elsewhere_lives_as_long_as_its_heart_beats(tmp_path, monkeypatch):
     elsewhere(tmp_path)
+    monkeypatch.setattr(module, "STALE_SECONDS", 600.0)  # ends with the first beat
     ended = threading.Event()
 
     def beat() -> None:
@@ -109,16 +110,18 @@ def test_an_owner_elsewhere_lives_as_long_as_its_heart_beats(tmp_path):
     finally:
         ended.set()
         heart.join()
+    monkeypatch.setattr(module, "STALE_SECONDS", 1.0)
     began = time.monotonic()
     with RunLock.held(tmp_path, {}):
         assert time.monotonic() - began >= module.STALE_SECONDS
         before = (tmp_path / NAME).stat().st_mtime_ns
-        time.sleep(0.3)
-        assert (tmp_path / NAME).stat().st_mtime_ns > before
+        while (tmp_path / NAME).stat().st_mtime_ns == before:
+            time.sleep(0.05)
 
 
-def test_an_owner_elsewhere_that_lets_go_meanwhile(tmp_path):
+def test_an_owner_elsewhere_that_lets_go_meanwhile(tmp_path, monkeypatch):
     elsewhere(tmp_path)
+    monkeypatch.setattr(module, "STALE_SECONDS", 600.0)
     threading.Timer(0.3, (tmp_path / NAME).unlink).start()
     with RunLock.held(tmp_path, {}):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -205,28 +206,33 @@ def test_a_folder_without_a_model_or_tokenizer_is_refused(tmp_path, weights, sto
 
 
 FIND = """
-import sys
+import json, sys
 from mslt_ds.disk import pretrained
-from mslt_ds.errors import MsltError, report
-try:
-    print(pretrained.find(sys.argv[1]))
-except MsltError as error:
-    sys.exit(report(error))
+from mslt_ds.errors import MsltError
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = 0, str(pretrained.find(name))
+    except MsltError as error:
+        found[name] = error.exit_code, str(error)
+print(json.dumps(found))
 """
 
 
-def find(name, hub_url, home, **environment):
-    """In a process of its own: the hub's address is read when its library is imported."""
+def find(*names, hub_url, home, **environment) -> dict[str, list]:
+    """Name -> exit code, and the folder or the error. In a process of its own: the hub's address is read when
+    its library is imported."""
     given = {
         "HF_ENDPOINT": hub_url,
         "HF_HOME": str(home),
         "NO_PROXY": "*",
         "HF_HUB_DISABLE_XET": "1",
     }
-    return subprocess.run(
-        [sys.executable, "-c", FIND, name], capture_output=True, text=True, timeout=120,
-        cwd=home.parent, env=os.environ | given | environment,
+    done = subprocess.run(
+        [sys.executable, "-c", FIND, *names], capture_output=True, text=True, timeout=600,
+        cwd=home.parent, env=os.environ | given | environment, check=True,
     )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_model_of_the_hub_is_fetched(tmp_path, folder, weights, store_tokenizer):
@@ -236,31 +242,35 @@ def test_a_model_of_the_hub_is_fetched(tmp_path, folder, weights, store_tokenize
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
         others = {"README.md": b"x", "onnx/model.safetensors": b"x", "pytorch_model.bin": b"x"}
         hub.revisions = {"main": files | others, "v1": files, "old": {"pytorch_model.bin": b"x"}}
-        for name in ("someone/tiny", "someone/tiny@v1"):
-            done = find(name, hub.url, home)
-            assert done.returncode == 0, done.stderr
-            fetched = Path(done.stdout.strip().splitlines()[-1])
+        names = ("someone/tiny", "someone/tiny@v1")
+        refusals = {
+            "someone/tiny@v9": "the hub doesn't show such a model",
+            "someone/other": "the hub doesn't show such a model",
+            "someone/tiny@old": "it holds no model.safetensors",
+        }
+        found = find(*names, *refusals, hub_url=hub.url, home=home)
+        fetched = home
+        for name in names:
+            assert found[name][0] == 0, found[name]
+            fetched = Path(found[name][1])
             pretrained.check_folder(fetched, bert(), store_tokenizer)
             loaded, _ = pretrained.load(fetched, bert(), fresh)
             assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
         assert fetched.name == commit_of("v1")
         assert "config.json" in hub.fetched
         assert not hub.fetched & others.keys()
-        for name, problem in (
-            ("someone/tiny@v9", "the hub doesn't show such a model"),
-            ("someone/other", "the hub doesn't show such a model"),
-            ("someone/tiny@old", "it holds no model.safetensors"),
-        ):
-            refused = find(name, hub.url, home)
-            assert (refused.returncode, refused.stdout) == (2, ""), refused.stderr
-            assert f"plan.init_from: {name}: " in refused.stderr
-            assert problem in refused.stderr
+        for name, problem in refusals.items():
+            code, error = found[name]
+            assert code == 2
+            assert f"plan.init_from: {name}: " in error
+            assert problem in error
     # What was fetched once needs no network.
-    again = find("someone/tiny@v1", hub.url, home, HF_HUB_OFFLINE="1")
-    assert Path(again.stdout.strip().splitlines()[-1]) == fetched
-    offline = find("someone/tiny", hub.url, tmp_path / "empty", HF_HUB_OFFLINE="1")
-    assert offline.returncode == 3
-    assert "hf download someone/tiny --local-dir FOLDER" in offline.stderr
+    again = find(names[1], hub_url=hub.url, home=home, HF_HUB_OFFLINE="1")
+    assert again == {names[1]: [0, str(fetched)]}
+    offline = find(names[0], hub_url=hub.url, home=tmp_path / "empty", HF_HUB_OFFLINE="1")
+    code, error = offline[names[0]]
+    assert code == 3
+    assert "hf download someone/tiny --local-dir FOLDER" in error
 
 
 def test_a_local_folder_wins(tmp_path, monkeypatch):

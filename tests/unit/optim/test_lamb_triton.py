@@ -49,7 +49,7 @@ def test_in_the_interpreter(file: str) -> None:
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1000,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr

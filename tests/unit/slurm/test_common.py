@@ -85,7 +85,7 @@ class Job:
 
     def run(self, **environment: str) -> tuple[int, str]:
         process = self.start(**environment)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=300)
         return process.returncode, output
 
     def run_with_signal(self, number: signal.Signals, **environment: str) -> tuple[int, str]:
@@ -96,7 +96,7 @@ class Job:
             output += process.stdout.readline()
         time.sleep(0.2)
         process.send_signal(number)
-        rest, _ = process.communicate(timeout=30)
+        rest, _ = process.communicate(timeout=300)
         return process.returncode, output + rest
 
     def requeued(self) -> bool:

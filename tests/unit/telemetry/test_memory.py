@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ MIB = 2**20
 
 
 def test_resident_memory_follows_an_allocation_and_its_release():
+    gc.collect()  # what other tests have left must not go in between
     before = memory_metrics(CPU)["memory"]
     block = torch.ones(64 * MIB, dtype=torch.uint8)
     held = memory_metrics(CPU)

@@ -36,15 +36,17 @@ def test_without_a_launcher_the_command_is_the_process():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     command, process = map(float, out.stdout.split())
-    assert command == process and time.time() - 60 < command <= time.time()
+    assert command == process and time.time() - 600 < command <= time.time()
 
 
 def test_first_and_last_steps():
     waits = Waits()
+    before = time.time()
     first = waits.first_step()
     assert first["since"] == "command"
-    assert first["seconds"] == pytest.approx(time.time() - command_start(), abs=1)
+    since = time.time() - before
+    assert 0 <= first["seconds"] - (before - command_start()) + 1e-3 <= since + 2e-3
     assert psutil.Process().create_time() >= command_start()
     waits.last_step()
     second = waits.first_step()
-    assert second["since"] == "last_step" and 0 <= second["seconds"] < 5
+    assert second["since"] == "last_step" and 0 <= second["seconds"] <= time.time() - before

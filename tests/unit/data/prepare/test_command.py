@@ -100,7 +100,7 @@ def test_workers_and_shards_give_the_same_store_byte_for_byte(tmp_path, text_fil
     (tmp_path / "half.txt").write_text(half, encoding="utf-8")
     inputs = [text_file, tmp_path / "half.txt"]
     common = ["--input", *inputs, "--tokenizer", store_path]
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         assert run(*common, "--output", tmp_path / f"w{workers}", "--workers", workers) == 0
     for shard in ("2/3", "3/3", "1/3"):
         output = tmp_path / "shards"
@@ -108,7 +108,7 @@ def test_workers_and_shards_give_the_same_store_byte_for_byte(tmp_path, text_fil
         assert not (output / MANIFEST).exists()
     assert run("--merge", "--output", output) == 0
     expected = store_files(tmp_path / "w1")
-    for name in ("w2", "w3", "shards"):
+    for name in ("w3", "shards"):
         assert store_files(tmp_path / name) == expected
     assert run("--merge", "--output", output) == 0  # is done, stays
     figures = json.loads((output / FIGURES).read_text())
@@ -170,7 +170,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_store(tmp_path, text_file):
     duration = time.monotonic() - start
     moments = random.Random(0)
     output = tmp_path / "killed"
-    for _ in range(4):
+    for _ in range(2):  # many more in test_prepare_killed.py
         process = subprocess.Popen(
             command(output), start_new_session=True, stdout=subprocess.DEVNULL
         )

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ weights = st.sampled_from([0.25, 0.5, 1.0, 1.75, 2.0, 3.5])
 
 
 def hashes_of(documents: Documents) -> np.ndarray:
-    words = [[hash(repr((part, document))) % 2**64 for part in (0, 1)] for document in documents]
-    return np.array(words, np.uint64).reshape(-1, 2)
+    digests = [hashlib.md5(repr(document).encode()).digest() for document in documents]
+    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2).copy()
 
 
 def as_unit(documents: Documents) -> Unit:

@@ -72,7 +72,7 @@ def test_equal_text_gives_an_equal_vocabulary_in_every_process(text_file: Path, 
         "print(t.serialized(Path(sys.argv[1])))"
     )
     found = {serialized(short)}
-    for threads in ("1", "2", "5"):
+    for threads in ("1", "5"):
         environment = os.environ | {"RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
         command = [sys.executable, "-c", script, str(short)]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
