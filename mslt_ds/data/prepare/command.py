@@ -36,6 +36,7 @@ from mslt_ds.errors import DataError
 from mslt_ds.shard import Shard
 
 _TRAINED = TrainingOptions()  # unless the user says otherwise
+_STRIPPED_MARKS = 0.01  # the share of letters and marks that a text may lose without a warning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -355,6 +356,11 @@ def _make_tokenizer(
         for paragraph in document
         if isinstance(paragraph, str)
     )
+    if (share := vocabulary.stripped_marks(characters, place)) > _STRIPPED_MARKS:
+        _say(
+            f"warning: {share:.0%} of the text's letters are vowel signs or other marks, which are left out "
+            "as BERT leaves out accents; --keep-accents keeps them"
+        )
     trained = vocabulary.train(texts, characters, place)
     saved_tokenizer.save(trained, work.tokenizer_folder, None)
 

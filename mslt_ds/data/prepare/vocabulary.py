@@ -11,18 +11,22 @@ so that nothing depends on that table. The trainer of Unigram sums floating-poin
 such a table, so the last pieces of its vocabulary may differ from one training to the next.
 
 A trained vocabulary must hold the most frequent words: a trainer's counts have overflowed on large
-inputs before, and lost "the" (huggingface/tokenizers, issue 437).
+inputs before, and lost "the" (huggingface/tokenizers, issue 437). Unigram's trainer takes the first pieces from
+distinct words, each counted once, and so never sees a word that is part of no other; `_unigram` adds such words.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 
 from mslt_ds.data.bert_tokenizer import (
@@ -44,10 +48,15 @@ _USUAL_CHARACTERS = 1000  # about as many as BERT's own vocabulary has
 _MOST_MISSED, _MISSED_BY_LARGER = 1e-4, 1e-6
 # Unigram's trainer takes about ten times as long as the others.
 _MOST_TRAINING_BYTES: dict[Model, int] = {"wordpiece": 1 << 30, "bpe": 1 << 30, "unigram": 1 << 27}
-# A vocabulary of this size has room for the most frequent words of any text, if they are short: a text
-# without blanks has "words" that occur a few times.
-_ROOM_FOR_WORDS, _SHORT_WORD = 5000, 8
+# A vocabulary of this size has room for the most frequent words of any text, if they are short and make up
+# some share of its characters: a text without blanks has "words" that occur a few times.
+_ROOM_FOR_WORDS, _SHORT_WORD, _LEAST_SHARE = 5000, 8, 5e-4
 _CHECKED_WORDS = 100
+_LONGEST_PIECE = 16  # characters; the default of Unigram's trainer
+# GPT-2's pattern with the marks \p{M} beside the letters: it would part a word at each vowel sign of Hindi or Thai.
+_BYTE_LEVEL_WORDS = Regex(
+    r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
+)
 _SPACED = normalizer(lowercase=False)
 _CHECKED_CHARACTERS = 4_000_000
 
@@ -86,11 +95,29 @@ def train(texts: Iterable[str], characters: np.ndarray, options: TrainingOptions
     elif options.model == "bpe":
         backend = _bpe(counted, options)
     else:
-        backend = _unigram(counted, options, _strange(characters, normalize, alphabet or []))
+        strange = _strange(characters, normalize, alphabet or [])
+        backend = _unigram(counted, options, strange, words)
     trained = TextTokenizer(backend, dict(SPECIAL))
     if options.vocab_size >= _ROOM_FOR_WORDS:
         _check_frequent_words(words, alphabet, trained)
     return trained
+
+
+def stripped_marks(characters: np.ndarray, options: TrainingOptions) -> float:
+    """The share of the text's letters and marks that are marks which the tokenizer takes away, accents of
+    Latin, Greek and Cyrillic letters aside: in other scripts they are vowels.
+
+    characters: as of `train`
+    """
+    normalize = _normalizer(options)
+    kinds = {int(c): unicodedata.category(chr(c))[0] for c in np.flatnonzero(characters)}
+    counted = sum(int(characters[c]) for c, kind in kinds.items() if kind in "LM")
+    stripped = sum(
+        int(characters[c])
+        for c, kind in kinds.items()
+        if kind == "M" and not 0x300 <= c < 0x370 and not normalize.normalize_str(chr(c))
+    )
+    return stripped / max(1, counted)
 
 
 def sampling_stride(text_bytes: int, model: Model) -> int:
@@ -135,8 +162,12 @@ def _bpe(texts: Iterator[str], options: TrainingOptions) -> Tokenizer:
     return backend
 
 
-def _unigram(texts: Iterator[str], options: TrainingOptions, strange: dict[int, str]) -> Tokenizer:
-    """strange: characters to leave out, as `str.translate` takes them; the trainer keeps all others"""
+def _unigram(
+    texts: Iterator[str], options: TrainingOptions, strange: dict[int, str], words: Counter[str]
+) -> Tokenizer:
+    """strange: characters to leave out, as `str.translate` takes them; the trainer keeps all others
+    words: how often each occurs, once the texts are read
+    """
     backend = Tokenizer(models.Unigram())
     backend.normalizer = _normalizer(options)
     backend.pre_tokenizer = _pre_tokenizer(options, None)
@@ -148,8 +179,36 @@ def _unigram(texts: Iterator[str], options: TrainingOptions, strange: dict[int, 
         show_progress=False,
     )
     backend.train_from_iterator((text.translate(strange) for text in texts), trainer)
+    model = json.loads(backend.to_str())["model"]
+    pieces = _with_frequent_words(model["vocab"], words)
+    backend.model = models.Unigram(pieces, model["unk_id"], model["byte_fallback"])
     put_between(backend, SPECIAL["cls"], SPECIAL["sep"])
     return backend
+
+
+def _with_frequent_words(
+    pieces: list[tuple[str, float]], words: Counter[str]
+) -> list[tuple[str, float]]:
+    """The pieces with their log-probabilities; of the most frequent words, a tenth as many, those that are
+    missing take the places of the least probable pieces."""
+    known = {piece for piece, _ in pieces}
+    total = sum(words.values())
+    frequent = dict(words.most_common(len(pieces) // 10))
+    missing = [
+        (word, math.log(count / total))
+        for word, count in frequent.items()
+        if count > 1
+        and len(word) <= _LONGEST_PIECE
+        and word not in known
+        and known.issuperset(word)
+    ]
+    weakest = sorted(
+        (score, i)
+        for i, (piece, score) in enumerate(pieces)
+        if i >= len(SPECIAL) and len(piece) > 1 and piece not in frequent
+    )
+    placed = {i: new for new, (least, i) in zip(missing, weakest, strict=False) if new[1] > least}
+    return [placed.get(i, (piece, score)) for i, (piece, score) in enumerate(pieces)]
 
 
 def _normalizer(options: TrainingOptions) -> normalizers.Normalizer:
@@ -170,7 +229,13 @@ def _pre_tokenizer(
         return pre_tokenizer(alphabet)
     if options.model == "bpe":
         # A text's first word has the same tokens as anywhere else.
-        return pre_tokenizers.ByteLevel(add_prefix_space=True)
+        return pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Metaspace(" ", prepend_scheme="always", split=False),
+                pre_tokenizers.Split(_BYTE_LEVEL_WORDS, "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
 
 
@@ -244,10 +309,11 @@ def _check_frequent_words(
     words: Counter[str], alphabet: list[str] | None, trained: TextTokenizer
 ) -> None:
     known = None if alphabet is None else {*alphabet, "\u2581"}
+    least = _LEAST_SHARE * sum(len(word) * count for word, count in words.items())
     missing = [
         word
         for word, count in words.most_common(_CHECKED_WORDS)
-        if count > 1
+        if count * len(word) >= least
         and len(word) <= _SHORT_WORD
         and word not in trained.vocabulary
         and (known is None or known.issuperset(word))
@@ -255,7 +321,7 @@ def _check_frequent_words(
     if missing:
         raise DataError(
             f"--vocab-size: the trained vocabulary lacks {', '.join(map(repr, missing[:5]))}, among "
-            "the most frequent words of the text: the trainer's counts must have overflowed; "
+            "the most frequent words of the text: its trainer has failed, as by counts that overflow; "
             "prepare a part of the text and give its store as --tokenizer"
         )
 

@@ -104,10 +104,46 @@ def test_other_models(text_file: Path, model: str, tmp_path: Path):
     assert again.digest() == of_text.digest() and again.special == of_text.special == SPECIAL
 
 
+def trained_on(text: str, **options) -> TextTokenizer:
+    paragraphs = text.splitlines()
+    counts = count_characters(iter([paragraphs]))
+    return vocabulary.train(paragraphs, counts, TrainingOptions(**options))
+
+
+def test_unigram_has_frequent_words_that_are_part_of_no_other(text_file: Path):
+    text = text_file.read_text(encoding="utf-8")[:150_000] + "\nzyxwvu zyxwvu" * 200
+    of_text = trained_on(text, model="unigram", vocab_size=1000)
+    assert of_text.backend.encode("zyxwvu", add_special_tokens=False).tokens == ["\u2581zyxwvu"]
+    assert of_text.vocab_size == 1000 == len(of_text.vocabulary)
+    trained_on(text, model="unigram", vocab_size=5000)  # its words are checked
+
+
+@pytest.mark.parametrize(
+    "word", ["\u0939\u093f\u0928\u094d\u0926\u0940", "\u0e27\u0e31\u0e19\u0e19\u0e35\u0e49"]
+)
+def test_byte_level_words_are_not_parted_at_vowel_signs(word: str):
+    of_text = trained_on(f"a{word} {word}\n" * 300, model="bpe", vocab_size=400, keep_accents=True)
+    encoded = of_text.backend.encode(f"{word} {word}", add_special_tokens=False)
+    assert len(encoded.tokens) == 2
+    assert of_text.backend.decode(encoded.ids).strip() == f"{word} {word}"
+
+
+def test_vowel_signs_that_are_stripped_are_told():
+    def stripped(text: str, **options) -> float:
+        return vocabulary.stripped_marks(
+            count_characters(iter([[text]])), TrainingOptions(**options)
+        )
+
+    thai = "\u0e27\u0e31\u0e19\u0e19\u0e35\u0e49"  # three of its six are signs
+    assert stripped(thai) == 0.5
+    assert stripped(thai, keep_accents=True) == stripped(thai, lowercase=False) == 0
+    assert stripped("e\u0301te\u0301 \u00e9t\u00e9") == 0
+
+
 def test_frequent_words_that_are_missing_are_an_error(trained, text_file, monkeypatch):
     without = {token: number for token, number in trained.vocabulary.items() if token != "the"}
     monkeypatch.setattr(TextTokenizer, "vocabulary", without)
-    with pytest.raises(DataError, match="lacks 'the'.*overflowed"):
+    with pytest.raises(DataError, match="lacks 'the'.*overflow"):
         train(text_file, 5000)
 
 
