@@ -229,6 +229,34 @@ def roberta_kind(text: str) -> Tokenizer:
     return backend
 
 
+MODERNBERT_ADDED = ("|||IP_ADDRESS|||", "    ", "  ", "[unused0]")
+
+
+def modernbert_kind(text: str) -> Tokenizer:
+    """Byte-level BPE over composed characters, with runs of blanks among its added tokens, framed as BERT's."""
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|padding|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        [text],
+        BpeTrainer(
+            vocab_size=330, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    backend.add_tokens([AddedToken(token, normalized=True) for token in MODERNBERT_ADDED])
+    backend.add_special_tokens(
+        ["[UNK]", "[CLS]", "[SEP]", "[PAD]", AddedToken("[MASK]", lstrip=True)]
+    )
+    frame = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=frame
+    )
+    return backend
+
+
 def llama_kind(text: str) -> Tokenizer:
     """BPE with bytes for unknown characters, whose words begin with a mark: no mask, no padding."""
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -277,6 +305,10 @@ KINDS = {
         roberta_kind,
         {"cls": "<s>", "sep": "</s>", "mask": "<mask>", "pad": "<pad>", "unk": "<unk>"},
     ),
+    "modernbert": (
+        modernbert_kind,
+        {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]", "unk": "[UNK]"},
+    ),
     "llama": (
         llama_kind,
         {"cls": "<s>", "sep": "</s>", "mask": "[MASK]", "pad": "[PAD]", "unk": "<unk>"},
@@ -320,7 +352,7 @@ def test_a_tokenizer_of_any_kind_is_taken_as_it_is(kind: str, tmp_path: Path):
     assert sorted(loaded.vocabulary.values()) == list(range(loaded.vocab_size))
     saved_tokenizer.save(loaded, tmp_path / "saved", given)
     again = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    text = "The cat sat on a mat, \u732b \u00e9!"
+    text = "The cat  sat on    a mat, \u732b \u00e9 e\u0301!"
     expected = original.encode(text, add_special_tokens=False).ids
     assert again(text, add_special_tokens=False)["input_ids"] == expected
     framed = again(text)["input_ids"]
@@ -329,7 +361,8 @@ def test_a_tokenizer_of_any_kind_is_taken_as_it_is(kind: str, tmp_path: Path):
     assert (again.pad_token_id, again.mask_token_id) == (special.pad, special.mask)
     assert len({special.pad, special.cls, special.sep, special.mask}) == 4
     spelt = " ".join(loaded.special.values())
-    (found,) = TextEncoder(tmp_path / "saved").encode([spelt], [False])
+    plain, found = TextEncoder(tmp_path / "saved").encode([text, spelt], [False, False])
+    assert plain == expected
     assert not {special.pad, special.cls, special.sep, special.mask} & set(found)
     assert tokenizer.load(tmp_path / "saved").special == loaded.special
 

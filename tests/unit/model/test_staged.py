@@ -182,6 +182,42 @@ def test_losses_and_gradients_equal_hugging_faces_at_every_cut(family, heads, se
             )  # fmt: skip
 
 
+def test_modernberts_loss_equals_hugging_faces_at_its_full_length():
+    """Far above the lengths of the other tests: positions, window and global attention of 8,192 tokens."""
+    length, predictions, depth = 8192, 300, 3
+    config = ModernBertConfig(
+        vocab_size=VOCAB, hidden_size=16, num_hidden_layers=depth, num_attention_heads=1,
+        intermediate_size=24, global_attn_every_n_layers=2, initializer_range=0.2, pad_token_id=0,
+        architectures=["ModernBertForMaskedLM"],
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    weights = fresh_weights(config, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(2, VOCAB, (1, length), generator=generator)
+    positions = torch.randperm(length, generator=generator)[:predictions].sort().values
+    labels = torch.randint(0, VOCAB, (1, predictions), generator=generator)
+    inputs = {
+        "input_ids": input_ids,
+        "token_type_ids": torch.zeros_like(input_ids),
+        "attention_mask": torch.ones(1, length, dtype=torch.bool),
+        "masked_positions": positions[None],
+        "masked_labels": labels,
+        "masked_weights": torch.ones(1, predictions),
+    }
+    model = family_of(config).model_class(config)(config).eval()
+    assert not model.load_state_dict(weights, strict=False).unexpected_keys
+    model.tie_weights()
+    with torch.no_grad():
+        logits = model(input_ids, attention_mask=inputs["attention_mask"].long()).logits
+        expected = F.cross_entropy(logits[0, positions], labels[0], reduction="sum")
+        stage = StageModel.build(
+            config, objective_of(config), range(2, depth), weights,
+            frozen_dropout=False, dtype=torch.float32, device=torch.device("cpu"),
+        )  # fmt: skip
+        losses = stage_losses(stage, inputs)
+    torch.testing.assert_close(losses, (expected,), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("family", "frozen_layers"), CUTS)
 def test_prefix_and_suffix_hold_each_parameter_once(family, frozen_layers):
     config = small_config(family)
