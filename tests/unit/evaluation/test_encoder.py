@@ -22,6 +22,9 @@ from transformers import (
 from mslt_ds.errors import CheckpointError, RecipeError
 from mslt_ds.evaluation.encoder import Encoder, check_max_length, position_limit
 from mslt_ds.evaluation.glue.examples import LabelledExamples, encode_labelled
+from mslt_ds.evaluation.squad.data import Question
+from mslt_ds.evaluation.squad.features import make_windows
+from mslt_ds.evaluation.squad.recipe import SquadRecipe
 from tests.unit.data.test_tokenizer import albert_kind
 from tests.unit.evaluation.conftest import TOKENS, any_config, save_model, save_tokenizer
 
@@ -192,3 +195,44 @@ def test_special_tokens_that_a_text_spells_out_are_text(model_folder, tmp_path, 
     examples = LabelledExamples([("a [SEP]", "b")], ["0"], [1])
     columns = encode_labelled(examples, tokenizer, 32, is_regression=False).columns
     assert columns["input_ids"][0].count(3) == 2
+
+
+def test_a_tokenizer_that_pads_on_the_left_changes_no_score(model_folder, tmp_path):
+    """Batches are padded on the right whatever it says, for positions count from the left."""
+    folder = shutil.copytree(model_folder, tmp_path / "left")
+    padding = {
+        "strategy": {"Fixed": 48}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "[PAD]",
+    }  # fmt: skip
+    for name, change in (
+        ("tokenizer_config.json", {"padding_side": "left"}),
+        ("tokenizer.json", {"padding": padding}),
+    ):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | change))
+    right, left = Encoder.open(model_folder), Encoder.open(folder)
+    padded = left.tokenizer("good", padding="max_length", max_length=48)["input_ids"]
+    assert padded[0] == left.tokenizer.pad_token_id
+
+    examples = LabelledExamples(
+        [("so good", "a film"), ("the dull old film is not very good", "bad")], ["0", "1"], [0, 1]
+    )
+    questions = [Question("q", "who is good", "the old man is good . " * 4, ())]
+    recipe = SquadRecipe(max_length=24, stride=6)
+    model, _ = left.build(AutoModelForSequenceClassification, 0)
+    for encode in (
+        lambda tokenizer: encode_labelled(examples, tokenizer, 32, is_regression=False),
+        lambda tokenizer: make_windows(questions, tokenizer, recipe).encoded,
+    ):
+        expected, found = encode(right.tokenizer), encode(left.tokenizer)
+        assert found.columns == expected.columns
+        rows = range(len(found))
+        batch = {name: values for name, values in found.batch(rows).items() if name != "labels"}
+        assert not batch["attention_mask"].all()
+        with torch.no_grad():
+            together = model.eval()(**batch).logits
+            for row in rows:
+                alone = {
+                    name: torch.tensor([values[row]]) for name, values in found.columns.items()
+                }
+                torch.testing.assert_close(together[row], model(**alone).logits[0])
