@@ -3,6 +3,7 @@ parameters, and layers of several kinds, are frozen, copied, trained and exporte
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+import yaml
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -18,13 +21,18 @@ from transformers import (
     pipeline,
 )
 
+from mslt_ds.batches import Batches
+from mslt_ds.data.store import TokenStore
+from mslt_ds.distributed.world import World
 from mslt_ds.evaluation.encoder import Encoder
 from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.growth import sources
 from mslt_ds.model.initial import fresh_parameter
+from mslt_ds.recipe.loading import parse_recipe
 from tests.distributed.recipes import (
     LAYERS,
     SCRIPTS,
+    events_of,
     merged,
     metrics_of,
     moved_in,
@@ -61,6 +69,8 @@ def runs(module_launch, store, tmp_path_factory) -> Path:
                 model={"family": family},
                 optimizer={"name": "lamb", "state": "copy"},
                 checkpoint={"every_steps": 7, "keep": 9},
+                data={"eval_path": str(store)},
+                evaluation={"instances": 24},
                 deepspeed=zero_config(folder, zero),
                 **changes,
             ),
@@ -186,10 +196,14 @@ def test_trust_ratios_are_told_by_block(runs: Path, family: str):
     assert {f"{label}_0", f"{label}_1", "embeddings"} <= by_part.keys()
 
 
+def auto_class_of(family: str) -> Any:
+    return AutoModelForPreTraining if family == "albert" else AutoModelForMaskedLM
+
+
 @pytest.mark.parametrize("family", CASES)
 def test_hugging_face_loads_what_was_trained(runs: Path, family: str):
     folder = runs / f"{family}-zero-0" / "model"
-    auto_class = AutoModelForPreTraining if family == "albert" else AutoModelForMaskedLM
+    auto_class = auto_class_of(family)
     model, info = auto_class.from_pretrained(folder, output_loading_info=True)
     assert type(model).__name__ == next(iter(FAMILIES[family].architectures.values()))
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -210,3 +224,39 @@ def test_hugging_face_loads_what_was_trained(runs: Path, family: str):
     shallow = auto_class.from_pretrained(end).config
     assert shallow.num_hidden_layers == LAYERS // 2
     assert getattr(shallow, FAMILIES[family].block_key) == blocks // 2
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_the_exported_models_losses_are_those_of_the_training(runs: Path, store: Path, family: str):
+    """Hugging Face's model of each stage's end, on the held-out batches that were measured there."""
+    run = runs / f"{family}-zero-0"
+    parsed = parse_recipe(yaml.safe_load((run / "recipe.yaml").read_text()))
+    opened = TokenStore.open(store)
+    batches = Batches(parsed, World(0, 1, 0), torch.device("cpu"), opened, opened)
+    ends = [event for event in events_of(run) if event["event"] == "stage_end"]
+    assert len(ends) == len(parsed.plan.stages) == 3
+    for stage, end in zip(parsed.plan.stages, ends, strict=True):
+        model = auto_class_of(family).from_pretrained(run / "stages" / str(stage.index) / "end")
+        taken = inspect.signature(model.forward).parameters.keys()
+        sums, counts = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        for batch in batches.evaluation(stage) or ():
+            for fields in (micro_batch.fields for micro_batch in batch.micro_batches):
+                with torch.no_grad():
+                    output = model(**{name: fields[name] for name in fields.keys() & taken})
+                is_used = fields["masked_weights"] > 0
+                rows = torch.arange(len(is_used))[:, None].expand_as(is_used)[is_used]
+                places = rows, fields["masked_positions"][is_used]
+                logits = output["prediction_logits" if family == "albert" else "logits"][places]
+                labels = fields["masked_labels"][is_used]
+                sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+                counts[0] += len(labels)
+                if family == "albert":
+                    pairs = output.sop_logits, fields["pair_labels"]
+                    sums[1] += F.cross_entropy(*pairs, reduction="sum")
+                    counts[1] += len(pairs[1])
+        assert counts[0] > 0
+        found = dict(zip(("eval_mlm_loss", "eval_sop_loss"), (sums / counts).tolist(), strict=True))
+        expected = {name: value for name, value in end.items() if name.startswith("eval_")}
+        assert len(expected) == (2 if family == "albert" else 1)
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=1e-5), (stage.index, name)
