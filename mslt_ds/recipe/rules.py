@@ -160,7 +160,7 @@ def plan_problems(config: RunConfig, plan: Plan) -> list[str]:
 
 
 def plan_warnings(config: RunConfig, plan: Plan) -> list[str]:
-    """What a plan may do and is known to harm."""
+    """What a plan may do and may harm."""
     frozen = [
         str(stage.index) for stage in plan.stages if stage.trained.start and stage.trainable_layers
     ]
