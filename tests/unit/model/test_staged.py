@@ -187,7 +187,8 @@ def test_modernberts_loss_equals_hugging_faces_at_its_full_length():
     length, predictions, depth = 8192, 300, 3
     config = ModernBertConfig(
         vocab_size=VOCAB, hidden_size=16, num_hidden_layers=depth, num_attention_heads=1,
-        intermediate_size=24, global_attn_every_n_layers=2, initializer_range=0.2, pad_token_id=0,
+        intermediate_size=24, initializer_range=0.2, pad_token_id=0,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
         architectures=["ModernBertForMaskedLM"],
     )  # fmt: skip
     config._attn_implementation = "sdpa"
