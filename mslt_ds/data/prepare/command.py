@@ -358,8 +358,8 @@ def _make_tokenizer(
     )
     if (share := vocabulary.stripped_marks(characters, place)) > _STRIPPED_MARKS:
         _say(
-            f"warning: {share:.0%} of the text's letters are vowel signs or other marks, which are left out "
-            "as BERT leaves out accents; --keep-accents keeps them"
+            f"warning: {share:.0%} of the text's letters and signs are vowel signs or other marks, which are "
+            "left out as BERT leaves out accents; --keep-accents keeps them"
         )
     trained = vocabulary.train(texts, characters, place)
     saved_tokenizer.save(trained, work.tokenizer_folder, None)

@@ -53,7 +53,8 @@ _MOST_TRAINING_BYTES: dict[Model, int] = {"wordpiece": 1 << 30, "bpe": 1 << 30, 
 _ROOM_FOR_WORDS, _SHORT_WORD, _LEAST_SHARE = 5000, 8, 5e-4
 _CHECKED_WORDS = 100
 _LONGEST_PIECE = 16  # characters; the default of Unigram's trainer
-# GPT-2's pattern with the marks \p{M} beside the letters: it would part a word at each vowel sign of Hindi or Thai.
+# GPT-2's pattern (`Encoder.pat` in src/encoder.py of openai/gpt-2) with the marks \p{M} beside the letters. As it
+# is, it parts a word at each vowel sign of Hindi or Thai.
 _BYTE_LEVEL_WORDS = Regex(
     r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 )
@@ -105,18 +106,20 @@ def train(texts: Iterable[str], characters: np.ndarray, options: TrainingOptions
 
 def stripped_marks(characters: np.ndarray, options: TrainingOptions) -> float:
     """The share of the text's letters and marks that are marks which the tokenizer takes away, accents of
-    Latin, Greek and Cyrillic letters aside: in other scripts they are vowels.
+    Latin, Greek and Cyrillic letters aside: in other scripts they are vowels, or make another letter, as
+    the voicing marks of kana do. Letters count as Unicode decomposes them, for the normalizer does so, too.
 
     characters: as of `train`
     """
     normalize = _normalizer(options)
-    kinds = {int(c): unicodedata.category(chr(c))[0] for c in np.flatnonzero(characters)}
-    counted = sum(int(characters[c]) for c, kind in kinds.items() if kind in "LM")
-    stripped = sum(
-        int(characters[c])
-        for c, kind in kinds.items()
-        if kind == "M" and not 0x300 <= c < 0x370 and not normalize.normalize_str(chr(c))
-    )
+    counted = stripped = 0
+    for code_point in np.flatnonzero(characters):
+        for part in unicodedata.normalize("NFD", chr(code_point)):
+            kind, times = unicodedata.category(part)[0], int(characters[code_point])
+            counted += times * (kind in "LM")
+            is_accent = "\u0300" <= part < "\u0370"
+            if kind == "M" and not is_accent and not normalize.normalize_str(part):
+                stripped += times
     return stripped / max(1, counted)
 
 

@@ -63,6 +63,18 @@ def test_a_store_from_text_and_another_by_its_tokenizer(tmp_path, text_file, sto
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("options, warned", [([], True), (["--keep-accents"], False)])
+def test_vowel_signs_that_are_lost_are_told_of(tmp_path, capsys, options, warned):
+    text = tmp_path / "thai.txt"
+    text.write_text("\n\n".join(["\u0e27\u0e31\u0e19\u0e19\u0e35\u0e49 ab"] * 2 + ["cd"]), "utf-8")
+    assert run("--input", text, "--output", tmp_path / "out", "--vocab-size", 200, *options) == 0
+    # 3 marks of the 8 letters and marks, in each of two documents, and a third one of 2 letters
+    assert (
+        "warning: 33% of the text's letters and signs" in (printed := capsys.readouterr().out)
+    ) == warned
+    assert ("--keep-accents" in printed) == warned
+
+
 def test_a_tokenizer_of_the_hub(tmp_path, text_file, store_path):
     """In a process of its own: the hub's address is read when its library is imported."""
     with serve() as hub:

@@ -137,7 +137,10 @@ def test_vowel_signs_that_are_stripped_are_told():
     thai = "\u0e27\u0e31\u0e19\u0e19\u0e35\u0e49"  # three of its six are signs
     assert stripped(thai) == 0.5
     assert stripped(thai, keep_accents=True) == stripped(thai, lowercase=False) == 0
-    assert stripped("e\u0301te\u0301 \u00e9t\u00e9") == 0
+    assert stripped("e\u0301te\u0301 \u00e9t\u00e9 \u0451\u0439 \u03ae") == 0
+    kana = "\u304c\u304b"  # "ga", which is "ka" with a mark, and "ka"
+    assert stripped(kana) == stripped(kana, model="unigram") == pytest.approx(1 / 3)
+    assert stripped(kana, keep_accents=True) == 0
 
 
 def test_frequent_words_that_are_missing_are_an_error(trained, text_file, monkeypatch):
