@@ -183,20 +183,22 @@ def _unigram(
     )
     backend.train_from_iterator((text.translate(strange) for text in texts), trainer)
     model = json.loads(backend.to_str())["model"]
-    pieces = _with_frequent_words(model["vocab"], words)
+    pieces = _with_frequent_words(model["vocab"], words, options.vocab_size)
     backend.model = models.Unigram(pieces, model["unk_id"], model["byte_fallback"])
     put_between(backend, SPECIAL["cls"], SPECIAL["sep"])
     return backend
 
 
 def _with_frequent_words(
-    pieces: list[tuple[str, float]], words: Counter[str]
+    pieces: list[tuple[str, float]], words: Counter[str], vocab_size: int
 ) -> list[tuple[str, float]]:
-    """The pieces with their log-probabilities; of the most frequent words, a tenth as many, those that are
-    missing take the places of the least probable pieces."""
+    """The pieces with their log-probabilities and the most frequent words, a tenth of the vocabulary or as
+    many as the trainer left room for: those that are missing fill the room, and then take the places of
+    the least probable pieces."""
     known = {piece for piece, _ in pieces}
     total = sum(words.values())
-    frequent = dict(words.most_common(len(pieces) // 10))
+    room = max(0, vocab_size - len(pieces))
+    frequent = dict(words.most_common(max(room, vocab_size // 10)))
     missing = [
         (word, math.log(count / total))
         for word, count in frequent.items()
@@ -210,8 +212,11 @@ def _with_frequent_words(
         for i, (piece, score) in enumerate(pieces)
         if i >= len(SPECIAL) and len(piece) > 1 and piece not in frequent
     )
-    placed = {i: new for new, (least, i) in zip(missing, weakest, strict=False) if new[1] > least}
-    return [placed.get(i, (piece, score)) for i, (piece, score) in enumerate(pieces)]
+    placed = {
+        i: new for new, (least, i) in zip(missing[room:], weakest, strict=False) if new[1] > least
+    }
+    kept = [placed.get(i, (piece, score)) for i, (piece, score) in enumerate(pieces)]
+    return kept + missing[:room]
 
 
 def _normalizer(options: TrainingOptions) -> normalizers.Normalizer:

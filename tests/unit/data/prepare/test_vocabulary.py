@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -110,22 +111,42 @@ def trained_on(text: str, **options) -> TextTokenizer:
     return vocabulary.train(paragraphs, counts, TrainingOptions(**options))
 
 
-def test_unigram_has_frequent_words_that_are_part_of_no_other(text_file: Path):
+@pytest.mark.parametrize("vocab_size", [1000, 5000])  # the words of the larger one are checked
+def test_unigram_has_frequent_words_that_are_part_of_no_other(text_file: Path, vocab_size: int):
     text = text_file.read_text(encoding="utf-8")[:150_000] + "\nzyxwvu zyxwvu" * 200
-    of_text = trained_on(text, model="unigram", vocab_size=1000)
+    of_text = trained_on(text, model="unigram", vocab_size=vocab_size)
     assert of_text.backend.encode("zyxwvu", add_special_tokens=False).tokens == ["\u2581zyxwvu"]
-    assert of_text.vocab_size == 1000 == len(of_text.vocabulary)
-    trained_on(text, model="unigram", vocab_size=5000)  # its words are checked
+    assert of_text.vocab_size == len(of_text.vocabulary) <= vocab_size
+
+
+def test_frequent_words_take_the_places_of_the_least_probable_pieces():
+    special = [(token, 0.0) for token in SPECIAL.values()]
+    single = [("\u2581", -1.0), ("a", -9.5), ("b", -9.0), ("c", -9.9)]
+    pieces = [*special, *single, ("ab", -2.0), *((f"a{'b' * n}", -8.0 - n) for n in range(2, 92))]
+    words = Counter(
+        {"\u2581ac": 90, "ab": 5, "\u2581ad": 5, "\u2581a" + "b" * 15: 5, "\u2581ca": 5}
+    )
+    found = vocabulary._with_frequent_words(pieces, words, 100)
+    assert found[:-2] == pieces[:-2]  # the word with "d" and that of 17 characters aren't pieces
+    assert [piece for piece, _ in found[-2:]] == ["\u2581ca", "\u2581ac"]
+    assert found[-1][1] == pytest.approx(math.log(90 / 110))
+    roomier = vocabulary._with_frequent_words(pieces, words, 101)
+    assert roomier[:-2] == pieces[:-1]
+    assert [piece for piece, _ in roomier[-2:]] == ["\u2581ca", "\u2581ac"]
 
 
 @pytest.mark.parametrize(
     "word", ["\u0939\u093f\u0928\u094d\u0926\u0940", "\u0e27\u0e31\u0e19\u0e19\u0e35\u0e49"]
 )
-def test_byte_level_words_are_not_parted_at_vowel_signs(word: str):
+def test_byte_level_words_are_not_parted_at_vowel_signs(word: str, tmp_path: Path):
     of_text = trained_on(f"a{word} {word}\n" * 300, model="bpe", vocab_size=400, keep_accents=True)
     encoded = of_text.backend.encode(f"{word} {word}", add_special_tokens=False)
     assert len(encoded.tokens) == 2
     assert of_text.backend.decode(encoded.ids).strip() == f"{word} {word}"
+    saved_tokenizer.save(of_text, tmp_path / "saved", None)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert loaded(f"{word} {word}", add_special_tokens=False)["input_ids"] == encoded.ids
+    assert tokenizer.load(tmp_path / "saved").digest() == of_text.digest()
 
 
 def test_vowel_signs_that_are_stripped_are_told():
