@@ -8,7 +8,7 @@ Equal text gives an equal vocabulary. The trainer of WordPiece in `tokenizers` a
 it numbers the pieces `##x` in the order of a hash table and breaks ties between merges by these
 numbers. Here it is given all characters and all continuing characters in sorted order beforehand,
 so that nothing depends on that table. The trainer of Unigram sums floating-point numbers in the order of
-such a table, so the last pieces of its vocabulary may differ from one training to the next.
+such a table, so the last pieces of its vocabulary, and the order of some, may differ from one training to the next.
 
 A trained vocabulary must hold the most frequent words: a trainer's counts have overflowed on large
 inputs before, and lost "the" (huggingface/tokenizers, issue 437). Unigram's trainer takes the first pieces from
