@@ -11,6 +11,7 @@ is ended at the end is what was started here: children of this process, by their
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -208,6 +209,17 @@ class Sandbox:
 
     def wait_for_nodes(self) -> None:
         self._wait(lambda: self.nodes_up() == len(NODES), "the nodes")
+
+    def wait_for_messages(self) -> None:
+        """Wait until slurmctld has sent what it has to send: the order to end a job's tasks on a node that
+        didn't answer reaches the node's next slurmd, and would end the tasks of the job's next start."""
+        self._wait(
+            lambda: (
+                set(re.findall(r"Agent (?:queue size|count): +(\d+)", self.command("sdiag")))
+                == {"0"}
+            ),
+            "the end of slurmctld's messages",
+        )
 
     def _wait(self, ready, what: str, seconds: float = 200) -> None:
         deadline = time.monotonic() + seconds

@@ -106,7 +106,11 @@ def test_a_job_with_a_hard_life_ends_as_one_without(jobs: Jobs, store: Path) -> 
     with jobs.frozen(job):
         jobs.slurm.kill_node(NODES[1])
     jobs.wait(job, "PENDING")
+    jobs.slurm.command("scontrol", "hold", job)
     jobs.slurm.revive(NODES[1])
+    jobs.slurm.wait_for_nodes()
+    jobs.slurm.wait_for_messages()
+    jobs.slurm.command("scontrol", "release", job)
     assert jobs.wait(job) == "COMPLETED", jobs.log(job)
     assert starts(jobs, job) >= 5
     assert re.search("a node doesn't answer|NODE FAILURE", jobs.log(job))
