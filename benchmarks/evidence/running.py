@@ -175,8 +175,7 @@ def _run_cell(
     run_dir, log = results.run_dir(cell), results.log(cell)
     for folder in (run_dir.parent, log.parent, results.result(cell).parent):
         folder.mkdir(parents=True, exist_ok=True)
-    recipe_file = run_dir.with_suffix(".yaml")
-    replace_text(recipe_file, strict_yaml.dump(merged(recipe, places(results, run_dir))))
+    recipe_file = write_recipe(results, run_dir, recipe)
     with log.open("a") as output:
         process = subprocess.Popen(
             [*launch(experiment), "--config", str(recipe_file)],
@@ -219,13 +218,17 @@ def environment(experiment: Experiment) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": str(experiment.threads)}
 
 
-def places(results: Results, run_dir: Path) -> Changes:
-    """The keys of a recipe that say where its data and its run lie."""
-    return {
+def write_recipe(results: Results, run_dir: Path, recipe: Changes) -> Path:
+    """The recipe with the places of its data and its run, in a file beside `run_dir`."""
+    own = {
         "name": run_dir.name,
         "output_dir": str(run_dir.parent),
         "data": {"path": str(results.train), "eval_path": str(results.valid)},
     }
+    # Not `with_suffix`: a name holds a learning rate and so a point.
+    path = run_dir.parent / f"{run_dir.name}.yaml"
+    replace_text(path, strict_yaml.dump(merged(recipe, own)))
+    return path
 
 
 def _wait(process: subprocess.Popen[bytes], end: float | None) -> int:

@@ -13,9 +13,8 @@ import subprocess
 from typing import Any
 
 from benchmarks.evidence.experiment import Cell, Changes, Experiment, checked, merged, recipe_of
-from benchmarks.evidence.running import Results, environment, launch, places, prepare
+from benchmarks.evidence.running import Results, environment, launch, prepare, write_recipe
 from mslt_ds.atomic import replace_text
-from mslt_ds.config import strict_yaml
 from mslt_ds.data.store import TokenStore
 from mslt_ds.telemetry.metrics import read_lines
 
@@ -73,8 +72,7 @@ def _run(experiment: Experiment, results: Results, recipe: Changes) -> list[floa
     run_dir = results.folder / "runs" / "timing"
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    recipe_file = run_dir.with_suffix(".yaml")
-    replace_text(recipe_file, strict_yaml.dump(merged(recipe, places(results, run_dir))))
+    recipe_file = write_recipe(results, run_dir, recipe)
     subprocess.run(
         [*launch(experiment), "--config", str(recipe_file)],
         check=True, stdout=subprocess.DEVNULL, env=environment(experiment),

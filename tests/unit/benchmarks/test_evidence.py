@@ -8,12 +8,14 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.evidence import experiment as design
 from benchmarks.evidence.drawing import Evidence, crossing, draw, flops_at, tables
 from benchmarks.evidence.experiment import Cell, cells, load, parts, recipe_of, tuned_rate
+from benchmarks.evidence.running import Results, write_recipe
 from benchmarks.evidence.timing import shortened
 from mslt_ds.errors import RecipeError
 
@@ -73,6 +75,21 @@ def test_every_cell_of_a_scale_is_a_recipe_and_keeps_to_the_budget(scale):
         design.checked(recipe_of(experiment, Cell("full", small, 1e-3, 1), VOCAB)).plan.total_steps
         == small
     )
+
+
+def test_cells_that_run_side_by_side_have_recipe_files_of_their_own(tmp_path):
+    results = Results(tmp_path)
+    cells = [Cell("full", 40, rate, seed) for rate in (5e-4, 1e-3) for seed in (1, 2)]
+    files = {}
+    for cell in cells:
+        files[cell] = write_recipe(results, results.run_dir(cell), recipe_of(TINY, cell, VOCAB))
+    for cell, path in files.items():
+        recipe = yaml.safe_load(path.read_text())
+        assert (recipe["optimizer"]["learning_rate"], recipe["seed"]) == (
+            cell.learning_rate,
+            cell.seed,
+        )
+        assert Path(recipe["output_dir"], recipe["name"]) == results.run_dir(cell)
 
 
 def test_a_scale_s_schedule_ends_where_the_cell_ends():
