@@ -173,7 +173,7 @@ def _run_cell(
     """Train the cell and write its result. False if time ended first."""
     recipe = recipe_of(experiment, cell, vocab_size)
     run_dir, log = results.run_dir(cell), results.log(cell)
-    for folder in (run_dir.parent, log.parent, results.result(cell).parent):
+    for folder in (log.parent, results.result(cell).parent):
         folder.mkdir(parents=True, exist_ok=True)
     recipe_file = write_recipe(results, run_dir, recipe)
     with log.open("a") as output:
@@ -227,6 +227,7 @@ def write_recipe(results: Results, run_dir: Path, recipe: Changes) -> Path:
     }
     # Not `with_suffix`: a name holds a learning rate and so a point.
     path = run_dir.parent / f"{run_dir.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, strict_yaml.dump(merged(recipe, own)))
     return path
 

@@ -71,7 +71,6 @@ def _run(experiment: Experiment, results: Results, recipe: Changes) -> list[floa
     """Median seconds of a step of each stage."""
     run_dir = results.folder / "runs" / "timing"
     shutil.rmtree(run_dir, ignore_errors=True)
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
     recipe_file = write_recipe(results, run_dir, recipe)
     subprocess.run(
         [*launch(experiment), "--config", str(recipe_file)],
