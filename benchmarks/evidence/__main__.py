@@ -1,11 +1,13 @@
 """Does staged training pay? Runs the cells of an experiment, and draws its tables and figures.
 
     python -m benchmarks.evidence run --scale tiny|small|base [--cells GLOB] [--shard I/N] [--hours H] --output DIR
+    python -m benchmarks.evidence again --scale tiny|small|base --cells GLOB --output DIR
     python -m benchmarks.evidence time --scale tiny|small|base --output DIR
     python -m benchmarks.evidence show --output DIR
 
 `run` trains the cells that are missing and may be stopped and started at any moment. `--experiment
-FILE` takes an experiment of one's own instead of a scale. `time` measures the steps of every method
+FILE` takes an experiment of one's own instead of a scale. `again` trains finished cells once more, says whether
+their weights are what they were, and keeps their runs. `time` measures the steps of every method
 in turns and needs a machine that does nothing else. See docs/evidence.md.
 """
 
@@ -38,6 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "time":
             timing.measure(experiment, results, steps=options.steps, repeats=options.repeats)
             return 0
+        if options.command == "again":
+            for line in running.run_again(experiment, results, options.cells):
+                print(line, flush=True)
+            return 0
         missing = running.run(
             experiment,
             results,
@@ -55,18 +61,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train the cells that are missing")
+    again = commands.add_parser("again", help="train finished cells once more, and compare")
     time = commands.add_parser("time", help="measure the steps of every method, in turns")
     show = commands.add_parser("show", help="draw tables and figures of the cells so far")
-    for command in (run, time):
+    for command in (run, again, time):
         which = command.add_mutually_exclusive_group(required=True)
         which.add_argument("--scale", choices=SCALES)
         which.add_argument("--experiment", type=Path, metavar="FILE")
     run.add_argument("--cells", default="*", metavar="GLOB", help="only cells of such names")
+    again.add_argument("--cells", required=True, metavar="GLOB", help="cells of such names")
     run.add_argument("--shard", default="1/1", metavar="I/N", help="one of N processes")
     run.add_argument("--hours", type=float, metavar="H", help="stop after so many hours")
     time.add_argument("--steps", type=int, default=30, help="of each stage in each turn")
     time.add_argument("--repeats", type=int, default=3, help="turns")
-    for command in (run, time, show):
+    for command in (run, again, time, show):
         command.add_argument("--output", type=Path, required=True, metavar="DIR")
     return parser
 

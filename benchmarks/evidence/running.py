@@ -4,6 +4,7 @@ A folder of results holds
 
     data/{train,valid}/      token stores, made where they are missing
     runs/<cell>/             the run of a cell that isn't finished, to go on with
+    again/<cell>/            the run of a finished cell that was trained again
     cells/<cell>.json        the result of a finished cell
     logs/<cell>.log          what the main program printed
 
@@ -82,8 +83,8 @@ class Results:
     def valid(self) -> Path:
         return self.folder / "data" / "valid"
 
-    def run_dir(self, cell: Cell) -> Path:
-        return self.folder / "runs" / cell.name.replace("/", "_")
+    def run_dir(self, cell: Cell, within: str = "runs") -> Path:
+        return self.folder / within / cell.name.replace("/", "_")
 
     def log(self, cell: Cell) -> Path:
         return self.folder / "logs" / f"{cell.name.replace('/', '_')}.log"
@@ -171,10 +172,61 @@ def _run_cell(
     experiment: Experiment, results: Results, cell: Cell, vocab_size: int, end: float | None
 ) -> bool:
     """Train the cell and write its result. False if time ended first."""
-    recipe = recipe_of(experiment, cell, vocab_size)
-    run_dir, log = results.run_dir(cell), results.log(cell)
-    for folder in (log.parent, results.result(cell).parent):
-        folder.mkdir(parents=True, exist_ok=True)
+    run_dir, path = results.run_dir(cell), results.result(cell)
+    result = _train(experiment, results, cell, run_dir, vocab_size, end)
+    if result is None:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(result) + "\n")
+    shutil.rmtree(run_dir)
+    return True
+
+
+def run_again(experiment: Experiment, results: Results, pattern: str) -> Iterator[str]:
+    """Train the finished cells whose name matches `pattern` once more, each into `again/`, which keeps its
+    run. A line for each that says whether it is what it was."""
+    prepare(experiment, results)
+    vocab_size = TokenStore.open(results.train).vocab_size
+    for cell, before in results.read().items():
+        if not fnmatch.fnmatch(cell.name, pattern):
+            continue
+        now = _train(experiment, results, cell, results.run_dir(cell, "again"), vocab_size, None)
+        if now is None:
+            yield f"{cell.name}: stopped; the same command goes on"
+            return
+        yield f"{cell.name}: {_difference(before, now)}"
+
+
+def _difference(before: Changes, now: Changes) -> str:
+    """What a cell that was trained again has in common with its result."""
+    loss = f"held-out loss {_loss_text(now)}"
+    if before.get("weights") == now.get("weights"):
+        return f"equal weights, {loss}"
+    changed = [
+        f"{key} {value} instead of {before[place][key]}"
+        for place in ("digests", "machine")
+        for key, value in now[place].items()
+        if value != before[place][key]
+    ]
+    why = ", ".join(changed) or "though data, recipe, device and versions are equal"
+    return f"different weights, {loss} instead of {_loss_text(before)}; {why}"
+
+
+def _loss_text(result: Changes) -> str:
+    return "diverged" if result["diverged"] else f"{result['held_out_loss']:.4f}"
+
+
+def _train(
+    experiment: Experiment,
+    results: Results,
+    cell: Cell,
+    run_dir: Path,
+    vocab_size: int,
+    end: float | None,
+) -> Changes | None:
+    """Train the cell in `run_dir`; its result, None if time ended first."""
+    recipe, log = recipe_of(experiment, cell, vocab_size), results.log(cell)
+    log.parent.mkdir(parents=True, exist_ok=True)
     recipe_file = write_recipe(results, run_dir, recipe)
     with log.open("a") as output:
         process = subprocess.Popen(
@@ -183,29 +235,26 @@ def _run_cell(
         )  # fmt: skip
         code = _wait(process, end)
     if code == EXIT_CODE_STOPPED:
-        return False
+        return None
     if code not in (0, DivergenceError.exit_code):
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:])
         raise CellError(
             f"{cell.name}: the main program ended with exit code {code}; {log}:\n{tail}"
         )
+    recipe_file.unlink()
     outcome = _outcome(run_dir, stage_flops(checked(recipe), vocab_size), diverged=code != 0)
     digests = {
         "recipe": digest_of(recipe),
         "train": TokenStore.open(results.train).digest,
         "valid": TokenStore.open(results.valid).digest,
     }
-    result = {
+    return {
         "cell": {
             "method": cell.method, "budget": cell.budget,
             "learning_rate": cell.learning_rate, "seed": cell.seed,
         },
         **outcome, "digests": digests, "machine": _machine(experiment),
     }  # fmt: skip
-    replace_text(results.result(cell), json.dumps(result) + "\n")
-    shutil.rmtree(run_dir)
-    recipe_file.unlink()
-    return True
 
 
 def launch(experiment: Experiment) -> list[str]:
