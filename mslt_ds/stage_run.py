@@ -31,6 +31,7 @@ from mslt_ds.feed import Feed
 from mslt_ds.guard import StepGuard, StepResult
 from mslt_ds.loop import Hooks, StageTrace, evaluate_losses, train_steps
 from mslt_ds.model.staged import StageModel
+from mslt_ds.plan.memory import micro_batches_at_once
 from mslt_ds.plan.schedule import decay_start, learning_rate
 from mslt_ds.plan.stages import Stage
 from mslt_ds.preparation import Prepared
@@ -196,13 +197,13 @@ class StageRun:
 
     def _feed(self) -> Feed:
         train, prefix = self._config.train, self._engine.model.prefix
-        device, size = self._prepared.device, self._stage.micro_batch_size
+        device, world_size = self._prepared.device, self._prepared.world.world_size
         ahead = train.prefix_ahead == "on"
         if train.prefix_ahead == "auto" and prefix is not None:
             # On a CPU of its own, a rank has nothing to wait for; and all threads share a generator.
-            on_cpu = self._prepared.world.world_size > 1 and not prefix.dropout
+            on_cpu = world_size > 1 and not prefix.dropout
             ahead = device.type == "cuda" or on_cpu
-        at_once = (train.prefix_micro_batch_size or size) // size
+        at_once = micro_batches_at_once(self._config, self._stage, world_size)
         return Feed(prefix, device, self._config.seed, at_once=at_once, ahead=ahead)
 
     def _warmed_up(

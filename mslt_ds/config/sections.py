@@ -252,9 +252,10 @@ class TrainConfig(Section):
     unpadded_sizes: Positive = 64
     # Compiled by torch.compile, frozen and trained layers apart; auto: on a GPU.
     compile: Literal["off", "on", "auto"] = "off"
-    # The frozen layers: instances of one pass (None: micro_batch_size), whether they run one pass
-    # ahead (auto: on a GPU, and with several ranks), and their precision (None: precision).
-    prefix_micro_batch_size: Positive | None = None
+    # The frozen layers: instances of one pass (None: micro_batch_size; auto: as many as take no more
+    # memory than the trained layers do of one micro-batch), whether they run one pass ahead (auto: on
+    # a GPU, and with several ranks), and their precision (None: precision).
+    prefix_micro_batch_size: Positive | Literal["auto"] | None = None
     prefix_ahead: Literal["off", "on", "auto"] = "auto"
     prefix_precision: Literal["fp32", "bf16", "fp16"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,4 +1,4 @@
-"""Hours, memory and money of a plan on given hardware, beside the same instances trained otherwise.
+"""Hours and money of a plan on given hardware, beside the same instances trained otherwise.
 
 A step's time is the sum of four parts, none of which hides another: DeepSpeed reduces after the
 backward pass.
@@ -6,11 +6,6 @@ backward pass.
     forward, backward   operations / (peak rate x utilization x GPUs)
     reduction           a ring's 2 (N - 1) / N passes over the gradient, at the slowest link's bandwidth
     optimizer           bytes of weights, gradients and moments / memory bandwidth
-
-Memory is that of the tensors: weights, gradients, masters and moments as ZeRO partitions them
-(Rajbhandari et al. 2020, section 3), and what the trained layers keep for the backward pass of a
-micro-batch (Korthikanti et al. 2022, section 4.1, with attention that keeps no scores). What a driver,
-a communication library or an allocator takes beside them isn't in it.
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ from typing import Any
 
 from mslt_ds.config.sections import RunConfig
 from mslt_ds.errors import RecipeError
-from mslt_ds.plan import cost
+from mslt_ds.plan import cost, memory
 from mslt_ds.plan.flops import instance_flops, layer_passes
 from mslt_ds.plan.hardware import ASSUMED_UTILIZATION, GPUS_PER_NODE, Gpu
 from mslt_ds.plan.methods import STACKING_SHARES
@@ -69,11 +64,6 @@ class Model:
     vocab_size: int
     zero_stage: int
 
-    @property
-    def number_bytes(self) -> int:
-        """Of one number in the compute precision."""
-        return 4 if self.config.train.precision == "fp32" else 2
-
     def step_flops(self, stage: Stage) -> float:
         """Operations of one step on its global batch."""
         return instance_flops(self.config, stage, self.vocab_size).total * stage.global_batch_size
@@ -83,12 +73,13 @@ class Model:
         elements = cost.elements_reduced_per_step(
             self.config, stage, self.vocab_size, gpus, self.zero_stage
         )
-        return elements * self.number_bytes
+        return elements * memory.number_bytes(self.config)
 
     def reduction_seconds(self, stage: Stage, gpus: int, bandwidth: float) -> float:
         """A ring's time for one step. ZeRO 1 and 2 scatter the sums and gather the weights instead, which
         is as much for one reduction; each further one of ZeRO 2 is half as much."""
-        once = cost.trainable_parameters(self.config, stage, self.vocab_size) * self.number_bytes
+        once = cost.trainable_parameters(self.config, stage, self.vocab_size)
+        once *= memory.number_bytes(self.config)
         moved = once + self.bytes_reduced(stage, gpus)
         return moved * (gpus - 1) / gpus / bandwidth
 
@@ -107,33 +98,11 @@ class Model:
         )
 
     def memory(self, stage: Stage, gpus: int) -> int:
-        """Bytes of each GPU's tensors: weights, gradients, optimizer, activations."""
-        small = self.number_bytes
-        total = cost.total_parameters(self.config, stage, self.vocab_size)
-        trained = cost.trainable_parameters(self.config, stage, self.vocab_size)
-        whole, shared = _ZERO_BYTES[small == 4, self.zero_stage]
-        state = trained * (whole + shared / gpus)
-        model = self.config.model
-        tokens = stage.micro_batch_size * stage.seq_length
-        predictions = stage.micro_batch_size * self.config.max_predictions(
-            stage.seq_length, stage.masked_lm_prob
+        """Bytes of each GPU's tensors."""
+        return memory.bytes_per_gpu(
+            self.config, stage, self.vocab_size, gpus=gpus, zero_stage=self.zero_stage
         )
-        hidden, inner = model.hidden_size, model.intermediate_size
-        masks = 2 * hidden if model.hidden_dropout_prob else 0
-        below_cut = 0 if stage.train_embeddings else stage.trained.start
-        passed = stage.depth - below_cut
-        layers = passed * tokens * (small * (8 * hidden + 2 * inner) + masks)
-        # Logits, their fp32 copy for the loss, and the gradients of both.
-        logits = predictions * self.vocab_size * (2 * small + (0 if small == 4 else 8))
-        below = tokens * small * (4 * hidden + 2 * inner) if below_cut else 0  # at a time
-        return round((total - trained) * small + state + layers + logits + below)
 
-
-_ZERO_BYTES = {
-    # (fp32, ZeRO stage): bytes of a trained parameter on each rank, and shared among the ranks
-    (False, 0): (16, 0), (False, 1): (4, 12), (False, 2): (2, 14),
-    (True, 0): (16, 0), (True, 1): (8, 12), (True, 2): (4, 16),
-}  # fmt: skip
 
 StepTime = Callable[[Stage], float]
 """(stage) -> seconds of one of its steps."""

@@ -210,7 +210,7 @@ def _prefix_problems(config: RunConfig, plan: Plan) -> list[str]:
     size = config.train.prefix_micro_batch_size
     problems: dict[tuple[str, int], str] = {}
     for stage in plan.stages:
-        if size is None or stage.train_embeddings or size == stage.micro_batch_size:
+        if size in (None, "auto", stage.micro_batch_size) or stage.train_embeddings:
             continue
         key, micro = stage.micro_batch_size_key, stage.micro_batch_size
         if size % micro:

@@ -17,6 +17,7 @@ def test_each_lever_computes_what_the_plain_run_does(launch, store, tmp_path):
         "unpadded": {"unpadded": "on"},
         "ahead": {"prefix_ahead": "on"},
         "at-once": {"prefix_micro_batch_size": 6},
+        "at-once-auto": {"prefix_micro_batch_size": "auto"},
         "all": {"unpadded": "on", "prefix_ahead": "on", "prefix_micro_batch_size": 6},
     }
     evaluated = {"eval_path": str(store)}
@@ -37,5 +38,5 @@ def test_each_lever_computes_what_the_plain_run_does(launch, store, tmp_path):
             assert torch.equal(tensor, expected[name]), (other, name)
     losses = {name: [line["loss"] for line in metrics_of(tmp_path / name)] for name in levers}
     assert losses["ahead"] == losses["plain"]
-    for name in ("unpadded", "at-once", "all"):
+    for name in ("unpadded", "at-once", "at-once-auto", "all"):
         assert losses[name] == pytest.approx(losses["plain"], abs=2e-5), name
