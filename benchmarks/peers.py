@@ -27,7 +27,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +37,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks import record
+from benchmarks.our_step import OurStep
 from benchmarks.turns import medians, seconds_of
 from mslt_ds.batches import Batches
 from mslt_ds.data.loader import GlobalBatch
 from mslt_ds.data.store import TokenStore
 from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.world import World, choose_device, device_name, join, leave
-from mslt_ds.engine import EngineSettings, StageEngine
 from mslt_ds.errors import MsltError, report
-from mslt_ds.feed import Feed
-from mslt_ds.model.compiled import wanted
 from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
-from mslt_ds.model.staged import StageModel
 from mslt_ds.plan.flops import instance_flops
 from mslt_ds.plan.hardware import gpu_of_device
-from mslt_ds.plan.stages import Stage
 from mslt_ds.planning.calibrate import make_up_store
 from mslt_ds.recipe.loading import Recipe, load_recipe
 from mslt_ds.state import TrainingState, Weights
@@ -68,60 +64,7 @@ TINY = [
 ]
 BATCHES = 8  # different ones, which all candidates go through again and again
 JOINT_SHARES = (0.2, 0.1)
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _IGNORED = -100  # the label of a position without one, for Hugging Face's loss
-
-
-class OurStep:
-    """The engine of one stage, and its steps."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        stage: Stage,
-        weights: Weights,
-        batches: list[GlobalBatch],
-        meter: TrafficMeter,
-        device: torch.device,
-    ) -> None:
-        config = recipe.config
-        family, train = FAMILIES[config.model.family], config.train
-        assert config.model.vocab_size is not None
-        hf_config = family.hf_config(
-            config.model, stage.depth, config.model.vocab_size, config.data.objective.heads
-        )
-        own = {name: weights[name] for name in family.parameter_shapes(hf_config)}
-        dtype = _DTYPES[train.precision]
-        model = StageModel.build(
-            hf_config, config.data.objective, stage.trained, own, frozen_dropout=False,
-            dtype=dtype, prefix_dtype=_DTYPES[train.prefix_precision or train.precision], device=device,
-        )  # fmt: skip
-        if wanted(train.compile, device)[0]:
-            model.compile()
-        settings = EngineSettings(
-            optimizer=config.optimizer,
-            deepspeed=recipe.deepspeed,
-            precision=train.precision,
-            gradient_clipping=train.gradient_clipping,
-            micro_batch_size=stage.micro_batch_size,
-            gradient_accumulation_steps=1,
-        )
-        self.engine = StageEngine(model, settings, TrainingState(0, own), meter)
-        self._feed = Feed(model.prefix, device, config.seed)
-        self._batches = cycle(batches)
-        self._rate = config.optimizer.learning_rate
-
-    def run(self, steps: int) -> None:
-        for fed in self._feed.training(islice(self._batches, steps), first_step=0):
-            self.engine.accumulate(fed.inputs, fed.batch.denominators)
-            self.engine.step(self._rate)
-
-    def loss(self, batch: GlobalBatch) -> float:
-        """Of the batch, without dropout."""
-        sums = sum(
-            self.engine.evaluate(inputs).double() for inputs in self._feed.evaluation([batch])
-        )
-        return float((torch.as_tensor(sums).cpu() / torch.tensor(batch.denominators)).sum())
 
 
 class TheirSteps(TrainerCallback):
