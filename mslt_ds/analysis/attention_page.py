@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from mslt_ds.analysis.drawing import Drawing
 from mslt_ds.analysis.page import Section
-from mslt_ds.analysis.table import Table, make_table, number
+from mslt_ds.analysis.table import MISSING, Table, make_table, number
 from mslt_ds.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def attention_section(
             _maps(findings, "over_stages", f"Layer {common + 1} at the end of each stage", moments, heads)
         )  # fmt: skip
     parts += [_statistics(findings, last), _summary_table(findings)]
-    parts += [_between_layers(findings, key) for key in findings.between_layers]
+    if findings.between_layers:
+        parts += [_between_layers(findings, key) for key in findings.between_layers]
+        parts.append(_between_layers_table(findings))
     if findings.between_stages:
         parts.append(_between_stages(findings))
     over = (
@@ -241,6 +243,22 @@ def _between_layers(findings: Findings, key: str) -> Drawing:
         f"Jensen-Shannon distance of each two layers, as colours. Neighbours: {told or 'one layer alone'}.",
         draw, height=3.4,
         note="Jensen-Shannon distance between heads of the same number, averaged: 0 equal, 1 no token in common.",
+    )  # fmt: skip
+
+
+def _between_layers_table(findings: Findings) -> Table:
+    """The numbers of `_between_layers`, which a picture doesn't tell."""
+    depth = max(len(values) for values in findings.between_layers.values())
+    rows = [
+        [findings.labels[key], str(layer + 1), *(number("{:.3f}", value) for value in values)]
+        + [MISSING] * (depth - len(values))
+        for key, matrix in findings.between_layers.items()
+        for layer, values in enumerate(matrix)
+    ]
+    return make_table(
+        "between_layers", "How far layers are apart",
+        ["model", "layer", *(f"layer {layer + 1}" for layer in range(depth))], rows,
+        "Jensen-Shannon distance between heads of the same number, averaged: 0 equal, 1 no token in common.",
     )  # fmt: skip
 
 

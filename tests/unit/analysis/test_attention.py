@@ -158,6 +158,12 @@ def test_command_on_a_run(run, store_folder, tmp_path):
         "before stacking, layer 2", "stacked, layer 4", "after stage 2, layer 4",
         "after stage 3, layer 4", "full twin, layer 4",
     ]  # fmt: skip
+    with (out / "tables" / "between_layers.csv").open() as file:
+        (header, *lines) = csv.reader(file)
+    assert header == ["model", "layer", "layer 1", "layer 2", "layer 3", "layer 4"]
+    assert {line[0] for line in lines} == {"stage 3", "full twin"} and len(lines) == 8
+    distances = [[float(value) for value in line[2:]] for line in lines[:4]]
+    assert distances == pytest.approx(np.array(found["between_layers"]["stages/3/end"]), abs=1e-9)
     figures = {path.name for path in (out / "figures").iterdir()}
     assert figures >= {"bottom_and_top.png", "around_stacking.svg", "over_stages.svg", "head_statistics.png"}  # fmt: skip
     html = (out / "index.html").read_text()
