@@ -107,7 +107,7 @@ def global_batches(
         own = slice(i * micro_batch_size, (i + 1) * micro_batch_size)
         fields = {name: tensors[name][own] for name in objective.fields}
         if unpadded_sizes is not None:
-            fields |= places_to_run(fields, unpadded_sizes, always=always_places)
+            fields |= places_to_run(fields, objective.grids, unpadded_sizes, always=always_places)
         return MicroBatch(i * world_size + rank, fields)
 
     def make(step: int) -> GlobalBatch:

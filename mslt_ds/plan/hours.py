@@ -115,16 +115,16 @@ class Model:
         state = trained * (whole + shared / gpus)
         model = self.config.model
         tokens = stage.micro_batch_size * stage.seq_length
-        predictions = stage.micro_batch_size * self.config.max_predictions(
-            stage.seq_length, stage.masked_lm_prob
-        )
+        predictions = self.config.max_predictions(stage.seq_length, stage.masked_lm_prob)
+        positions = self.config.data.objective.num_logits(stage.seq_length, predictions)
         hidden, inner = model.hidden_size, model.intermediate_size
         masks = 2 * hidden if model.hidden_dropout_prob else 0
         below_cut = 0 if stage.train_embeddings else stage.trained.start
         passed = stage.depth - below_cut
         layers = passed * tokens * (small * (8 * hidden + 2 * inner) + masks)
         # Logits, their fp32 copy for the loss, and the gradients of both.
-        logits = predictions * self.vocab_size * (2 * small + (0 if small == 4 else 8))
+        logits = stage.micro_batch_size * positions * self.vocab_size
+        logits *= 2 * small + (0 if small == 4 else 8)
         below = tokens * small * (4 * hidden + 2 * inner) if below_cut else 0  # at a time
         return round((total - trained) * small + state + layers + logits + below)
 
