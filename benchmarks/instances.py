@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.turns import Measurement
 from mslt_ds.data import tokenizer
 from mslt_ds.data.epoch_index import file_name
-from mslt_ds.data.instances import InstanceOptions, epoch_key, index_documents
+from mslt_ds.data.instances import InstanceOptions, epoch_key
 from mslt_ds.data.loader import InstanceSequence, global_batches
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
@@ -111,7 +111,7 @@ def index_entries(store: TokenStore, options: InstanceOptions) -> Measurement:
     def measure() -> float:
         start = time.thread_time()
         last = store.num_documents
-        entries, _ = index_documents(store.corpus, continues, options, key, 0, last)
+        entries, _ = options.index_documents(store.corpus, continues, key, 0, last)
         return len(entries) / (time.thread_time() - start)
 
     return measure

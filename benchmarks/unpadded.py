@@ -30,7 +30,7 @@ from mslt_ds.data.store import TokenStore
 from mslt_ds.data.unpadding import places_to_run
 from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
-from mslt_ds.model.objective import OBJECTIVES
+from mslt_ds.model.objective import OBJECTIVES, MaskedLM
 from mslt_ds.model.rows import PREDICTION_PLACES, TOKEN_PLACES
 from mslt_ds.model.staged import StageModel
 
@@ -59,7 +59,7 @@ def shares(all_fields: list[dict[str, Tensor]], sizes: int) -> dict[str, float]:
         places = sum(grid(fields).numel() for fields in all_fields)
         used = sum(int(grid(fields).sum()) for fields in all_fields)
         runs = [
-            len(chosen) if (chosen := places_to_run(fields, sizes).get(key)) is not None
+            len(chosen) if (chosen := places_to_run(fields, MaskedLM.grids, sizes).get(key)) is not None
             else grid(fields).numel()
             for fields in all_fields
         ]  # fmt: skip
@@ -117,7 +117,7 @@ def main() -> int:
     all_fields = micro_batches(options)
     figures = vars(options) | {"store": str(options.store)} | shares(all_fields, options.sizes)
     padded = all_fields[0]
-    unpadded = padded | places_to_run(padded, options.sizes)
+    unpadded = padded | places_to_run(padded, MaskedLM.grids, options.sizes)
     model = model_of(options, device)
     steps = {
         "padded": partial(step_of, model, padded, device),

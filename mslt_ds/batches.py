@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 
-from mslt_ds.data.instances import InstanceOptions
 from mslt_ds.data.loader import GlobalBatch, global_batches
 from mslt_ds.data.store import TokenStore
 from mslt_ds.distributed.world import World
@@ -61,17 +60,15 @@ class Batches:
         """The global batches of the stage's steps from `first_step` on, without `gaps`."""
         config = self.recipe.config
         data = config.data
-        options = InstanceOptions(
-            seq_length=stage.seq_length,
-            max_predictions=config.max_predictions(stage.seq_length, stage.masked_lm_prob),
-            masked_lm_prob=stage.masked_lm_prob,
-            short_seq_prob=data.short_seq_prob,
-            input_format=data.input_format,
-            masking=data.masking,
+        instances = data.objective.instances(
+            data,
+            stage.seq_length,
+            stage.masked_lm_prob,
+            config.max_predictions(stage.seq_length, stage.masked_lm_prob),
         )
         return global_batches(
             store,
-            options,
+            instances,
             data.objective,
             seed=config.seed,
             global_batch_size=stage.global_batch_size,

@@ -50,7 +50,7 @@ from mslt_ds.distributed.signals import EXIT_CODE_STOPPED
 from mslt_ds.distributed.world import device_name
 from mslt_ds.errors import DivergenceError, MsltError
 from mslt_ds.shard import Shard
-from mslt_ds.telemetry.metrics import read_lines
+from mslt_ds.telemetry.metrics import read_lines, token_loss
 
 ROOT = Path(__file__).resolve().parents[2]
 _CURVE_POINTS = 60
@@ -316,18 +316,18 @@ def _outcome(run_dir: Path, flops: list[float], *, diverged: bool) -> Changes:
                 "global_batch_size": stage["global_batch_size"],
                 "flops": cost,
                 "median_step_seconds": end.get("median_step_seconds"),
-                "held_out_loss": end.get("eval_mlm_loss"),
+                "held_out_loss": token_loss(end),
             }
             # A run that diverged has fewer ends than stages.
             for stage, cost, end in zip(plan["stages"], flops, ends, strict=False)
         ],
-        "curve": [[line["step"], _rounded(line["mlm_loss"])] for line in steps[::every]],
+        "curve": [[line["step"], _rounded(token_loss(line))] for line in steps[::every]],
     }
     if diverged:
         return found
     last = next(line for line in lines if line.get("event") == "run_end")
     return found | {
-        "held_out_loss": ends[-1]["eval_mlm_loss"],
+        "held_out_loss": token_loss(ends[-1]),
         "unigram_entropy": last["unigram_entropy"],
         "weights": weights_digest(run_dir / "model"),
     }

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from mslt_ds.data.instances import InstanceOptions, epoch_key, index_documents
+from mslt_ds.data.instances import InstanceMaker, epoch_key
 from mslt_ds.data.store import DOCUMENTS, GROUPS, SENTENCES, TOKENS, TokenStore
 from mslt_ds.errors import DataError
 
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 def epoch_index(
     store: TokenStore,
     continues: np.ndarray,
-    options: InstanceOptions,
+    options: InstanceMaker,
     seed: int,
     epoch: int,
     say: Say | None = None,
@@ -65,14 +65,8 @@ def epoch_index(
             logger.warning("%s: damaged; this index is made anew", folder / name)
             with suppress(OSError):
                 (folder / name).unlink(missing_ok=True)
-    groups = store.corpus.groups
-    if options.input_format == "nsp" and not (groups != groups[0]).any():
-        raise DataError(
-            f"{store.path}: {store.num_documents} documents, all the same; next-sentence prediction "
-            "draws its random sentences from another document, so at least 2 that differ are "
-            "needed. Separate documents by an empty line and prepare the store again, or choose "
-            "another data.input_format"
-        )
+    if problem := options.problem(store):
+        raise DataError(f"{store.path}: {problem}")
     problems = []
     for folder in folders:
         try:
@@ -99,7 +93,7 @@ class _DamagedIndexError(OSError):
     """An index isn't what was written, and its folder is of no use where it can't be removed."""
 
 
-def file_name(store: TokenStore, options: InstanceOptions, seed: int, epoch: int) -> str:
+def file_name(store: TokenStore, options: InstanceMaker, seed: int, epoch: int) -> str:
     """The name of an index file: a digest of all that the index depends on, and the epoch."""
     made_of = repr((_FORMAT, store.digest, options, seed))
     return f"{hashlib.sha256(made_of.encode()).hexdigest()[:24]}-{epoch}.bin"
@@ -109,7 +103,7 @@ def _make(
     path: Path,
     store: TokenStore,
     continues: np.ndarray,
-    options: InstanceOptions,
+    options: InstanceMaker,
     seed: int,
     epoch: int,
     say: Say | None,
@@ -126,8 +120,8 @@ def _make(
             store.verify((SENTENCES, DOCUMENTS, GROUPS, *([TOKENS] if len(continues) else [])))
             for first in range(0, store.num_documents, _DOCUMENTS_PER_BLOCK):
                 last = min(first + _DOCUMENTS_PER_BLOCK, store.num_documents)
-                entries, start = index_documents(
-                    store.corpus, continues, options, key, first, last, start
+                entries, start = options.index_documents(
+                    store.corpus, continues, key, first, last, start
                 )
                 file.write(entries.data)
                 digest.update(entries.data)

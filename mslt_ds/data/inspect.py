@@ -18,12 +18,11 @@ import numpy as np
 
 from mslt_ds import paths
 from mslt_ds.data import tokenizer
-from mslt_ds.data.instances import InstanceArrays, InstanceOptions, first_sentence
+from mslt_ds.data.instances import FORMATS, InstanceArrays, InstanceOptions, first_sentence
 from mslt_ds.data.loader import InstanceSequence
 from mslt_ds.data.masking import Masking
 from mslt_ds.data.store import TokenStore
 from mslt_ds.errors import DataError
-from mslt_ds.model.objective import OBJECTIVES
 
 _BARS = 40  # characters
 _FREQUENT, _RARE = 20, 10
@@ -47,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-predictions", type=int, metavar="N", help="default: 20 of 128, in proportion"
     )
-    parser.add_argument(
-        "--input-format", choices=list(OBJECTIVES), default="nsp", help="default: nsp"
-    )
+    parser.add_argument("--input-format", choices=list(FORMATS), default="nsp", help="default: nsp")
     parser.add_argument(
         "--masking", choices=get_args(Masking), default="token", help="default: token"
     )
@@ -72,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         masking=arguments.masking,
     )
     sequence = InstanceSequence(store, options, arguments.seed, partial(print, file=sys.stderr))
-    print("\n".join(describe_instance(sequence, arguments.epoch, arguments.instance)))
+    print("\n".join(describe_instance(sequence, options, arguments.epoch, arguments.instance)))
     return 0
 
 
@@ -106,7 +103,9 @@ def figures(store: TokenStore) -> list[str]:
     ]
 
 
-def describe_instance(sequence: InstanceSequence, epoch: int, instance: int) -> list[str]:
+def describe_instance(
+    sequence: InstanceSequence, options: InstanceOptions, epoch: int, instance: int
+) -> list[str]:
     """Lines that describe instance `instance` of the epoch, in the order of training."""
     if epoch < 0 or not 0 <= instance < sequence.length:
         raise DataError(
@@ -117,7 +116,6 @@ def describe_instance(sequence: InstanceSequence, epoch: int, instance: int) -> 
     arrays = InstanceArrays(
         **{name: tensor.numpy() for name, tensor in sequence.build(entries, keys).items()}
     )
-    options = sequence.options
     sentence = int(first_sentence(entries)[0])
     documents = sequence.store.corpus.documents
     document = int(np.searchsorted(documents, sentence, side="right")) - 1

@@ -1,7 +1,8 @@
-"""Training instances and their index, in compiled code.
+"""Training instances and their index.
 
-pairing.py (`nsp`, `sop`) or packing.py (`full_sentences`, `doc_sentences`) chooses the text of an
-instance, masking.py what is masked; this module combines them.
+`InstanceMaker` is what the loader and the index ask of any kind of instances. `InstanceOptions` makes those
+of masked language modeling, in compiled code: pairing.py (`nsp`, `sop`) or packing.py (`full_sentences`,
+`doc_sentences`) chooses the text of an instance, masking.py what is masked; this module combines them.
 
 Every draw comes from a random stream of the instance itself, seeded by (corpus, seed, epoch, document,
 first sentence). An instance can therefore be built from its first sentence, without replaying its
@@ -12,6 +13,8 @@ documents, on all documents before.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,30 +24,96 @@ from mslt_ds.data.compiled import below, compiled, derive, key_of
 from mslt_ds.data.masking import Masking, choose_tokens, choose_words, hide, run_weights
 from mslt_ds.data.packing import pack
 from mslt_ds.data.pairing import choose_pair, shorten, target_length
-from mslt_ds.data.store import Corpus
+from mslt_ds.data.store import Corpus, TokenStore
 from mslt_ds.errors import RecipeError
 
 NO_LABEL = -100
 """The label of instances that have none; torch's cross-entropy leaves it out."""
 
-# An index entry: the number of masked positions in the high 16 bits, the instance's first
+# An index entry: the number of positions with a label in the high 16 bits, the instance's first
 # sentence, counted from the corpus's beginning, in the low 48.
-_MASKED_SHIFT = np.uint64(48)
+_PREDICTIONS_SHIFT = np.uint64(48)
 _SENTENCE_BITS = np.uint64((1 << 48) - 1)
 _SOP, _FULL_SENTENCES = 1, 2
-_FORMATS: dict[str, int] = {"nsp": 0, "sop": _SOP, "full_sentences": _FULL_SENTENCES}
-_FORMATS["doc_sentences"] = 3
+FORMATS: dict[str, int] = {"nsp": 0, "sop": _SOP, "full_sentences": _FULL_SENTENCES}
+FORMATS["doc_sentences"] = 3
+"""The formats of masked instances -> their numbers in compiled code."""
+
+Layout = dict[str, tuple[tuple[int, ...], type]]
+"""Name of a field -> the shape and the type of its array."""
+
+
+class InstanceMaker(ABC):
+    """Makes the instances of one sequence length from a corpus.
+
+    A frozen dataclass: its `repr` is part of an index's name, so its fields are all that the entries
+    depend on, beside the corpus, the seed and the epoch.
+    """
+
+    seq_length: int
+    """Tokens of the longest instance."""
+    input_format: str
+    """The recipe's `data.input_format`, for messages."""
+    token_fields: tuple[str, ...] = ("input_ids",)
+    """The fields that hold tokens, which a damaged store shows in."""
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether `index_documents` and `build` get to know which tokens continue a word."""
+        return False
+
+    def problem(self, store: TokenStore) -> str | None:
+        """Why no such instances can be made from the store; None if they can."""
+        return None
+
+    @abstractmethod
+    def layout(self, count: int) -> Layout:
+        """The arrays that hold `count` instances, `attention_mask` among them."""
+
+    @abstractmethod
+    def index_documents(
+        self,
+        corpus: Corpus,
+        continues: np.ndarray,
+        key: np.uint64,
+        first: int,
+        last: int,
+        start: int | None = None,
+    ) -> tuple[np.ndarray, int]:
+        """Index entries (`entries_of`) of the instances that begin in the documents `first` to `last`
+        (excluded), in order, (instances,) uint64, and the sentence that the next instance begins with.
+
+        continues: (vocab_size,) bool, see word_starts.py; (0,) unless `reads_words`
+        key: of the epoch
+        start: the sentence that the first of them begins with, where it isn't that of document `first`
+        """
+
+    @abstractmethod
+    def build(
+        self,
+        corpus: Corpus,
+        continues: np.ndarray,
+        keys: np.ndarray,
+        entries: np.ndarray,
+        arrays: Mapping[str, np.ndarray],
+    ) -> None:
+        """Fill `arrays`, which are of `layout`, with the instances of index `entries`, (instances,) uint64.
+
+        keys: (instances,) uint64, the epoch_key of the epoch that each entry belongs to
+        """
 
 
 @dataclass(frozen=True)
-class InstanceOptions:
-    """What instances are like. `seq_length`, `max_predictions`: tokens."""
+class InstanceOptions(InstanceMaker):
+    """What masked instances are like, and their maker. `seq_length`, `max_predictions`: tokens."""
+
+    token_fields = ("input_ids", "masked_labels")  # a label may be the only place of a token
 
     seq_length: int
     max_predictions: int
     masked_lm_prob: float = 0.15
     short_seq_prob: float = 0.1
-    input_format: str = "nsp"  # a key of `model.objective.OBJECTIVES`
+    input_format: str = "nsp"  # a key of FORMATS
     masking: Masking = "token"
 
     def __post_init__(self) -> None:
@@ -75,28 +144,22 @@ class InstanceOptions:
             dtype=np.int64,
         )
 
+    @property
+    def reads_words(self) -> bool:
+        return self.masking != "token"
 
-def epoch_key(digest: str, seed: int, epoch: int) -> np.uint64:
-    """The key that all draws of an epoch derive from."""
-    return key_of("instances", digest, seed, epoch)
+    def problem(self, store: TokenStore) -> str | None:
+        groups = store.corpus.groups
+        if self.input_format != "nsp" or (groups != groups[0]).any():
+            return None
+        return (
+            f"{store.num_documents} documents, all the same; next-sentence prediction draws its random "
+            "sentences from another document, so at least 2 that differ are needed. Separate documents by "
+            "an empty line and prepare the store again, or choose another data.input_format"
+        )
 
-
-@dataclass
-class InstanceArrays:
-    """Instances to train on; int64 but where it says otherwise."""
-
-    input_ids: np.ndarray  # (instances, seq_length)
-    token_type_ids: np.ndarray  # (instances, seq_length): 0 [CLS] A [SEP] and padding, 1 B [SEP]
-    attention_mask: np.ndarray  # (instances, seq_length) bool
-    masked_positions: np.ndarray  # (instances, max_predictions), rising; 0 where unused
-    masked_labels: np.ndarray  # (instances, max_predictions); 0 where unused
-    masked_weights: np.ndarray  # (instances, max_predictions) float32: 1, or 0 where unused
-    pair_labels: np.ndarray  # (instances,): 1 B is random or swapped, 0 it isn't; NO_LABEL
-
-    @staticmethod
-    def layout(count: int, options: InstanceOptions) -> dict[str, tuple[tuple[int, ...], type]]:
-        """Name -> (shape, type) of the arrays that hold `count` instances."""
-        tokens, predictions = (count, options.seq_length), (count, options.max_predictions)
+    def layout(self, count: int) -> Layout:
+        tokens, predictions = (count, self.seq_length), (count, self.max_predictions)
         return {
             "input_ids": (tokens, np.int64),
             "token_type_ids": (tokens, np.int64),
@@ -107,68 +170,79 @@ class InstanceArrays:
             "pair_labels": ((count,), np.int64),
         }
 
+    def index_documents(
+        self,
+        corpus: Corpus,
+        continues: np.ndarray,
+        key: np.uint64,
+        first: int,
+        last: int,
+        start: int | None = None,
+    ) -> tuple[np.ndarray, int]:
+        begin = int(corpus.documents[first]) if start is None else start
+        # An instance uses up at least one sentence.
+        entries = np.empty(max(0, int(corpus.documents[last]) - begin), np.uint64)
+        count, following = _index(
+            corpus.tokens, corpus.sentences, corpus.documents, corpus.groups, continues, key,
+            first, last, begin,
+            FORMATS[self.input_format], self.masked_counts(), self.num_special,
+            self.short_seq_prob, run_weights(self.masking), corpus.special.sep, entries,
+        )  # fmt: skip
+        return entries[:count], following
+
+    def build(
+        self,
+        corpus: Corpus,
+        continues: np.ndarray,
+        keys: np.ndarray,
+        entries: np.ndarray,
+        arrays: Mapping[str, np.ndarray],
+    ) -> None:
+        special, made = corpus.special, InstanceArrays(**arrays)
+        _build(
+            corpus.tokens, corpus.sentences, corpus.documents, corpus.groups, continues, keys, entries,
+            FORMATS[self.input_format], self.masked_counts(), self.num_special,
+            self.short_seq_prob, run_weights(self.masking), self.masking == "span",
+            corpus.vocab_size, special.pad, special.cls, special.sep, special.mask,
+            made.input_ids, made.token_type_ids, made.attention_mask,
+            made.masked_positions, made.masked_labels, made.masked_weights,
+            made.pair_labels,
+        )  # fmt: skip
+
+
+def epoch_key(digest: str, seed: int, epoch: int) -> np.uint64:
+    """The key that all draws of an epoch derive from."""
+    return key_of("instances", digest, seed, epoch)
+
+
+@dataclass
+class InstanceArrays:
+    """Masked instances; int64 but where it says otherwise."""
+
+    input_ids: np.ndarray  # (instances, seq_length)
+    token_type_ids: np.ndarray  # (instances, seq_length): 0 [CLS] A [SEP] and padding, 1 B [SEP]
+    attention_mask: np.ndarray  # (instances, seq_length) bool
+    masked_positions: np.ndarray  # (instances, max_predictions), rising; 0 where unused
+    masked_labels: np.ndarray  # (instances, max_predictions); 0 where unused
+    masked_weights: np.ndarray  # (instances, max_predictions) float32: 1, or 0 where unused
+    pair_labels: np.ndarray  # (instances,): 1 B is random or swapped, 0 it isn't; NO_LABEL
+
     @classmethod
     def empty(cls, count: int, options: InstanceOptions) -> InstanceArrays:
         """Arrays for `count` instances, to be filled by `build`."""
-        layout = cls.layout(count, options)
+        layout = options.layout(count)
         return cls(**{name: np.empty(shape, dtype) for name, (shape, dtype) in layout.items()})
 
 
-def build(
-    corpus: Corpus,
-    continues: np.ndarray,
-    options: InstanceOptions,
-    keys: np.ndarray,
-    entries: np.ndarray,
-    arrays: InstanceArrays,
-) -> InstanceArrays:
-    """Fill `arrays` with the instances of index `entries`, (instances,) uint64.
-
-    continues: (vocab_size,) bool, see word_starts.py; `token` masking doesn't read it
-    keys: (instances,) uint64, the epoch_key of the epoch that each entry belongs to
-    """
-    special = corpus.special
-    _build(
-        corpus.tokens, corpus.sentences, corpus.documents, corpus.groups, continues, keys, entries,
-        _FORMATS[options.input_format], options.masked_counts(), options.num_special,
-        options.short_seq_prob, run_weights(options.masking), options.masking == "span",
-        corpus.vocab_size, special.pad, special.cls, special.sep, special.mask,
-        arrays.input_ids, arrays.token_type_ids, arrays.attention_mask,
-        arrays.masked_positions, arrays.masked_labels, arrays.masked_weights,
-        arrays.pair_labels,
-    )  # fmt: skip
-    return arrays
+def entries_of(num_predictions: np.ndarray, first_sentence: np.ndarray) -> np.ndarray:
+    """Index entries, (instances,) uint64, from what the two functions below read out of them."""
+    high = num_predictions.astype(np.uint64) << _PREDICTIONS_SHIFT
+    return high | first_sentence.astype(np.uint64)
 
 
-def index_documents(
-    corpus: Corpus,
-    continues: np.ndarray,
-    options: InstanceOptions,
-    key: np.uint64,
-    first: int,
-    last: int,
-    start: int | None = None,
-) -> tuple[np.ndarray, int]:
-    """Index entries of the instances that begin in the documents `first` to `last` (excluded), in
-    order, (instances,) uint64, and the sentence that the next instance begins with.
-
-    start: the sentence that the first of them begins with, where it isn't that of document `first`
-    """
-    begin = int(corpus.documents[first]) if start is None else start
-    # An instance uses up at least one sentence.
-    entries = np.empty(max(0, int(corpus.documents[last]) - begin), np.uint64)
-    count, following = _index(
-        corpus.tokens, corpus.sentences, corpus.documents, corpus.groups, continues, key,
-        first, last, begin,
-        _FORMATS[options.input_format], options.masked_counts(), options.num_special,
-        options.short_seq_prob, run_weights(options.masking), corpus.special.sep, entries,
-    )  # fmt: skip
-    return entries[:count], following
-
-
-def num_masked(entries: np.ndarray) -> np.ndarray:
-    """Masked positions of each instance, (instances,) int64."""
-    return (entries >> _MASKED_SHIFT).astype(np.int64)
+def num_predictions(entries: np.ndarray) -> np.ndarray:
+    """Positions with a label of each instance, (instances,) int64."""
+    return (entries >> _PREDICTIONS_SHIFT).astype(np.int64)
 
 
 def first_sentence(entries: np.ndarray) -> np.ndarray:
@@ -288,7 +362,7 @@ def _index(
                 begins, ends, chosen, run_begins, state,
             )  # fmt: skip
         if length > 0:
-            entries[count] = (np.uint64(masked) << _MASKED_SHIFT) | np.uint64(start)
+            entries[count] = (np.uint64(masked) << _PREDICTIONS_SHIFT) | np.uint64(start)
             count += 1
         start = following
     return count, start

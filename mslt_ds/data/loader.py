@@ -6,7 +6,7 @@ slice, so ranks and accumulation only decide who computes which slice. Instance 
 so a run can go on anywhere without replaying what came before. Its place in the corpus doesn't depend
 on the share of masked tokens, so stages that mask other shares go on in the same sequence.
 
-The loss is divided by the number of masked positions of the whole global batch. Each rank reads it
+The loss is divided by the number of positions with a label of the whole global batch. Each rank reads it
 from the index and needs no other rank's instances. Instances are built in pinned memory if a GPU will
 fetch them.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 from mslt_ds.data import ahead, tokenizer
 from mslt_ds.data.compiled import key_of
 from mslt_ds.data.epoch_index import Say, epoch_index
-from mslt_ds.data.instances import InstanceArrays, InstanceOptions, build, epoch_key, num_masked
+from mslt_ds.data.instances import InstanceMaker, epoch_key, num_predictions
 from mslt_ds.data.order import permute
 from mslt_ds.data.store import TOKENS, TokenStore
 from mslt_ds.data.unpadding import places_to_run
@@ -42,7 +42,7 @@ class MicroBatch:
     """What one forward pass takes; tensors in main memory."""
 
     index: int  # in the global batch
-    fields: dict[str, Tensor]  # the objective's, as in InstanceArrays, and those of `places_to_run`
+    fields: dict[str, Tensor]  # the objective's, of the instances, and those of `places_to_run`
 
 
 @dataclass
@@ -61,7 +61,7 @@ class GlobalBatch:
 
 def global_batches(
     store: TokenStore,
-    options: InstanceOptions,
+    options: InstanceMaker,
     objective: Objective,
     *,
     seed: int,
@@ -107,7 +107,7 @@ def global_batches(
         own = slice(i * micro_batch_size, (i + 1) * micro_batch_size)
         fields = {name: tensors[name][own] for name in objective.fields}
         if unpadded_sizes is not None:
-            fields |= places_to_run(fields, unpadded_sizes, always=always_places)
+            fields |= places_to_run(fields, objective.grids, unpadded_sizes, always=always_places)
         return MicroBatch(i * world_size + rank, fields)
 
     def make(step: int) -> GlobalBatch:
@@ -122,7 +122,7 @@ def global_batches(
             instances=(start, start + global_batch_size),
             # Not 0, as it may be where no word is short enough: the loss is divided by it.
             denominators=objective.denominators(
-                max(1, int(num_masked(entries).sum())), global_batch_size
+                max(1, int(num_predictions(entries).sum())), global_batch_size
             ),
             num_instances=global_batch_size,
         )
@@ -159,14 +159,14 @@ class InstanceSequence:
     """
 
     def __init__(
-        self, store: TokenStore, options: InstanceOptions, seed: int, say: Say | None = None
+        self, store: TokenStore, options: InstanceMaker, seed: int, say: Say | None = None
     ) -> None:
         self.store = store
         self.options = options
         self.seed = seed
         self._say = say
         self._continues = np.zeros(0, np.bool_)
-        if options.masking != "token":
+        if options.reads_words:
             self._continues = tokenizer.load(store.tokenizer_dir).continuing_tokens()
         self._indices: dict[int, np.ndarray] = {}
         self._lock = Lock()
@@ -198,14 +198,14 @@ class InstanceSequence:
     def build(
         self, entries: np.ndarray, keys: np.ndarray, *, pinned: bool = False
     ) -> dict[str, Tensor]:
-        """The instances of `entries`, in their order: tensors by the names of InstanceArrays."""
+        """The instances of `entries`, in their order: tensors by the names of their fields."""
         tensors = {
             name: torch.empty(shape, dtype=_TORCH[dtype], pin_memory=pinned)
-            for name, (shape, dtype) in InstanceArrays.layout(len(entries), self.options).items()
+            for name, (shape, dtype) in self.options.layout(len(entries)).items()
         }
-        arrays = InstanceArrays(**{name: tensor.numpy() for name, tensor in tensors.items()})
-        build(self.store.corpus, self._continues, self.options, keys, entries, arrays)
-        largest = max(arrays.input_ids.max(initial=0), arrays.masked_labels.max(initial=0))
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        self.options.build(self.store.corpus, self._continues, keys, entries, arrays)
+        largest = max(arrays[name].max(initial=0) for name in self.options.token_fields)
         if largest >= self.store.vocab_size:
             raise DataError(
                 f"{self.store.path / TOKENS}: damaged, it holds the token {largest} of a vocabulary of "

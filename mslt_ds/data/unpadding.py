@@ -7,27 +7,26 @@ compiled or captured for a shape has few of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from mslt_ds.model.rows import PREDICTION_PLACES, TOKEN_PLACES
-
 
 def places_to_run(
-    fields: dict[str, Tensor], sizes: int, *, always: bool = False
+    fields: dict[str, Tensor], grids: Mapping[str, str], sizes: int, *, always: bool = False
 ) -> dict[str, Tensor]:
-    """The fields TOKEN_PLACES and PREDICTION_PLACES of a micro-batch; without one whose grid is full.
+    """The fields that `grids` names, of a micro-batch; without one whose grid is full.
 
-    fields: of the micro-batch, by the names of InstanceArrays
+    fields: of the micro-batch
+    grids: see `Objective.grids`
     sizes: different counts that there may be: multiples of 1/sizes of the grid
-    always: both fields, a full grid's too, so that what is compiled sees one kind of micro-batch
+    always: a full grid's too, so that what is compiled sees one kind of micro-batch
     """
-    used = {
-        TOKEN_PLACES: fields["attention_mask"],
-        PREDICTION_PLACES: fields["masked_weights"] > 0,
+    found = {
+        name: _places(fields[grid].flatten() > 0, sizes, always) for name, grid in grids.items()
     }
     pinned = fields["attention_mask"].is_pinned()
-    found = {name: _places(grid.flatten(), sizes, always) for name, grid in used.items()}
     return {
         name: places.pin_memory() if pinned else places
         for name, places in found.items()

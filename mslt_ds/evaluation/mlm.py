@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForMaskedLM
 
-from mslt_ds.data.instances import InstanceOptions, first_sentence, num_masked
+from mslt_ds.data.instances import InstanceOptions, first_sentence, num_predictions
 from mslt_ds.data.loader import InstanceSequence
 from mslt_ds.data.store import TokenStore
 from mslt_ds.errors import CheckpointError, DataError, RecipeError
@@ -119,7 +119,7 @@ class MaskedText:
         Padding that no row of the batch needs is cut off.
         """
         entries = self.sequence.index(0)[self.rows]
-        order = np.argsort(-num_masked(entries), kind="stable")
+        order = np.argsort(-num_predictions(entries), kind="stable")
         keys = np.full(size, self.sequence.key(0))
         for start in range(0, len(order), size):
             chosen = order[start : start + size]

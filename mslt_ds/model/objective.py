@@ -1,38 +1,70 @@
-"""What is learned: the fields of a batch that are read, the losses, and what they're divided by.
+"""What is learned: the instances and what is read of them, the losses, and what they're divided by.
 
 The loss of a step is defined on the *global* batch. An objective gives each loss as a sum over a
 micro-batch and the number of its terms in the whole global batch; sum / number, added up over
 micro-batches, ranks and losses, is the loss that is trained. An objective asks the model for
 logits and knows no model family.
 
-Importing this module imports no torch: the checks of a recipe need an objective's heads.
+Nothing else in the program knows an objective by name, except the table at the end. docs/families.md
+shows how to add one. Importing this module imports no torch: the checks of a recipe and `mslt-ds plan`
+need objectives too.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from mslt_ds.model.family import Heads
-from mslt_ds.model.rows import PREDICTION_PLACES, Places
+from mslt_ds.model.rows import PREDICTION_PLACES, TOKEN_PLACES, Places
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mslt_ds.data.instances import InstanceMaker
+    from mslt_ds.data.masking import Masking
     from mslt_ds.model.rows import Positions, Rows
 
 
-class Objective(ABC):
-    """What a model is trained for."""
+class DataSection(Protocol):
+    """The `data` section of a recipe, as far as objectives read it (`config.sections.DataConfig`)."""
 
+    @property
+    def short_seq_prob(self) -> float: ...
+    @property
+    def masking(self) -> Masking: ...
+
+
+class Objective(ABC):
+    """What a model is trained for. One instance stands for it; it has no state."""
+
+    input_format: str
+    """The recipe's `data.input_format`."""
+    unread: frozenset[str] = frozenset()
+    """Keys of the `data` section that it doesn't read."""
+    pipeline_tag = "fill-mask"
+    """What Hugging Face's hub calls the use of such a model."""
     losses: tuple[str, ...]
     """The names of its losses, in the order of all that is aligned with them. Metrics call them
     `<name>_loss` and, on held-out text, `eval_<name>_loss`."""
     heads: Heads
     """The heads of the model that it reads."""
     fields: tuple[str, ...]
-    """The fields of a batch that it and the model read, by the names of `InstanceArrays`."""
+    """The fields of its instances that it and the model read."""
+    grids: ClassVar[Mapping[str, str]] = {TOKEN_PLACES: "attention_mask"}
+    """What runs where padding is left out: the name of the places that run -> the field that is above 0 at
+    those in use."""
+
+    @abstractmethod
+    def instances(
+        self, data: DataSection, seq_length: int, masked_lm_prob: float, max_predictions: int
+    ) -> InstanceMaker:
+        """The maker of its instances.
+
+        masked_lm_prob: share of the tokens to predict, of the stage
+        max_predictions: the most positions of an instance that this share masks
+        """
 
     @abstractmethod
     def denominators(self, num_predictions: int, num_instances: int) -> tuple[int, ...]:
@@ -44,6 +76,14 @@ class Objective(ABC):
     @abstractmethod
     def positions(self, inputs: dict[str, Tensor], rows: Rows) -> Positions | None:
         """Where the top layer's output is used; None: everywhere."""
+
+    def num_positions(self, tokens: float, max_predictions: float) -> float:
+        """How many `positions` an instance of so many tokens has."""
+        return tokens
+
+    def num_logits(self, tokens: float, max_predictions: float) -> float:
+        """At how many of them `sums` asks for logits over the vocabulary."""
+        return tokens
 
     @abstractmethod
     def sums(
@@ -64,12 +104,31 @@ class Objective(ABC):
 class MaskedLM(Objective):
     """Masked language modeling alone (Liu et al. 2019, RoBERTa, section 4.2)."""
 
+    unread = frozenset({"short_seq_prob"})
     losses: tuple[str, ...] = ("mlm",)
     heads = frozenset({"masked_lm"})
     fields: tuple[str, ...] = (
         "input_ids", "token_type_ids", "attention_mask",
         "masked_positions", "masked_labels", "masked_weights",
     )  # fmt: skip
+    grids: ClassVar[Mapping[str, str]] = {**Objective.grids, PREDICTION_PLACES: "masked_weights"}
+
+    def __init__(self, input_format: str) -> None:
+        self.input_format = input_format
+
+    def instances(
+        self, data: DataSection, seq_length: int, masked_lm_prob: float, max_predictions: int
+    ) -> InstanceMaker:
+        from mslt_ds.data.instances import InstanceOptions
+
+        return InstanceOptions(
+            seq_length,
+            max_predictions,
+            masked_lm_prob,
+            data.short_seq_prob,
+            self.input_format,
+            data.masking,
+        )
 
     def denominators(self, num_predictions: int, num_instances: int) -> tuple[int, ...]:
         return (num_predictions,)
@@ -89,6 +148,12 @@ class MaskedLM(Objective):
             cls = torch.arange(0, batch * length, length, device=used.device)
             used = torch.cat([cls, used + used // (length - 1) + 1])
         return rows.at(in_rows, used)
+
+    def num_positions(self, tokens: float, max_predictions: float) -> float:
+        return max_predictions + 1
+
+    def num_logits(self, tokens: float, max_predictions: float) -> float:
+        return max_predictions
 
     def sums(
         self,
@@ -111,15 +176,17 @@ class MaskedLM(Objective):
 class MaskedLMAndPairs(MaskedLM):
     """Masked language modeling, and one of two labels for each pair of segments.
 
-    pair_loss: `nsp`, whether B follows A (Devlin et al. 2018, section 3.1), or `sop`, whether A
+    input_format: `nsp`, whether B follows A (Devlin et al. 2018, section 3.1), or `sop`, whether A
         and B are in order (Lan et al. 2020, section 3.1)
     """
 
+    unread = frozenset()
     heads = frozenset({"masked_lm", "pair"})
     fields = (*MaskedLM.fields, "pair_labels")
 
-    def __init__(self, pair_loss: str) -> None:
-        self.losses = (*MaskedLM.losses, pair_loss)
+    def __init__(self, input_format: str) -> None:
+        super().__init__(input_format)
+        self.losses = (*MaskedLM.losses, input_format)
 
     def denominators(self, num_predictions: int, num_instances: int) -> tuple[int, ...]:
         return (num_predictions, num_instances)
@@ -146,9 +213,12 @@ def _num_cls(hidden_states: Tensor, inputs: dict[str, Tensor]) -> int:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "nsp": MaskedLMAndPairs("nsp"),
-    "sop": MaskedLMAndPairs("sop"),
-    "full_sentences": MaskedLM(),
-    "doc_sentences": MaskedLM(),
+    objective.input_format: objective
+    for objective in (
+        MaskedLMAndPairs("nsp"),
+        MaskedLMAndPairs("sop"),
+        MaskedLM("full_sentences"),
+        MaskedLM("doc_sentences"),
+    )
 }
-"""By `data.input_format`, which decides what the instances have labels for."""
+"""By `data.input_format`. Where the recipe names none, it's the first that the family has the heads of."""

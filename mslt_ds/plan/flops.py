@@ -1,8 +1,8 @@
 """Floating-point operations of a stage's step: two for each parameter and token, and attention.
 
 A matrix product of m x k and k x n counts 2 m k n. Norms, activations, softmax, dropout and the optimizer
-are left out: they are below one percent. What this package saves is counted exactly: logits at masked
-positions alone, the top layer where its output is used, a frozen prefix that only runs forward, no
+are left out: they are below one percent. What this package saves is counted exactly: logits where the
+objective asks for them, the top layer where its output is used, a frozen prefix that only runs forward, no
 gradient of the frozen decoder matrix nor of the prefix's output. A test compares the counts with torch's
 own of the real modules.
 """
@@ -39,11 +39,13 @@ def instance_flops(config: RunConfig, stage: Stage, vocab_size: int, filled: flo
         rest costs attention only
     """
     family, model = FAMILIES[config.model.family], config.model
+    objective = config.data.objective
     hidden, each = model.hidden_size, model.layers_per_block
     length = stage.seq_length
     runs = filled if config.train.unpadded == "on" else 1.0
     tokens = length * runs
     predictions = config.max_predictions(length, stage.masked_lm_prob) * runs
+    logits = objective.num_logits(tokens, predictions)
 
     def attention(index: int, outputs: float) -> float:
         return 4 * hidden * family.attended(model, index // each, length) * outputs / runs
@@ -54,15 +56,17 @@ def instance_flops(config: RunConfig, stage: Stage, vocab_size: int, filled: flo
         products = 2 * keys_and_values * tokens + 2 * (parameters - keys_and_values) * outputs
         return products + attention(index, outputs)
 
-    top = predictions + 1 if family.top_layer_at_positions else tokens
+    top = tokens
+    if family.top_layer_at_positions:
+        top = objective.num_positions(tokens, predictions)
     layers = [layer(i, tokens) for i in range(stage.depth - 1)]
     layers.append(layer(stage.depth - 1, min(top, tokens)))
-    heads = config.data.objective.heads
-    of_tokens = family.head_parameters(model, vocab_size, heads - {"pair"})
-    pair = family.head_parameters(model, vocab_size, heads) - of_tokens
+    # The head for pairs runs once, the others at each position with logits.
+    of_tokens = family.head_parameters(model, vocab_size, objective.heads - {"pair"})
+    once = family.head_parameters(model, vocab_size, objective.heads) - of_tokens
     embedding = model.embedding_size or hidden
-    own = 2 * (predictions * (of_tokens - vocab_size) + pair)
-    decoder = 2 * predictions * vocab_size * embedding
+    own = 2 * (logits * (of_tokens - vocab_size) + once)
+    decoder = 2 * logits * vocab_size * embedding
     mapping = 2 * embedding * hidden * tokens if model.embedding_size else 0
     lowest = 0 if stage.train_embeddings else stage.trained.start  # that the gradient reaches
     # It passes these layers, whose weights get none.

@@ -32,11 +32,11 @@ def bytes_per_gpu(
     total = cost.total_parameters(config, stage, vocab_size)
     trained = cost.trainable_parameters(config, stage, vocab_size)
     whole, shared = _ZERO_BYTES[small == 4, zero_stage]
-    predictions = stage.micro_batch_size * config.max_predictions(
-        stage.seq_length, stage.masked_lm_prob
-    )
+    predictions = config.max_predictions(stage.seq_length, stage.masked_lm_prob)
+    positions = config.data.objective.num_logits(stage.seq_length, predictions)
     # Logits, their fp32 copy for the loss, and the gradients of both.
-    logits = predictions * vocab_size * (2 * small + (0 if small == 4 else 8))
+    each = 2 * small + (0 if small == 4 else 8)
+    logits = stage.micro_batch_size * positions * vocab_size * each
     below = micro_batches_at_once(config, stage, gpus) * _frozen_activations(config, stage)
     activations = _trained_activations(config, stage) + logits + below
     return round((total - trained) * small + trained * (whole + shared / gpus) + activations)

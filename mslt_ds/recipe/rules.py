@@ -52,11 +52,11 @@ def recipe_problems(config: RunConfig) -> list[str]:
         problems.append(
             f"data.max_predictions_per_seq: {given} is above data.seq_length {data.seq_length}"
         )
-    if "pair" not in data.objective.heads and data.short_seq_prob != 0.1:
-        problems.append(
-            f"data.short_seq_prob: {data.short_seq_prob}, but data.input_format "
-            f"{data.input_format} makes no short sequences; leave it out"
-        )
+    problems += [
+        f"data.{key}: {value}, but data.input_format {data.input_format} doesn't read it; leave it out"
+        for key, field in type(data).model_fields.items()
+        if key in data.objective.unread and (value := getattr(data, key)) != field.default
+    ]
     if train.device == "cpu":
         problems += device_problems(config, "cpu")
     schedule = config.schedule

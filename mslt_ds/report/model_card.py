@@ -18,6 +18,7 @@ from mslt_ds.config.sections import ScheduleConfig
 from mslt_ds.disk.card import write_card
 from mslt_ds.disk.run_folder import BEFORE_DECAY
 from mslt_ds.durations import duration
+from mslt_ds.model.objective import Objective
 from mslt_ds.plan.schedule import decay_start
 from mslt_ds.report.record import RunRecord
 from mslt_ds.report.summary import load_snippet
@@ -106,9 +107,10 @@ def _moment(run: RunRecord, name: str) -> _Moment:
 
 
 def _metadata(run: RunRecord, folder: Path, scores: Sequence[Score]) -> str:
+    objective = run.objective or Objective
     metadata: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "fill-mask",
+        "pipeline_tag": objective.pipeline_tag,
         **_mask_token(folder),
         "tags": ["mslt-ds", "pretraining", str(run.plan.get("method", "custom"))],
     }
@@ -184,10 +186,10 @@ def _training(run: RunRecord, last: int) -> list[str]:
     start = run.starts[-1] if run.starts else {}
     found = []
     if data:
-        found.append(
-            f"Instances: `{data.get('input_format')}`, masking `{data.get('masking')}`, "
-            f"{data.get('masked_lm_prob', 0):.0%} of the tokens"
-        )
+        words = f"Instances: `{data.get('input_format')}`"
+        if "masking" not in (run.objective or Objective).unread:
+            words += f", masking `{data.get('masking')}`, {data.get('masked_lm_prob', 0):.0%} of the tokens"
+        found.append(words)
     if optimizer:
         found.append(
             f"Optimizer: {optimizer.get('name')}, learning rate {optimizer.get('learning_rate')}, weight "

@@ -21,6 +21,7 @@ import yaml
 
 from mslt_ds.data.store import TokenStore
 from mslt_ds.errors import CheckpointError, DataError
+from mslt_ds.model.objective import OBJECTIVES, Objective
 from mslt_ds.plan.stages import Plan, Stage
 from mslt_ds.telemetry import METRICS_FILE
 from mslt_ds.telemetry.metrics import read_lines
@@ -73,6 +74,11 @@ class RunRecord:
     @property
     def name(self) -> str:
         return self.plan.get("name") or self.path.resolve().name
+
+    @property
+    def objective(self) -> Objective | None:
+        """What was learned; None if the recipe is missing or names what this version doesn't know."""
+        return OBJECTIVES.get(self.recipe.get("data", {}).get("input_format"))
 
     @property
     def stages(self) -> list[Line]:

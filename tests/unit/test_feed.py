@@ -12,7 +12,7 @@ from mslt_ds.data.loader import GlobalBatch, MicroBatch
 from mslt_ds.data.unpadding import places_to_run
 from mslt_ds.feed import Fed, Feed
 from mslt_ds.model.initial import fresh_weights
-from mslt_ds.model.objective import OBJECTIVES
+from mslt_ds.model.objective import OBJECTIVES, MaskedLM
 from mslt_ds.model.staged import FrozenPrefix, StageModel
 from tests.unit.model.test_staged import small_config
 from tests.unit.model.test_unpadded import PREDICTIONS, SEQ_LENGTH, micro_batch
@@ -37,7 +37,7 @@ def batches(steps: int, *, unpadded: bool) -> Iterator[GlobalBatch]:
         micro_batches = []
         for index, lengths in enumerate(LENGTHS):
             fields = micro_batch(lengths, [PREDICTIONS, 2], seed=10 * step + index)
-            places = places_to_run(fields, sizes=8) if unpadded else {}
+            places = places_to_run(fields, MaskedLM.grids, sizes=8) if unpadded else {}
             micro_batches.append(MicroBatch(index, fields | places))
         yield GlobalBatch(micro_batches, (1, 1), 10, (10 * step, 10 * step + 10))
 

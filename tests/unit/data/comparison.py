@@ -7,9 +7,7 @@ import numpy as np
 from mslt_ds.data.instances import (
     InstanceArrays,
     InstanceOptions,
-    build,
     epoch_key,
-    index_documents,
 )
 from mslt_ds.data.store import Corpus, SpecialTokens
 from tests.unit.data.conftest import SPECIAL
@@ -37,7 +35,7 @@ def build_all(
     """Index entries and instances of an epoch."""
     key = epoch_key(corpus.digest, seed, epoch)
     last = len(corpus.documents) - 1
-    entries, _ = index_documents(corpus, continues, options, key, 0, last)
+    entries, _ = options.index_documents(corpus, continues, key, 0, last)
     return entries, build_some(corpus, options, key, entries, continues)
 
 
@@ -49,7 +47,8 @@ def build_some(
     continues: np.ndarray = NO_WORDS,
 ) -> InstanceArrays:
     arrays = InstanceArrays.empty(len(entries), options)
-    return build(corpus, continues, options, np.full(len(entries), key), entries, arrays)
+    options.build(corpus, continues, np.full(len(entries), key), entries, vars(arrays))
+    return arrays
 
 
 def rows(

@@ -15,7 +15,7 @@ import pytest
 from mslt_ds.data import epoch_index as module
 from mslt_ds.data import tokenizer
 from mslt_ds.data.epoch_index import epoch_index
-from mslt_ds.data.instances import InstanceOptions, epoch_key, index_documents
+from mslt_ds.data.instances import InstanceOptions, epoch_key
 from mslt_ds.data.store import TokenStore
 from mslt_ds.errors import DataError
 from tests.unit.data.comparison import NO_WORDS
@@ -38,7 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def expected(store: TokenStore, epoch: int) -> np.ndarray:
     key = epoch_key(store.digest, 1, epoch)
-    return index_documents(store.corpus, NO_WORDS, OPTIONS, key, 0, store.num_documents)[0]
+    return OPTIONS.index_documents(store.corpus, NO_WORDS, key, 0, store.num_documents)[0]
 
 
 def test_blocks_make_the_whole(copy: TokenStore, monkeypatch: pytest.MonkeyPatch):
@@ -70,7 +70,7 @@ def test_it_is_kept_and_read_again(copy: TokenStore, monkeypatch: pytest.MonkeyP
     made = epoch_index(copy, NO_WORDS, OPTIONS, 1, 0)
     assert len(list((copy.path / "index").iterdir())) == 1
     # Nothing whose time grows with the corpus is done any more.
-    monkeypatch.setattr(module, "index_documents", None)
+    monkeypatch.setattr(InstanceOptions, "index_documents", None)
     unread: Any = None
     opened = replace(copy, corpus=replace(copy.corpus, groups=unread))
     assert np.array_equal(epoch_index(opened, NO_WORDS, OPTIONS, 1, 0), made)
@@ -97,10 +97,11 @@ def test_a_store_that_cant_be_written_is_indexed_in_the_cache(
     copy: TokenStore, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (copy.path / "index").touch()  # where the folder would be
-    assert np.array_equal(epoch_index(copy, NO_WORDS, OPTIONS, 1, 0), expected(copy, 0))
+    made = epoch_index(copy, NO_WORDS, OPTIONS, 1, 0)
+    assert np.array_equal(made, expected(copy, 0))
     assert len(list((cache / "index").iterdir())) == 1
-    monkeypatch.setattr(module, "index_documents", None)
-    assert np.array_equal(epoch_index(copy, NO_WORDS, OPTIONS, 1, 0), expected(copy, 0))
+    monkeypatch.setattr(InstanceOptions, "index_documents", None)
+    assert np.array_equal(epoch_index(copy, NO_WORDS, OPTIONS, 1, 0), made)
 
 
 def test_no_folder_at_all(copy: TokenStore, cache: Path):
@@ -125,7 +126,7 @@ def test_packed_sentences_go_on_from_block_to_block(
     options = replace(OPTIONS, input_format=input_format, masking=masking)
     continues = tokenizer.load(copy.tokenizer_dir).continuing_tokens()
     key = epoch_key(copy.digest, 1, 0)
-    whole, _ = index_documents(copy.corpus, continues, options, key, 0, copy.num_documents)
+    whole, _ = options.index_documents(copy.corpus, continues, key, 0, copy.num_documents)
     monkeypatch.setattr(module, "_DOCUMENTS_PER_BLOCK", 3)
     assert np.array_equal(epoch_index(copy, continues, options, 1, 0), whole)
 
@@ -153,15 +154,16 @@ def test_no_instance_at_all(copy: TokenStore):
 MAKER = """
 import sys, time
 from mslt_ds.data import epoch_index as module
+from mslt_ds.data.instances import InstanceOptions
 from mslt_ds.data.store import TokenStore
 from tests.unit.data.comparison import NO_WORDS
 from tests.unit.data.test_epoch_index import OPTIONS
-made, module._DOCUMENTS_PER_BLOCK = module.index_documents, 7
+made, module._DOCUMENTS_PER_BLOCK = InstanceOptions.index_documents, 7
 def slow(*arguments):
     print("making", flush=True)
     time.sleep(float(sys.argv[2]))
     return made(*arguments)
-module.index_documents = slow
+InstanceOptions.index_documents = slow
 print("started", flush=True)
 print(len(module.epoch_index(TokenStore.open(sys.argv[1]), NO_WORDS, OPTIONS, 1, 0)), flush=True)
 """

@@ -13,8 +13,7 @@ from mslt_ds.data.instances import (
     InstanceOptions,
     epoch_key,
     first_sentence,
-    index_documents,
-    num_masked,
+    num_predictions,
 )
 from mslt_ds.data.store import Corpus
 from mslt_ds.errors import RecipeError
@@ -66,7 +65,7 @@ def test_equal_to_the_reference_draw_by_draw(documents, options, groups):
             assert getattr(mine, name) == getattr(theirs, name), name
     starts = [int(corpus.documents[i.document]) + i.start for i in expected]
     assert first_sentence(entries).tolist() == starts
-    assert num_masked(entries).tolist() == [len(i.masked_positions) for i in expected]
+    assert num_predictions(entries).tolist() == [len(i.masked_positions) for i in expected]
 
 
 def numbered_corpus(generator: np.random.Generator, num_documents: int = 40) -> Corpus:
@@ -133,8 +132,8 @@ def test_a_document_depends_on_the_corpus_seed_epoch_and_document_alone():
     corpus = numbered_corpus(np.random.default_rng(2))
     options = InstanceOptions(seq_length=64, max_predictions=10)
     key = epoch_key(corpus.digest, 1, 0)
-    whole, _ = index_documents(corpus, NO_WORDS, options, key, 0, 40)
-    parts = [index_documents(corpus, NO_WORDS, options, key, i, i + 1)[0] for i in range(40)]
+    whole, _ = options.index_documents(corpus, NO_WORDS, key, 0, 40)
+    parts = [options.index_documents(corpus, NO_WORDS, key, i, i + 1)[0] for i in range(40)]
     assert np.array_equal(whole, np.concatenate(parts))
     assert np.array_equal(
         build_some(corpus, options, key, whole).input_ids[7:9],
@@ -150,7 +149,7 @@ def test_a_document_of_many_sentences_is_not_replayed():
     corpus = make_corpus(documents)
     options = InstanceOptions(seq_length=32, max_predictions=5)
     key = epoch_key(corpus.digest, 1, 0)
-    entries, _ = index_documents(corpus, NO_WORDS, options, key, 0, 1)
+    entries, _ = options.index_documents(corpus, NO_WORDS, key, 0, 1)
     assert len(entries) > 20_000
     # Quadratic work would be 10^9 sentences here, and hit the test's time limit.
     assert len(build_some(corpus, options, key, entries).input_ids) == len(entries)

@@ -18,7 +18,7 @@ from mslt_ds.data.instances import (
     InstanceOptions,
     epoch_key,
     first_sentence,
-    num_masked,
+    num_predictions,
 )
 from mslt_ds.data.loader import GlobalBatch, InstanceSequence, global_batches
 from mslt_ds.data.masking import Masking
@@ -301,7 +301,7 @@ def test_an_error_in_a_worker_reaches_the_caller(
     def fail(*_: object) -> None:
         raise KeyError("a mistake")
 
-    monkeypatch.setattr(loader, "build", fail)
+    monkeypatch.setattr(InstanceOptions, "build", fail)
     with pytest.raises(KeyError, match="a mistake"):
         batches(store, num_workers=num_workers)
 
@@ -313,7 +313,7 @@ def test_a_disk_that_fails_is_named(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(loader, "build", fail)
+    monkeypatch.setattr(InstanceOptions, "build", fail)
     with pytest.raises(DataError, match=f"{store.path}: can't be read at step 0 .Input/output"):
         batches(store, num_workers=num_workers)
 
@@ -379,7 +379,7 @@ def test_the_place_of_an_instance_does_not_depend_on_the_masked_share(
         sequence = InstanceSequence(store, options, 1)
         entries, _ = sequence.entries(sequence.length // 2, 2 * sequence.length)
         places.append(first_sentence(entries))
-        masked.append(num_masked(entries).sum())
+        masked.append(num_predictions(entries).sum())
     assert np.array_equal(places[0], places[1]) and np.array_equal(places[0], places[2])
     assert masked[1] > 1.5 * masked[0] > 5 * masked[2]
 

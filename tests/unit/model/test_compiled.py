@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from mslt_ds.data.unpadding import places_to_run
 from mslt_ds.model import compiled
 from mslt_ds.model.initial import fresh_weights
-from mslt_ds.model.objective import OBJECTIVES
+from mslt_ds.model.objective import OBJECTIVES, MaskedLM
 from mslt_ds.model.staged import StageModel
 from tests.unit.model.test_staged import small_config
 from tests.unit.model.test_unpadded import losses_and_gradients, micro_batch
@@ -27,7 +27,7 @@ def model_of(family: str, frozen_layers: int) -> StageModel:
 
 def inputs_of(lengths: list[int], seed: int) -> dict[str, torch.Tensor]:
     padded = micro_batch(lengths, [5, 3, 4], seed)
-    return padded | places_to_run(padded, sizes=1000, always=True)
+    return padded | places_to_run(padded, MaskedLM.grids, sizes=1000, always=True)
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])

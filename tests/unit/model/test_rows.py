@@ -9,6 +9,7 @@ from torch.nn.attention import varlen
 
 from mslt_ds.data.unpadding import places_to_run
 from mslt_ds.model import rows
+from mslt_ds.model.objective import MaskedLM
 from mslt_ds.model.rows import PREDICTION_PLACES, Rows, join
 from tests.unit.model.test_unpadded import micro_batch
 
@@ -53,7 +54,7 @@ LENGTHS = [[24, 9, 12], [7, 24, 11]]
 @pytest.mark.parametrize("sizes", [1000, 5])
 def test_the_kernel_attends_like_padded_rows(with_kernel, sizes: int, window: int | None):
     parts = [micro_batch(lengths, [5, 3, 4], seed=1) for lengths in LENGTHS]
-    inputs, _ = join([part | places_to_run(part, sizes) for part in parts])
+    inputs, _ = join([part | places_to_run(part, MaskedLM.grids, sizes) for part in parts])
     found, padded = Rows.of(inputs), Rows.of({"attention_mask": inputs["attention_mask"]})
     assert found.cu_seqlens is not None and padded.cu_seqlens is None
     if window is not None:
@@ -70,7 +71,7 @@ def test_the_kernel_attends_like_padded_rows(with_kernel, sizes: int, window: in
 @pytest.mark.parametrize("predictions", [[5, 3, 4], [5, 5, 5]])
 def test_the_kernel_attends_like_padded_rows_at_positions(with_kernel, predictions: list[int]):
     inputs = micro_batch(LENGTHS[0], predictions, seed=1)
-    inputs |= places_to_run(inputs, 1000)
+    inputs |= places_to_run(inputs, MaskedLM.grids, 1000)
     found = Rows.of(inputs)
     at = found.at(inputs["masked_positions"], inputs.get(PREDICTION_PLACES))
     assert (PREDICTION_PLACES in inputs) == (predictions != [5, 5, 5])
@@ -84,7 +85,7 @@ def test_the_kernel_attends_like_padded_rows_at_positions(with_kernel, predictio
 def test_dropout_and_fp32_take_the_padded_rows(with_kernel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(varlen, "varlen_attn", None)
     inputs = micro_batch(LENGTHS[0], [5, 3, 4], seed=1)
-    found = Rows.of(inputs | places_to_run(inputs, 1000))
+    found = Rows.of(inputs | places_to_run(inputs, MaskedLM.grids, 1000))
     query, key, value = states(1, 1, len(found.position_ids[0]))
     found.attend(query, key, value, dropout=0.1, scale=None)
     found.attend(query.float(), key.float(), value.float(), dropout=0.0, scale=None)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mslt_ds.data.unpadding import places_to_run
 from mslt_ds.model.initial import fresh_weights
+from mslt_ds.model.objective import MaskedLM
 from mslt_ds.model.rows import PREDICTION_PLACES, TOKEN_PLACES, Places
 from mslt_ds.model.staged import StageModel
 from tests.unit.model.test_staged import CUTS, VOCAB, build, small_config, stage_losses, weighted
@@ -69,7 +70,7 @@ def test_losses_and_gradients_are_those_of_the_padded_micro_batch(
     if family in ("roberta", "modernbert"):  # one segment
         padded = padded | {"token_type_ids": torch.zeros_like(padded["token_type_ids"])}
     model = build(family, fresh_weights(small_config(family), seed=1), frozen_layers)
-    unpadded = padded | places_to_run(padded, sizes)
+    unpadded = padded | places_to_run(padded, MaskedLM.grids, sizes)
     expected = losses_and_gradients(model, padded)
     for found, wanted in zip(losses_and_gradients(model, unpadded), expected, strict=True):
         scale = max(1.0, float(wanted.abs().max()))
@@ -83,7 +84,7 @@ def test_everything_that_counts_runs_and_little_else(given_batch: tuple[dict[str
         TOKEN_PLACES: inputs["attention_mask"].flatten(),
         PREDICTION_PLACES: inputs["masked_weights"].flatten() > 0,
     }
-    found = places_to_run(inputs, sizes)
+    found = places_to_run(inputs, MaskedLM.grids, sizes)
     for name, grid in used.items():
         places = found.get(name, torch.arange(len(grid)))
         assert len(places.unique()) == len(places)
@@ -92,7 +93,7 @@ def test_everything_that_counts_runs_and_little_else(given_batch: tuple[dict[str
         if name in found:
             assert len(places) < len(grid)
             assert torch.equal(places[: grid.sum()], grid.nonzero().flatten())
-    always = places_to_run(inputs, sizes, always=True)
+    always = places_to_run(inputs, MaskedLM.grids, sizes, always=True)
     for name, grid in used.items():
         assert len(always[name].unique()) == len(found.get(name, grid))
         assert torch.equal(always[name][: grid.sum()], grid.nonzero().flatten())
