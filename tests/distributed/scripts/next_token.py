@@ -113,8 +113,9 @@ class NextToken(Objective):
         following, has_one = (
             F.pad(inputs[name][:, 1:], (0, 1)) for name in ("input_ids", "attention_mask")
         )
-        labels = following.where(has_one, NO_LABEL)
-        labels = Places(*labels.shape, inputs.get(TOKEN_PLACES)).take(labels)
+        batch, length = following.shape
+        places = Places(batch, length, inputs.get(TOKEN_PLACES))
+        labels = places.take(following.where(has_one, NO_LABEL))
         logits = token_logits(hidden_states).flatten(0, 1).float()
         return (F.cross_entropy(logits, labels.flatten(), reduction="sum"),)
 
