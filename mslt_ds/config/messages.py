@@ -43,9 +43,9 @@ def describe(error: ValidationError, root: type[BaseModel]) -> list[str]:
 
 
 def _line(detail: ErrorDetails, root: type[BaseModel]) -> str:
-    loc = _without_tags(detail["loc"], root)
-    key = ".".join(str(part) for part in loc)
     kind = detail["type"]
+    loc = _without_tags(detail["loc"], root, is_unknown=kind == "extra_forbidden")
+    key = ".".join(str(part) for part in loc)
     if kind == "extra_forbidden":
         return f"{key}: {_unknown(loc, root)}"
     if kind == "missing":
@@ -60,17 +60,23 @@ def _line(detail: ErrorDetails, root: type[BaseModel]) -> str:
     return f"{key}: {value}; it has to be {template.format(**context)}"
 
 
-def _without_tags(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[int | str, ...]:
-    """`loc` without the tags that pydantic inserts for the member of a union."""
+def _without_tags(
+    loc: tuple[int | str, ...], root: type[BaseModel], *, is_unknown: bool
+) -> tuple[int | str, ...]:
+    """`loc` without the tags that pydantic inserts for the member of a union.
+
+    is_unknown: its last part is a key that doesn't exist
+    """
     section = root
     kept: list[int | str] = []
-    for part in loc[:-1]:
+    end = len(loc) - is_unknown
+    for part in loc[:end]:
         if isinstance(part, str):
             if part not in section.model_fields:
                 continue
             section = _section((part,), section)
         kept.append(part)
-    return (*kept, *loc[-1:])
+    return (*kept, *loc[end:])
 
 
 def _unknown(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:

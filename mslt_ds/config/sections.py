@@ -102,6 +102,10 @@ BatchSizes = Annotated[
 Shares = Annotated[
     Annotated[list[Share], Tag("list")] | Annotated[Ramp[Share], Tag("ramp")], _BY_STAGE
 ]
+PositiveOrAuto = Annotated[
+    Annotated[Positive, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(lambda value: "auto" if value == "auto" else "number"),
+]
 
 
 class ModelConfig(Section):
@@ -255,7 +259,7 @@ class TrainConfig(Section):
     # The frozen layers: instances of one pass (None: micro_batch_size; auto: as many as take no more
     # memory than the trained layers do of one micro-batch), whether they run one pass ahead (auto: on
     # a GPU, and with several ranks), and their precision (None: precision).
-    prefix_micro_batch_size: Positive | Literal["auto"] | None = None
+    prefix_micro_batch_size: PositiveOrAuto | None = None
     prefix_ahead: Literal["off", "on", "auto"] = "auto"
     prefix_precision: Literal["fp32", "bf16", "fp16"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -116,6 +116,14 @@ def test_frozen():
         ({"train__precision": "fp8"}, ["train.precision:", '"fp8"', "fp32, bf16 or fp16"]),
         ({"train__frozen_dropout": False}, ["train.frozen_dropout: false", "off or on"]),
         (
+            {"train__prefix_micro_batch_size": "most"},
+            ['train.prefix_micro_batch_size: "most"; it has to be a whole number'],
+        ),
+        (
+            {"train__prefix_micro_batch_size": 0},
+            ["train.prefix_micro_batch_size: 0; it has to be a number of at least 1"],
+        ),
+        (
             {"train__prefix_micro_batch_size": 40},
             ["train.prefix_micro_batch_size: 40 is not a multiple of train.micro_batch_size 16"],
         ),
