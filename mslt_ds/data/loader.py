@@ -13,11 +13,11 @@ fetch them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from mmap import mmap
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -31,10 +31,19 @@ from mslt_ds.data.order import permute
 from mslt_ds.data.store import TOKENS, TokenStore
 from mslt_ds.data.unpadding import places_to_run
 from mslt_ds.errors import DataError
-from mslt_ds.model.objective import Objective
 
 _EPOCHS_MAPPED = 2
 _CPU = torch.device("cpu")
+
+
+class Reader(Protocol):
+    """What the loader asks of an objective (`model.objective.Objective`, which explains it)."""
+
+    grids: ClassVar[Mapping[str, str]]
+
+    @property
+    def fields(self) -> tuple[str, ...]: ...
+    def denominators(self, num_predictions: int, num_instances: int) -> tuple[int, ...]: ...
 
 
 @dataclass
@@ -62,7 +71,7 @@ class GlobalBatch:
 def global_batches(
     store: TokenStore,
     options: InstanceMaker,
-    objective: Objective,
+    objective: Reader,
     *,
     seed: int,
     global_batch_size: int,
