@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 import transformers
 
 from mslt_ds.config.sections import RunConfig
 from mslt_ds.model.families import FAMILIES
-from mslt_ds.model.initial import fresh_weights
 from mslt_ds.model.objective import OBJECTIVES
-from mslt_ds.model.staged import StageModel
 from mslt_ds.plan import cost
 from mslt_ds.plan.methods import build_plan
 from mslt_ds.recipe.loading import Recipe, parse_recipe
+from tests.unit.plan.real_models import real_config, real_model
 
 VOCAB_SIZE = 97
 
@@ -97,26 +95,11 @@ def test_equal_to_the_stage_models(input_format, family, plan):
         del model["type_vocab_size"]
     config = config_of(plan, data={"path": "store", "input_format": input_format}, model=model)
     for stage in build_plan(config).stages:
-        hf_config = FAMILIES[config.model.family].hf_config(
-            config.model,
-            stage.depth,
-            VOCAB_SIZE,
-            heads=config.data.objective.heads,
-            special={"pad": 0, "cls": 1, "sep": 2},
-        )
-        model = StageModel.build(
-            hf_config,
-            config.data.objective,
-            stage.trained,
-            fresh_weights(hf_config, seed=1),
-            frozen_dropout=False,
-            dtype=torch.float32,
-            device=torch.device("cpu"),
-            train_embeddings=stage.train_embeddings,
-        )
+        model = real_model(config, stage, VOCAB_SIZE, frozen_dropout=False)
         trainable = sum(p.numel() for p in model.suffix.parameters() if p.requires_grad)
         assert cost.trainable_parameters(config, stage, VOCAB_SIZE) == trainable
-        whole_model = getattr(transformers, hf_config.architectures[0])(hf_config)
+        architecture = FAMILIES[family].architectures[config.data.objective.heads]
+        whole_model = getattr(transformers, architecture)(real_config(config, stage, VOCAB_SIZE))
         whole = sum(p.numel() for p in whole_model.parameters())
         assert cost.total_parameters(config, stage, VOCAB_SIZE) == whole
 

@@ -11,11 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.__main__ import random_inputs
 from mslt_ds.model.families import FAMILIES
-from mslt_ds.model.initial import fresh_weights
-from mslt_ds.model.staged import StageModel
 from mslt_ds.plan.flops import instance_flops, layer_passes
 from mslt_ds.plan.stages import Stage
 from mslt_ds.recipe.loading import Recipe, parse_recipe
+from tests.unit.plan.real_models import real_model
 
 VOCAB_SIZE, BATCH = 2000, 2
 SIZES = {
@@ -66,24 +65,8 @@ def recipe_of(
 
 def counted_by_torch(recipe: Recipe, stage: Stage, inputs: dict[str, Tensor]) -> list[int]:
     """Operations of the prefix, the suffix's forward pass and its backward pass on a micro-batch."""
-    config = recipe.config
-    hf_config = FAMILIES[config.model.family].hf_config(
-        config.model,
-        stage.depth,
-        VOCAB_SIZE,
-        heads=config.data.objective.heads,
-        special={"pad": 0, "cls": 1, "sep": 2},
-    )
-    model = StageModel.build(
-        hf_config,
-        config.data.objective,
-        stage.trained,
-        fresh_weights(hf_config, seed=1),
-        frozen_dropout=True,  # torch doesn't count the attention that runs without dropout
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        train_embeddings=stage.train_embeddings,
-    )
+    # With dropout: torch doesn't count the attention that runs without.
+    model = real_model(recipe.config, stage, VOCAB_SIZE, frozen_dropout=True)
     states = decoder = None
     counted = []
     if model.prefix is not None:
