@@ -80,14 +80,14 @@ class Feed:
         ahead: bool = False,
     ) -> None:
         self._prefix, self._device, self._seed = prefix, device, seed
-        self._at_once, self._is_ahead = at_once, ahead and prefix is not None
+        self.at_once, self.is_ahead = at_once, ahead and prefix is not None
 
     def training(self, batches: Iterable[GlobalBatch], first_step: int) -> Generator[Fed]:
         """The micro-batches of `batches`, which are those of the steps from `first_step` on."""
         passes = (
-            _Pass(step, batch, batch.micro_batches[begin : begin + self._at_once])
+            _Pass(step, batch, batch.micro_batches[begin : begin + self.at_once])
             for step, batch in enumerate(batches, start=first_step)
-            for begin in range(0, len(batch.micro_batches), self._at_once)
+            for begin in range(0, len(batch.micro_batches), self.at_once)
         )
         for one, wait in self._started(passes):
             first, last = one.batch.micro_batches[0], one.batch.micro_batches[-1]
@@ -114,7 +114,7 @@ class Feed:
 
     def _started(self, passes: Iterable[_Pass]) -> Iterator[tuple[_Pass, _Wait]]:
         """Each pass, with what waits for it; the next one has begun by then if they run ahead."""
-        if not self._is_ahead:
+        if not self.is_ahead:
             for one in passes:
                 yield one, partial(self._run, one)
             return

@@ -11,8 +11,6 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-import torch
-
 from mslt_ds.data.loader import GlobalBatch
 from mslt_ds.disk.run_folder import BEFORE_DECAY
 from mslt_ds.distributed.agreement import StopRequest
@@ -26,21 +24,19 @@ from mslt_ds.distributed.sharing import (
 from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.watchdog import INDEX_PATIENCE, Watchdog
 from mslt_ds.distributed.world import check_equal_on_all_ranks
-from mslt_ds.engine import EngineSettings, StageEngine
+from mslt_ds.engine import StageEngine
 from mslt_ds.feed import Feed
 from mslt_ds.guard import StepGuard, StepResult
 from mslt_ds.loop import Hooks, StageTrace, evaluate_losses, train_steps
-from mslt_ds.model.staged import StageModel
-from mslt_ds.plan.memory import micro_batches_at_once
 from mslt_ds.plan.schedule import decay_start, learning_rate
 from mslt_ds.plan.stages import Stage
 from mslt_ds.preparation import Prepared
+from mslt_ds.stage_parts import feed_of, model_of, settings_of
 from mslt_ds.state import TrainingState
 from mslt_ds.telemetry import Telemetry
 from mslt_ds.telemetry.observer import StageObserver
 from mslt_ds.telemetry.waits import Waits
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DESCRIBED = ("stage", "depth", "trainable_layers", "trainable_share", "steps", "seq_length")
 
 
@@ -82,34 +78,21 @@ class StageRun:
         self._decay_start = decay_start(self._config.schedule, prepared.recipe.plan.total_steps)
 
     def _begin(self, state: TrainingState) -> StageEngine:
-        stage, device, train = self._stage, self._prepared.device, self._config.train
+        stage, device = self._stage, self._prepared.device
         world = self._prepared.world
         if world.is_main and state.step == stage.start_step:
             state = self._prepared.states.grown(stage, state)
             self._prepared.save_model(f"stages/{stage.index}/start", stage.depth, state.weights)
         state = replace(state, weights=broadcast_tensors(state.weights, device))
-        model = StageModel.build(
+        model = model_of(
+            self._config,
+            stage,
             self._prepared.folder.hf_config(stage.depth),
-            self._config.data.objective,
-            stage.trained,
             state.weights,
-            frozen_dropout=train.frozen_dropout == "on",
-            dtype=_DTYPES[train.precision],
-            device=device,
-            prefix_dtype=_DTYPES[train.prefix_precision or train.precision],
-            train_embeddings=stage.train_embeddings,
+            device,
         )
-        if self._prepared.compiles:
-            model.compile()
         trained = frozenset(name for name, _ in model.suffix.named_parameters())
-        settings = EngineSettings(
-            optimizer=self._config.optimizer,
-            deepspeed=self._prepared.recipe.deepspeed,
-            precision=train.precision,
-            gradient_clipping=train.gradient_clipping,
-            micro_batch_size=stage.micro_batch_size,
-            gradient_accumulation_steps=stage.gradient_accumulation_steps(world.world_size),
-        )
+        settings = settings_of(self._prepared.recipe, stage, world.world_size)
         engine = StageEngine(
             model, settings, share_training(state, trained, device), self._instruments.meter
         )
@@ -196,15 +179,13 @@ class StageRun:
         self._engine.close()
 
     def _feed(self) -> Feed:
-        train, prefix = self._config.train, self._engine.model.prefix
-        device, world_size = self._prepared.device, self._prepared.world.world_size
-        ahead = train.prefix_ahead == "on"
-        if train.prefix_ahead == "auto" and prefix is not None:
-            # On a CPU of its own, a rank has nothing to wait for; and all threads share a generator.
-            on_cpu = world_size > 1 and not prefix.dropout
-            ahead = device.type == "cuda" or on_cpu
-        at_once = micro_batches_at_once(self._config, self._stage, world_size)
-        return Feed(prefix, device, self._config.seed, at_once=at_once, ahead=ahead)
+        return feed_of(
+            self._config,
+            self._stage,
+            self._engine.model.prefix,
+            self._prepared.device,
+            self._prepared.world.world_size,
+        )
 
     def _warmed_up(
         self, feed: Feed, batches: Iterator[GlobalBatch], step: int
