@@ -5,8 +5,9 @@
     python -m benchmarks.levers --run RUN [--stages K ...] ...
 
 The stages are those of four and a joint one, which is the fifth, of a new model; or those of a run, with its recipe and
-the weights that the stage began with. All variants of a stage are in one process and take turns. For each the loss of one batch
-is computed without dropout: what a cheaper precision changes, and that the rest changes nothing.
+the weights that the stage began with. All variants of a stage are in one process and take turns. For those that round otherwise
+in evaluation too, the loss of one batch without dropout stands beside the time. That the others compute what the plain step does is
+for tests to show (tests/unit/test_feed.py, tests/distributed/test_levers.py).
 
 `int8` isn't a key of a recipe: the frozen layers' matrices in 8 bits, their inputs quantized as they come
 (`torch.ops.quantized`), on a CPU. `--write` writes a dated JSON to benchmarks/results/.
@@ -37,6 +38,7 @@ from mslt_ds.data.store import TokenStore
 from mslt_ds.disk.model_folder import load_weights
 from mslt_ds.distributed.traffic import TrafficMeter
 from mslt_ds.distributed.world import World, choose_device, join, leave
+from mslt_ds.errors import MsltError, RecipeError, report
 from mslt_ds.model.families import FAMILIES
 from mslt_ds.model.initial import fresh_weights
 from mslt_ds.plan.stages import Stage
@@ -56,6 +58,8 @@ PREFIX_LEVERS = {
     "frozen_dropout: on": ["train.frozen_dropout='on'"],
 }
 INT8 = "int8"
+PLAIN = "as it is"
+WITH_LOSS = (PLAIN, "unpadded: off", "prefix_precision: bf16", INT8)
 _WORLD = World(rank=0, world_size=1, local_rank=0)
 
 
@@ -85,12 +89,12 @@ def in_int8(module: nn.Module) -> None:
             in_int8(child)
 
 
-def recipe_with(options: argparse.Namespace, folder: Path, changes: list[str]) -> Recipe:
-    """Of the run or of the made-up model, with the lever's `changes`."""
-    if options.run is not None:
+def recipe_with(
+    options: argparse.Namespace, store: TokenStore | None, device: torch.device, changes: list[str]
+) -> Recipe:
+    """Of the run, or of a new model on the text of `store`, with the lever's `changes`."""
+    if store is None:
         return load_recipe(options.run / "recipe.yaml", [*options.set, *changes])
-    store = TokenStore.open(options.store or make_up_store(folder))
-    device = choose_device(options.device, _WORLD)
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()
     own = argparse.Namespace(
         **{
@@ -113,20 +117,25 @@ def weights_of(options: argparse.Namespace, recipe: Recipe, stage: Stage) -> Wei
 
 
 def measure_stage(
-    options: argparse.Namespace, folder: Path, index: int, device: torch.device
+    options: argparse.Namespace,
+    recipe_of_lever: Callable[[list[str]], Recipe],
+    index: int,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Seconds, and the loss of one batch, of every variant of the stage."""
-    plain = recipe_with(options, folder, [])
+    """Seconds of every variant of the stage, and the loss of one batch of those in WITH_LOSS."""
+    plain = recipe_of_lever([])
     stage = plain.plan.stages[index - 1]
     weights, meter = weights_of(options, plain, stage), TrafficMeter()
-    variants = {"as it is": []} | LEVERS | ({} if stage.train_embeddings else PREFIX_LEVERS)
+    variants: dict[str, list[str]] = (
+        {PLAIN: []} | LEVERS | ({} if stage.train_embeddings else PREFIX_LEVERS)
+    )
     if device.type == "cpu" and not stage.train_embeddings:
         variants[INT8] = []
     runs: dict[str, Callable[[], float]] = {}
     losses: dict[str, float] = {}
     with ExitStack() as stack:
         for name, changes in variants.items():
-            recipe = recipe_with(options, folder, changes)
+            recipe = recipe_of_lever(changes)
             store = TokenStore.open(Path(recipe.config.data.path))
             data = Batches(recipe, _WORLD, device, store, None)
             batches = list(
@@ -137,7 +146,8 @@ def measure_stage(
             if name == INT8:
                 assert step.engine.model.prefix is not None
                 in_int8(step.engine.model.prefix)
-            losses[name] = step.loss(batches[0])
+            if name in WITH_LOSS:
+                losses[name] = step.loss(batches[0])
             run = partial(step.run, options.steps)
             runs[name] = lambda run=run: seconds_of(run, device) / options.steps
         seconds = medians(runs, options.repeats)
@@ -163,23 +173,41 @@ def main() -> int:
     )
     parser.add_argument("--write", action="store_true", help="write to benchmarks/results")
     options = parser.parse_args()
+    try:
+        return _measure(options)
+    except MsltError as error:
+        return report(error)
+
+
+def _measure(options: argparse.Namespace) -> int:
     device = choose_device(options.device, _WORLD)
     torch._dynamo.config.recompile_limit = 64
     join(_WORLD, device, os.environ)
     with tempfile.TemporaryDirectory() as folder:
-        stages = {k: measure_stage(options, Path(folder), k, device) for k in options.stages}
+        store = (
+            None if options.run else TokenStore.open(options.store or make_up_store(Path(folder)))
+        )
+        recipe_of_lever = partial(recipe_with, options, store, device)
+        plain = recipe_of_lever([])
+        number = len(plain.plan.stages)
+        if wrong := [k for k in options.stages if not 1 <= k <= number]:
+            raise RecipeError(f"--stages {wrong[0]}: the plan has stages 1 to {number}")
+        stages = {k: measure_stage(options, recipe_of_lever, k, device) for k in options.stages}
     leave()
     for index, found in stages.items():
-        plain_seconds, plain_loss = found["seconds"]["as it is"], found["loss"]["as it is"]
+        plain_seconds, plain_loss = found["seconds"][PLAIN], found["loss"][PLAIN]
         print(
             f"\nstage {index}: {found['frozen_layers']} layers frozen, {found['trainable_layers']} trained\n"
         )
         print("| variant | seconds | times as fast | loss - plain loss |\n|---|---|---|---|")
         for name, seconds in found["seconds"].items():
-            change = found["loss"][name] - plain_loss
-            print(f"| `{name}` | {seconds:.4g} | {plain_seconds / seconds:.2f} | {change:+.2g} |")
+            loss = found["loss"].get(name)
+            change = "–" if loss is None else f"{loss - plain_loss:+.2g}"
+            print(f"| `{name}` | {seconds:.4g} | {plain_seconds / seconds:.2f} | {change} |")
     if options.write:
         kept = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+        del kept["device"]  # the record names what was chosen
+        kept["precision"] = plain.config.train.precision
         record.write("levers", ["benchmarks.levers", *sys.argv[1:]], kept | {"of_stages": stages},
                      device=device, packages=("torch", "transformers", "deepspeed"))  # fmt: skip
     return 0

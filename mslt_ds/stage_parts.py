@@ -38,7 +38,7 @@ def model_of(
         frozen_dropout=train.frozen_dropout == "on",
         dtype=_DTYPES[train.precision],
         device=device,
-        prefix_dtype=_DTYPES[train.prefix_precision or train.precision],
+        prefix_dtype=_DTYPES[train.frozen_precision],
         train_embeddings=stage.train_embeddings,
     )
     if wanted(train.compile, device)[0]:

@@ -105,7 +105,10 @@ class StageRun:
     def train(self, step: int) -> StageTrace:
         """The stage's steps from `step` on."""
         stage, instruments, config = self._stage, self._instruments, self._config
-        self._telemetry.event("stage_start", self._described() | {"step": step})
+        feed, batches = self._feed(), self._batches
+        self._telemetry.event(
+            "stage_start", self._described() | self._of_frozen(feed) | {"step": step}
+        )
         run_dir = self._prepared.folder.path
         observer = StageObserver(
             self._telemetry, stage, step, self._prepared.rates, instruments.waits,
@@ -120,7 +123,6 @@ class StageRun:
             checkpoint_due=self._checkpoint_due,
             log_every_steps=config.telemetry.log_every_steps,
         )
-        feed, batches = self._feed(), self._batches
         if self._prepared.compiles:
             instruments.watchdog.doing("compiling")
             batches = self._warmed_up(feed, batches, step)
@@ -186,6 +188,13 @@ class StageRun:
             self._prepared.device,
             self._prepared.world.world_size,
         )
+
+    def _of_frozen(self, feed: Feed) -> dict[str, Any]:
+        """How the prefix runs; nothing where there is none."""
+        if self._engine.model.prefix is None:
+            return {}
+        size = feed.at_once * self._stage.micro_batch_size
+        return {"prefix_micro_batch_size": size, "prefix_ahead": feed.is_ahead}
 
     def _warmed_up(
         self, feed: Feed, batches: Iterator[GlobalBatch], step: int

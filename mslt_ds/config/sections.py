@@ -276,6 +276,11 @@ class TrainConfig(Section):
     spike_sigmas: Annotated[float, Field(gt=0)] | None = None
     spike_window: Annotated[Whole, Field(ge=20)] = 100
 
+    @property
+    def frozen_precision(self) -> str:
+        """Of the frozen layers."""
+        return self.prefix_precision or self.precision
+
 
 class LambConfig(Section):
     """What only LAMB has: the fields of optim.lamb_reference.LambOptions, which explains them."""

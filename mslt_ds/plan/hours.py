@@ -73,25 +73,26 @@ class Model:
         elements = cost.elements_reduced_per_step(
             self.config, stage, self.vocab_size, gpus, self.zero_stage
         )
-        return elements * memory.number_bytes(self.config)
+        return elements * memory.number_bytes(self.config.train.precision)
 
     def reduction_seconds(self, stage: Stage, gpus: int, bandwidth: float) -> float:
         """A ring's time for one step. ZeRO 1 and 2 scatter the sums and gather the weights instead, which
         is as much for one reduction; each further one of ZeRO 2 is half as much."""
         once = cost.trainable_parameters(self.config, stage, self.vocab_size)
-        once *= memory.number_bytes(self.config)
+        once *= memory.number_bytes(self.config.train.precision)
         moved = once + self.bytes_reduced(stage, gpus)
         return moved * (gpus - 1) / gpus / bandwidth
 
     def step_seconds(self, stage: Stage, cluster: Cluster) -> StepSeconds:
         flops = instance_flops(self.config, stage, self.vocab_size) * stage.global_batch_size
-        peak = cluster.gpu.peak(self.config.train.precision)
-        rate = peak * cluster.utilization * cluster.gpus
+        share = cluster.utilization * cluster.gpus
+        rate = cluster.gpu.peak(self.config.train.precision) * share
+        frozen_rate = cluster.gpu.peak(self.config.train.frozen_precision) * share
         parameters = cost.trainable_parameters(self.config, stage, self.vocab_size)
         partitions = cluster.gpus if self.zero_stage else 1
         streams = 4 * _STREAMS[self.config.optimizer.name]
         return StepSeconds(
-            forward=(flops.prefix + flops.forward) / rate,
+            forward=flops.prefix / frozen_rate + flops.forward / rate,
             backward=flops.backward / rate,
             reduction=self.reduction_seconds(stage, cluster.gpus, cluster.slowest_link),
             optimizer=parameters / partitions * streams / cluster.gpu.memory_bandwidth,

@@ -19,16 +19,17 @@ _ZERO_BYTES = {
 }  # fmt: skip
 
 
-def number_bytes(config: RunConfig) -> int:
-    """Bytes of one number in the compute precision."""
-    return 4 if config.train.precision == "fp32" else 2
+def number_bytes(precision: str) -> int:
+    """Bytes of one number."""
+    return 4 if precision == "fp32" else 2
 
 
 def bytes_per_gpu(
     config: RunConfig, stage: Stage, vocab_size: int, *, gpus: int, zero_stage: int
 ) -> int:
     """Bytes of all the stage's tensors on each GPU."""
-    small = number_bytes(config)
+    small = number_bytes(config.train.precision)
+    frozen = number_bytes(config.train.frozen_precision)
     total = cost.total_parameters(config, stage, vocab_size)
     trained = cost.trainable_parameters(config, stage, vocab_size)
     whole, shared = _ZERO_BYTES[small == 4, zero_stage]
@@ -39,7 +40,7 @@ def bytes_per_gpu(
     logits = stage.micro_batch_size * positions * vocab_size * each
     below = micro_batches_at_once(config, stage, gpus) * _frozen_activations(config, stage)
     activations = _trained_activations(config, stage) + logits + below
-    return round((total - trained) * small + trained * (whole + shared / gpus) + activations)
+    return round((total - trained) * frozen + trained * (whole + shared / gpus) + activations)
 
 
 def micro_batches_at_once(config: RunConfig, stage: Stage, world_size: int) -> int:
@@ -53,11 +54,11 @@ def micro_batches_at_once(config: RunConfig, stage: Stage, world_size: int) -> i
     frozen = _frozen_activations(config, stage)
     if wanted is None or not frozen:
         return 1
+    accumulated = stage.gradient_accumulation_steps(world_size)
     if wanted != "auto":
-        return wanted // micro
+        return min(wanted // micro, accumulated)
     if config.train.frozen_dropout == "on":
         return 1  # it draws for each micro-batch
-    accumulated = stage.gradient_accumulation_steps(world_size)
     fit = max(1, _trained_activations(config, stage) // frozen)
     return max(n for n in range(1, min(fit, accumulated) + 1) if accumulated % n == 0)
 
@@ -68,7 +69,11 @@ def _trained_activations(config: RunConfig, stage: Stage) -> int:
     below_cut = 0 if stage.train_embeddings else stage.trained.start
     masks = 2 * model.hidden_size if model.hidden_dropout_prob else 0
     numbers = 8 * model.hidden_size + 2 * model.intermediate_size
-    each = stage.micro_batch_size * stage.seq_length * (number_bytes(config) * numbers + masks)
+    each = (
+        stage.micro_batch_size
+        * stage.seq_length
+        * (number_bytes(config.train.precision) * numbers + masks)
+    )
     return (stage.depth - below_cut) * each
 
 
@@ -78,4 +83,5 @@ def _frozen_activations(config: RunConfig, stage: Stage) -> int:
         return 0
     model = config.model
     numbers = 4 * model.hidden_size + 2 * model.intermediate_size
-    return stage.micro_batch_size * stage.seq_length * number_bytes(config) * numbers
+    each = number_bytes(config.train.frozen_precision) * numbers
+    return stage.micro_batch_size * stage.seq_length * each

@@ -55,10 +55,14 @@ def event_text(line: Line, plan: Plan) -> str | None:
     where = f"stage {line['stage']}/{len(plan.stages)}" if "stage" in line else "run"
     if line["event"] == "stage_start":
         stage = plan.stages[line["stage"] - 1]
-        return (
+        text = (
             f"{where}: depth {stage.depth}, {stage.trainable_layers} layers train, "
             f"steps {line['step']:,} to {stage.end_step:,} at sequence length {stage.seq_length}"
         )
+        if "prefix_micro_batch_size" in line:
+            text += f"; the frozen part takes {line['prefix_micro_batch_size']} instances at once"
+            text += ", one pass ahead" if line["prefix_ahead"] else ""
+        return text
     if line["event"] == "first_step":
         since = "the command" if line["since"] == "command" else "the last step before"
         return f"{where}: first step done {line['seconds']:.1f} s after {since}"

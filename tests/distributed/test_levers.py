@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.distributed.recipes import SCRIPTS, metrics_of, recipe, weights_at, write_recipes
+from tests.distributed.recipes import (
+    SCRIPTS,
+    events_of,
+    metrics_of,
+    recipe,
+    weights_at,
+    write_recipes,
+)
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -36,6 +43,9 @@ def test_each_lever_computes_what_the_plain_run_does(launch, store, tmp_path):
         expected = weights_at(tmp_path / one, "model")
         for name, tensor in weights_at(tmp_path / other, "model").items():
             assert torch.equal(tensor, expected[name]), (other, name)
+    starts = [e for e in events_of(tmp_path / "all") if e["event"] == "stage_start"]
+    told = [(e.get("prefix_micro_batch_size"), e.get("prefix_ahead")) for e in starts]
+    assert told == [(None, None), (6, True), (None, None)]
     losses = {name: [line["loss"] for line in metrics_of(tmp_path / name)] for name in levers}
     assert losses["ahead"] == losses["plain"]
     for name in ("unpadded", "at-once", "at-once-auto", "all"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mslt_ds.plan import memory
+from mslt_ds.plan import cost, memory
 from mslt_ds.recipe.loading import Recipe, load_recipe
 
 BASE = Path(__file__).parents[3] / "configs" / "bert_base_mslt.yaml"  # four stages of three layers
@@ -37,6 +37,27 @@ def test_auto_parts_a_step_evenly_and_needs_no_more_than_the_trained_layers(worl
         assert stage.gradient_accumulation_steps(world_size) % number == 0
         frozen = memory._frozen_activations(recipe.config, stage)
         assert number == 1 or number * frozen <= memory._trained_activations(recipe.config, stage)
+
+
+def test_no_pass_takes_more_than_a_step():
+    assert at_once(recipe_of(prefix_micro_batch_size=512)) == [1, 64, 64, 64, 1]
+    assert at_once(recipe_of(prefix_micro_batch_size=512), world_size=32) == [1, 2, 2, 2, 1]
+
+
+def test_frozen_layers_in_a_smaller_precision_take_less():
+    whole, half = recipe_of(precision="fp32"), recipe_of(precision="fp32", prefix_precision="bf16")
+    stage = whole.plan.stages[3]
+    frozen = memory._frozen_activations(whole.config, stage)
+    assert memory._frozen_activations(half.config, stage) == frozen / 2
+    assert at_once(half) == [1, 8, 8, 8, 1]
+    needs = [
+        memory.bytes_per_gpu(r.config, stage, 30_522, gpus=1, zero_stage=0)
+        for r in (recipe_of(precision="fp32", prefix_micro_batch_size="null"),
+                  recipe_of(precision="fp32", prefix_micro_batch_size="null", prefix_precision="bf16"))
+    ]  # fmt: skip
+    weights = cost.total_parameters(whole.config, stage, 30_522)
+    weights -= cost.trainable_parameters(whole.config, stage, 30_522)
+    assert needs[0] - needs[1] == 2 * weights + frozen / 2
 
 
 def test_a_given_size_is_taken_as_it_is_and_frozen_dropout_draws_for_each_micro_batch():

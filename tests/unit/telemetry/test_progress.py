@@ -100,6 +100,8 @@ def test_plain_line_has_no_escape_codes_and_is_not_wrapped(plain, out):
 
 def test_stage_boundaries_are_told_at_once(plain, out):
     plain.write({"event": "stage_start", "step": 0, "stage": 1})
+    frozen = {"prefix_micro_batch_size": 64, "prefix_ahead": True}
+    plain.write({"event": "stage_start", "step": 1000, "stage": 2} | frozen)
     plain.write(
         {"event": "first_step", "step": 0, "stage": 1, "seconds": 12.34, "since": "command"}
     )
@@ -116,6 +118,8 @@ def test_stage_boundaries_are_told_at_once(plain, out):
     plain.write({"event": "run_end", "step": 2000})
     assert out.getvalue().splitlines() == [
         "stage 1/2: depth 2, 2 layers train, steps 0 to 1,000 at sequence length 128",
+        "stage 2/2: depth 4, 2 layers train, steps 1,000 to 2,000 at sequence length 128; "
+        "the frozen part takes 64 instances at once, one pass ahead",
         "stage 1/2: first step done 12.3 s after the command",
         "stage 1/2: 2 steps profiled, 0.200 s each: prefix 25%, other 75%; 1,234 tokens/s, 10.0% padding",
         "stage 1/2: 2 steps profiled, 0.200 s each: prefix 25%, other 75%; 1,234 tokens/s, 10.0% padding, "
