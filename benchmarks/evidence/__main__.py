@@ -7,7 +7,7 @@
 
 `run` trains the cells that are missing and may be stopped and started at any moment. `--experiment
 FILE` takes an experiment of one's own instead of a scale. `again` trains finished cells once more, says whether
-their weights are what they were, and keeps their runs. `time` measures the steps of every method
+their weights are what they were (exit code 1 if not), and keeps their runs. `time` measures the steps of every method
 in turns and needs a machine that does nothing else. See docs/evidence.md.
 """
 
@@ -41,9 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
             timing.measure(experiment, results, steps=options.steps, repeats=options.repeats)
             return 0
         if options.command == "again":
-            for line in running.run_again(experiment, results, options.cells):
+            equal = []
+            for same, line in running.run_again(experiment, results, options.cells):
+                equal.append(same)
                 print(line, flush=True)
-            return 0
+            return 0 if all(equal) else 1
         missing = running.run(
             experiment,
             results,

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.experiment import Cell, Experiment, neighbours, parts, tuned_rate
+from mslt_ds.analysis.comparison import LEFT_NATS, running_median
 from mslt_ds.atomic import replace_text
-
-PLATEAU_MARGIN = 0.3
-"""A run has left the plateau of word frequencies once its loss is so many nats below their entropy."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,15 @@ class Evidence:
         return sum(s * stage["steps"] for s, stage in zip(seconds, stages, strict=True)) / 3600
 
     def left_plateau(self, cell: Cell) -> float | None:
-        """The share of the cell's steps after which its training loss has left the plateau."""
+        """The share of the cell's steps after which it has left the plateau, as reports count it."""
         result = self.results[cell]
         if result["diverged"]:
             return None
-        below = result["unigram_entropy"] - PLATEAU_MARGIN
-        steps = [step for step, loss in result["curve"] if loss is not None and loss < below]
-        return steps[0] / result["steps"] if steps else None
+        steps, losses = zip(*result["curve"], strict=True)
+        below = result["unigram_entropy"] - LEFT_NATS
+        smooth = zip(steps, running_median(losses), strict=True)
+        left = next((step for step, loss in smooth if loss is not None and loss <= below), None)
+        return None if left is None else left / result["steps"]
 
 
 # ---- tables --------------------------------------------------------------------------------

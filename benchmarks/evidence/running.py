@@ -182,31 +182,46 @@ def _run_cell(
     return True
 
 
-def run_again(experiment: Experiment, results: Results, pattern: str) -> Iterator[str]:
+def run_again(experiment: Experiment, results: Results, pattern: str) -> Iterator[tuple[bool, str]]:
     """Train the finished cells whose name matches `pattern` once more, each into `again/`, which keeps its
-    run. A line for each that says whether it is what it was."""
+    run. For each, whether it is what it was, and a line that says so.
+
+    Raises: CellError if there is no such cell, or a run of one is there that was trained again before
+    """
+    found = {c: r for c, r in results.read().items() if fnmatch.fnmatch(c.name, pattern)}
+    if not found:
+        raise CellError(f"{results.folder}: no finished cell is called {pattern}")
+    folders = [results.run_dir(cell, "again") for cell in found]
+    if ended := [folder for folder in folders if (folder / "model").exists()]:
+        raise CellError(f"{ended[0]}: was trained again already; remove it to do it once more")
     prepare(experiment, results)
     vocab_size = TokenStore.open(results.train).vocab_size
-    for cell, before in results.read().items():
-        if not fnmatch.fnmatch(cell.name, pattern):
-            continue
-        now = _train(experiment, results, cell, results.run_dir(cell, "again"), vocab_size, None)
+    for (cell, before), folder in zip(found.items(), folders, strict=True):
+        now = _train(experiment, results, cell, folder, vocab_size, None)
         if now is None:
-            yield f"{cell.name}: stopped; the same command goes on"
+            yield False, f"{cell.name}: stopped; the same command goes on"
             return
-        yield f"{cell.name}: {_difference(before, now)}"
+        yield is_same(before, now), f"{cell.name}: {_difference(before, now)}"
+
+
+def is_same(before: Changes, now: Changes) -> bool:
+    """Whether two results have equal weights or, where both diverged, equal curves."""
+    key = "curve" if before["diverged"] else "weights"
+    return before["diverged"] == now["diverged"] and before[key] == now[key]
 
 
 def _difference(before: Changes, now: Changes) -> str:
     """What a cell that was trained again has in common with its result."""
+    if before["diverged"] and is_same(before, now):
+        return "diverged again, with the same losses before"
     loss = f"held-out loss {_loss_text(now)}"
-    if before.get("weights") == now.get("weights"):
+    if is_same(before, now):
         return f"equal weights, {loss}"
     changed = [
-        f"{key} {value} instead of {before[place][key]}"
+        f"{key} {value} instead of {before[place].get(key)}"
         for place in ("digests", "machine")
         for key, value in now[place].items()
-        if value != before[place][key]
+        if value != before[place].get(key)
     ]
     why = ", ".join(changed) or "though data, recipe, device and versions are equal"
     return f"different weights, {loss} instead of {_loss_text(before)}; {why}"

@@ -42,7 +42,7 @@ class Objective(ABC):
     input_format: str
     """The recipe's `data.input_format`."""
     unread: frozenset[str] = frozenset()
-    """Keys of the `data` section that it doesn't read."""
+    """Keys of a recipe's sections `data` and `plan`, its stages included, that it doesn't read."""
     pipeline_tag = "fill-mask"
     """What Hugging Face's hub calls the use of such a model."""
     losses: tuple[str, ...]

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mslt_ds.config.sections import ModelConfig, RunConfig
+from mslt_ds.config.sections import ModelConfig, RunConfig, Section
 from mslt_ds.data.store import MANIFEST
 from mslt_ds.errors import RecipeError
 from mslt_ds.model.families import FAMILIES
@@ -53,9 +53,10 @@ def recipe_problems(config: RunConfig) -> list[str]:
             f"data.max_predictions_per_seq: {given} is above data.seq_length {data.seq_length}"
         )
     problems += [
-        f"data.{key}: {value}, but data.input_format {data.input_format} doesn't read it; leave it out"
-        for key, field in type(data).model_fields.items()
-        if key in data.objective.unread and (value := getattr(data, key)) != field.default
+        f"{place}.{key}: {value}, but data.input_format {data.input_format} doesn't read it; leave it out"
+        for place, section in _masking_sections(config)
+        for key, field in type(section).model_fields.items()
+        if key in data.objective.unread and (value := getattr(section, key)) != field.default
     ]
     if train.device == "cpu":
         problems += device_problems(config, "cpu")
@@ -98,6 +99,13 @@ def recipe_problems(config: RunConfig) -> list[str]:
             f"gradient_normalization clip reads it, not {lamb.gradient_normalization}"
         )
     return problems
+
+
+def _masking_sections(config: RunConfig) -> list[tuple[str, Section]]:
+    """The sections with keys that an objective may not read, by their place in a recipe."""
+    stages = enumerate(config.plan.stages or ())
+    own = [(f"plan.stages.{i}", stage) for i, stage in stages]
+    return [("data", config.data), ("plan", config.plan), *own]
 
 
 def _family_problems(config: RunConfig) -> list[str]:

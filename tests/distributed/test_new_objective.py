@@ -109,9 +109,17 @@ def test_memory_holds_logits_at_every_position():
 def test_keys_of_masking_are_refused(store: Path, tmp_path: Path):
     changed = next_token_recipe(store, tmp_path)
     changed["data"] |= {"masking": "span", "masked_lm_prob": 0.3}
+    changed["plan"] = {
+        "method": "custom",
+        "stages": [{"depth": 2, "steps": 2, "masked_lm_prob": 0.2}],
+    }
     with pytest.raises(RecipeError) as caught:
         parse_recipe(changed)
-    for key in ("data.masking: span", "data.masked_lm_prob: 0.3"):
+    for key in (
+        "data.masking: span",
+        "data.masked_lm_prob: 0.3",
+        "plan.stages.0.masked_lm_prob: 0.2",
+    ):
         assert f"{key}, but data.input_format next_token doesn't read it" in str(caught.value)
 
 

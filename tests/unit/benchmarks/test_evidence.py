@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from benchmarks.evidence import experiment as design
 from benchmarks.evidence.drawing import Evidence, crossing, draw, flops_at, tables
 from benchmarks.evidence.experiment import Cell, cells, load, parts, recipe_of, tuned_rate
-from benchmarks.evidence.running import Results, write_recipe
+from benchmarks.evidence.running import Results, is_same, write_recipe
 from benchmarks.evidence.timing import shortened
 from mslt_ds.errors import RecipeError
 
@@ -134,7 +134,7 @@ def result_of(cell: Cell, loss: float) -> dict:
     stages = [{"steps": 10, "flops": 1e9}, {"steps": 30, "flops": 6e9}]
     return {
         "diverged": False, "held_out_loss": loss, "unigram_entropy": 6.0, "steps": 40,
-        "flops": 7e9, "stages": stages, "curve": [[0, 7.0], [10, 5.9], [20, 5.6], [30, None]],
+        "flops": 7e9, "stages": stages, "curve": [[0, 7.0], [5, 5.9], [10, 4.9], [15, 4.8], [20, 4.8], [25, 4.7], [30, None]],
     }  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def test_the_tables_hold_what_the_cells_hold(tmp_path):
     found = tables(evidence())
     assert found.keys() == {"budgets", "reached", "rates", "check", "variants"}
     row = found["budgets"].rows[0]
-    # 10 steps of 0.1 s and 30 of 0.2 s; 5.6 is the first below 6.0 - 0.3, at step 20 of 40.
+    # 10 steps of 0.1 s and 30 of 0.2 s; at step 10 of 40 the median is 1 nat below 6.0.
     assert row == [
         "40",
         "full",
@@ -159,7 +159,7 @@ def test_the_tables_hold_what_the_cells_hold(tmp_path):
         "7e+09",
         "40",
         "0.1",
-        "50%",
+        "25%",
     ]
     # mslt at the smallest budget is already as good: half the steps, half the time of each.
     assert (
@@ -170,6 +170,21 @@ def test_the_tables_hold_what_the_cells_hold(tmp_path):
     with (tmp_path / "tables" / "budgets.csv").open() as file:
         assert list(csv.reader(file))[1] == row
     assert (tmp_path / "figures" / "budgets.svg").exists()
+
+
+def test_one_easy_batch_does_not_end_the_plateau():
+    cell = Cell("full", 40, 3e-3, 1)
+    result = result_of(cell, 5.9)
+    result["curve"] = [[step, 4.5 if step == 20 else 5.8] for step in range(40)]
+    assert Evidence(TINY, {cell: result}, {}).left_plateau(cell) is None
+
+
+def test_what_is_the_same_when_a_cell_is_trained_again():
+    whole = {"diverged": False, "weights": "a", "curve": [[0, 7.0]]}
+    gone = {"diverged": True, "curve": [[0, 7.0]]}
+    assert is_same(whole, whole | {"curve": []}) and not is_same(whole, whole | {"weights": "b"})
+    assert is_same(gone, gone) and not is_same(gone, gone | {"curve": [[0, 7.1]]})
+    assert not is_same(whole, gone) and not is_same(gone, whole)
 
 
 def test_a_diverged_cell_is_told_and_not_averaged_away():
