@@ -1,8 +1,8 @@
 """Does staged training pay? Runs the cells of an experiment, and draws its tables and figures.
 
-    python -m benchmarks.evidence run --scale tiny|small|base [--cells GLOB] [--shard I/N] [--hours H] --output DIR
-    python -m benchmarks.evidence again --scale tiny|small|base --cells GLOB --output DIR
-    python -m benchmarks.evidence time --scale tiny|small|base --output DIR
+    python -m benchmarks.evidence run --scale tiny|small|long|base [--cells GLOB] [--shard I/N] [--hours H] --output DIR
+    python -m benchmarks.evidence again --scale tiny|small|long|base --cells GLOB --output DIR
+    python -m benchmarks.evidence time --scale tiny|small|long|base --output DIR
     python -m benchmarks.evidence show --output DIR
 
 `run` trains the cells that are missing and may be stopped and started at any moment. `--experiment
@@ -19,13 +19,15 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks.evidence import drawing, running, timing
+from benchmarks.evidence import running, timing
 from benchmarks.evidence.experiment import load
+from benchmarks.evidence.page import page
+from benchmarks.evidence.tables import Evidence, progress, tables
 from mslt_ds.atomic import replace_text
 from mslt_ds.errors import DataError, MsltError, report
 from mslt_ds.shard import Shard
 
-SCALES = ("tiny", "small", "base")
+SCALES = ("tiny", "small", "long", "base")
 FOLDER = Path(__file__).parent
 
 
@@ -100,13 +102,11 @@ def _show(results: running.Results) -> int:
     if not results.experiment.exists():
         raise DataError(f"{results.folder}: holds no experiment; `run` makes one")
     timed = json.loads(results.timing.read_text()) if results.timing.exists() else {}
-    evidence = drawing.Evidence(
-        load(results.experiment), results.read(), timed.get("step_seconds", {})
-    )
-    drawing.draw(evidence, results.folder)
-    for table in drawing.tables(evidence).values():
-        print(f"\n{table.title}\n\n{table.markdown()}")
-    print("\n".join(drawing.progress(evidence)))
+    evidence = Evidence(load(results.experiment), results.read(), timed.get("step_seconds", {}))
+    page(evidence, results.folder).write(results.folder)
+    print("\n".join(table.markdown() for table in tables(evidence)))
+    print("\n".join(progress(evidence)))
+    print(f"page: {results.folder / 'index.html'}")
     return 0
 
 

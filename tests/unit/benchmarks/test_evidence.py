@@ -13,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.evidence import experiment as design
-from benchmarks.evidence.drawing import Evidence, crossing, draw, flops_at, tables
 from benchmarks.evidence.experiment import Cell, cells, load, parts, recipe_of, tuned_rate
+from benchmarks.evidence.page import flops_at, page
 from benchmarks.evidence.running import Results, is_same, write_recipe
+from benchmarks.evidence.tables import Evidence, crossing, fine_tuning, tables
 from benchmarks.evidence.timing import shortened
+from benchmarks.record import RESULTS
+from mslt_ds.analysis.table import Table
 from mslt_ds.errors import RecipeError
 
 FOLDER = Path(design.__file__).parent
@@ -58,7 +61,7 @@ def test_a_diverged_run_never_gives_the_tuned_rate():
     assert tuned_rate(TINY, "mslt", losses) == 3e-3
 
 
-@pytest.mark.parametrize("scale", ["tiny", "small", "base"])
+@pytest.mark.parametrize("scale", ["tiny", "small", "long", "base"])
 def test_every_cell_of_a_scale_is_a_recipe_and_keeps_to_the_budget(scale):
     experiment = load(FOLDER / f"{scale}.yaml")
     small = experiment.budgets[0]
@@ -145,9 +148,9 @@ def evidence() -> Evidence:
 
 
 def test_the_tables_hold_what_the_cells_hold(tmp_path):
-    found = tables(evidence())
+    found = {table.name: table for table in tables(evidence())}
     assert found.keys() == {"budgets", "reached", "rates", "check", "variants"}
-    row = found["budgets"].rows[0]
+    row = [cell.text for cell in found["budgets"].rows[0]]
     # 10 steps of 0.1 s and 30 of 0.2 s; at step 10 of 40 the median is 1 nat below 6.0.
     assert row == [
         "40",
@@ -162,14 +165,17 @@ def test_the_tables_hold_what_the_cells_hold(tmp_path):
         "25%",
     ]
     # mslt at the smallest budget is already as good: half the steps, half the time of each.
+    share = [cell.text for cell in found["reached"].rows[1][2:]]
     assert (
-        found["reached"].rows[1][2:] == ["more than 100%", ""]
-        or float(found["reached"].rows[1][2].removeprefix("at most ").rstrip("%")) <= 100
+        share == ["more than 100%", ""]
+        or float(share[0].removeprefix("at most ").rstrip("%")) <= 100
     )
-    draw(evidence(), tmp_path)
+    page(evidence(), tmp_path).write(tmp_path)
     with (tmp_path / "tables" / "budgets.csv").open() as file:
-        assert list(csv.reader(file))[1] == row
+        values = list(csv.reader(file))[1]
+    assert values[:2] == ["40", "full"] and float(values[4]) == pytest.approx(4.963)
     assert (tmp_path / "figures" / "budgets.svg").exists()
+    assert "entropy of word frequencies" in (tmp_path / "index.html").read_text()
 
 
 def test_one_easy_batch_does_not_end_the_plateau():
@@ -191,7 +197,34 @@ def test_a_diverged_cell_is_told_and_not_averaged_away():
     shown = evidence()
     cell = Cell("full", 40, 1e-2, 1)
     shown.results[cell] = json.loads(json.dumps(shown.results[cell])) | {"diverged": True}
-    assert "diverged" in tables(shown)["rates"].rows[0][2]
+    assert "diverged" in {t.name: t for t in tables(shown)}["rates"].rows[0][2].text
+
+
+def test_scores_of_fine_tuning_are_medians_with_the_spread_of_the_seeds():
+    score = {"median": 0.5, "spread": 0.04, "scores": [0.48, 0.5, 0.52], "one_answer_for_all": 0.4}
+    column = {"metric": "accuracy", "accuracy": score}
+    results = {"tasks": {"SST-2": {"columns": {"SST-2": column}}}}
+    found = fine_tuning({"full": results, "other": {"tasks": {}}})
+    assert found.header == ("model", "SST-2, accuracy")
+    rows = [[cell.text for cell in row] for row in found.rows]
+    assert rows == [["full", "50.0 (4.0)"], ["other", "–"], ["one answer for all", "40.0"]]
+
+
+COMMITTED = sorted(path.parent for path in (RESULTS / "evidence").glob("*/experiment.yaml"))
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_committed_tables_are_those_of_the_committed_cells_and_stand_in_the_docs(folder: Path):
+    results = Results(folder)
+    timing = json.loads(results.timing.read_text())["step_seconds"]
+    found = page(Evidence(load(results.experiment), results.read(), timing), folder)
+    docs = (Path(__file__).parents[3] / "docs" / "evidence.md").read_text()
+    shown = [part for s in found.sections for part in s.parts if isinstance(part, Table)]
+    for table in shown:
+        assert (folder / "tables" / f"{table.name}.md").read_text() == table.markdown()
+        if not table.name.startswith("attention"):
+            assert table.markdown().split("\n\n")[1].strip() in docs, table.name
+    assert {table.name for table in shown} >= {"budgets"}
 
 
 @given(st.lists(st.floats(4, 6), min_size=2, max_size=4), st.floats(4, 6))

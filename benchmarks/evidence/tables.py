@@ -1,0 +1,283 @@
+"""Tables of an experiment, computed from its cells alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.evidence.experiment import Cell, Experiment, neighbours, parts, tuned_rate
+from mslt_ds.analysis import table
+from mslt_ds.analysis.comparison import LEFT_NATS, running_median
+from mslt_ds.analysis.table import Table, make_table, number
+from mslt_ds.evaluation.results import METRIC_NAMES, Results
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An experiment with the results of its finished cells.
+
+    timing: method -> seconds of a step of each of its stages, on a quiet machine; empty if unmeasured
+    """
+
+    experiment: Experiment
+    results: dict[Cell, dict[str, Any]]
+    timing: dict[str, list[float]]
+
+    def loss(self, cell: Cell) -> float | None:
+        """Final held-out loss: infinite where the run diverged, None where it isn't done."""
+        result = self.results.get(cell)
+        if result is None:
+            return None
+        return math.inf if result["diverged"] else result["held_out_loss"]
+
+    @property
+    def losses(self) -> dict[Cell, float]:
+        return {cell: loss for cell in self.results if (loss := self.loss(cell)) is not None}
+
+    def rate(self, method: str) -> float | None:
+        """The tuned learning rate of a method or of the method that a variant is made of."""
+        variant = self.experiment.variants.get(method)
+        return tuned_rate(self.experiment, variant.of if variant else method, self.losses)
+
+    def at(self, method: str, budget: int) -> list[Cell]:
+        """The finished cells of a method at its tuned rate, one for each seed."""
+        rate = self.rate(method)
+        cells = [Cell(method, budget, rate or 0.0, seed) for seed in self.experiment.seeds]
+        return [cell for cell in cells if cell in self.results]
+
+    def mean(self, method: str, budget: int) -> float | None:
+        """Of the seeds' losses; None where there are none."""
+        losses = [self.loss(cell) for cell in self.at(method, budget)]
+        return statistics.mean(x for x in losses if x is not None) if losses else None
+
+    def hours(self, cell: Cell) -> float | None:
+        """The sum of the cell's step times on a quiet machine; None if they weren't measured."""
+        seconds = self.timing.get(cell.method)
+        if seconds is None:
+            return None
+        stages = self.results[cell]["stages"]
+        return sum(s * stage["steps"] for s, stage in zip(seconds, stages, strict=True)) / 3600
+
+    def left_plateau(self, cell: Cell) -> float | None:
+        """The share of the cell's steps after which it has left the plateau, as reports count it."""
+        result = self.results[cell]
+        if result["diverged"]:
+            return None
+        steps, losses = zip(*result["curve"], strict=True)
+        below = result["unigram_entropy"] - LEFT_NATS
+        smooth = zip(steps, running_median(losses), strict=True)
+        left = next((step for step, loss in smooth if loss is not None and loss <= below), None)
+        return None if left is None else left / result["steps"]
+
+
+def tables(evidence: Evidence) -> list[Table]:
+    """Those without a row left out."""
+    makers = (budgets, reached, rates, check, variants)
+    return [table for maker in makers if (table := maker(evidence)).rows]
+
+
+def budgets(evidence: Evidence) -> Table:
+    """Every method at every budget, at its tuned rate."""
+    rows = []
+    for budget, method in itertools.product(
+        evidence.experiment.budgets, evidence.experiment.methods
+    ):
+        cells = evidence.at(method, budget)
+        if not cells:
+            continue
+        losses = [evidence.loss(cell) or math.nan for cell in cells]
+        result = evidence.results[cells[0]]
+        hours = evidence.hours(cells[0])
+        left = [evidence.left_plateau(cell) for cell in cells]
+        known = [share for share in left if share is not None]
+        share = statistics.mean(known) if len(known) == len(left) else None
+        rows.append(
+            [
+                number("{:,}", budget), method, number("{:.3g}", cells[0].learning_rate),
+                str(len(cells)), number("{:.3f}", statistics.mean(losses)), _spread(losses),
+                number("{:.3g}", result["flops"]), number("{:,}", result["steps"]),
+                number("{:.1f}", None if hours is None else hours * 60),
+                "never" if share is None else number("{:.0%}", share),
+            ]
+        )  # fmt: skip
+    header = [
+        "budget (steps of " + evidence.experiment.reference + ")", "method", "learning rate", "seeds",
+        "held-out loss", "lowest to highest", "FLOPs", "steps", "minutes, quiet machine",
+        "left the plateau after",
+    ]  # fmt: skip
+    return make_table("budgets", "Held-out masked-LM loss (nats) by budget", header, rows)
+
+
+def reached(evidence: Evidence) -> Table:
+    """The share of the reference's largest budget that a method needs for the reference's loss.
+
+    The method's loss between two budgets is interpolated over the logarithm of the budget: each of
+    them is the end of a run of its own, decayed there.
+    """
+    experiment = evidence.experiment
+    goal = evidence.mean(experiment.reference, experiment.budgets[-1])
+    rows = []
+    for method in experiment.methods:
+        points = [
+            (math.log(budget), loss)
+            for budget in experiment.budgets
+            if (loss := evidence.mean(method, budget)) is not None
+        ]
+        if goal is None or not points:
+            continue
+        budget = crossing(points, goal)
+        if budget is None:
+            share, minutes = f"more than {math.exp(points[-1][0]) / experiment.budgets[-1]:.0%}", ""
+        else:
+            least = budget <= experiment.budgets[0]
+            ratio = budget / experiment.budgets[-1]
+            share = f"{'at most ' if least else ''}{ratio:.0%}"
+            minutes = _share_of_time(evidence, method, ratio)
+        rows.append([method, number("{:.3f}", goal), share, minutes])
+    header = [
+        "method", f"loss of {experiment.reference} at the largest budget", "share of its FLOPs",
+        "share of its time",
+    ]  # fmt: skip
+    return make_table(
+        "reached", "What it takes to reach the loss of ordinary training", header, rows
+    )
+
+
+def crossing(points: Sequence[tuple[float, float]], goal: float) -> float | None:
+    """The budget at which the loss reaches `goal`; None if it doesn't. points: (log budget, loss)."""
+    if points[0][1] <= goal:
+        return math.exp(points[0][0])
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if y1 <= goal:
+            return math.exp(x0 + (x1 - x0) * (y0 - goal) / (y0 - y1))
+    return None
+
+
+def _share_of_time(evidence: Evidence, method: str, share_of_flops: float) -> str:
+    experiment = evidence.experiment
+    largest = experiment.budgets[-1]
+    own, reference = evidence.at(method, largest), evidence.at(experiment.reference, largest)
+    if not own or not reference:
+        return ""
+    time, whole = evidence.hours(own[0]), evidence.hours(reference[0])
+    return "" if time is None or whole is None else f"{share_of_flops * time / whole:.0%}"
+
+
+def rates(evidence: Evidence) -> Table:
+    """The grid at the smallest budget; without rows where a rate was given, not tuned."""
+    experiment = evidence.experiment
+    grid = sorted(experiment.learning_rates)
+    rows = []
+    for method in experiment.methods if len(grid) > 1 else ():
+        cells = [Cell(method, experiment.budgets[0], rate, experiment.seeds[0]) for rate in grid]
+        losses = [evidence.loss(cell) for cell in cells]
+        if any(loss is not None for loss in losses):
+            best = min(loss for loss in losses if loss is not None)
+            rows.append([method, *(_loss(loss, bold=loss == best) for loss in losses)])
+    caption = f"Learning rates, {experiment.budgets[0]:,} steps of {experiment.reference}, one seed"
+    return make_table("rates", caption, ["method", *(f"{rate:.3g}" for rate in grid)], rows)
+
+
+def check(evidence: Evidence) -> Table:
+    """The tuned rate and its neighbours at the largest budget."""
+    experiment = evidence.experiment
+    rows = []
+    for method in experiment.methods:
+        tuned = evidence.rate(method)
+        if tuned is None:
+            continue
+        around = sorted([tuned, *neighbours(experiment.learning_rates, tuned)])
+        cells = [Cell(method, experiment.budgets[-1], r, experiment.seeds[0]) for r in around]
+        losses = {cell: loss for cell in cells if (loss := evidence.loss(cell)) is not None}
+        if len(losses) > 1:
+            best = min(losses, key=lambda cell: losses[cell])
+            tried = ", ".join(f"{c.learning_rate:.3g}: {_loss(x).text}" for c, x in losses.items())
+            rows.append([method, f"{tuned:.3g}", tried, f"{best.learning_rate:.3g}"])
+    header = ["method", "tuned", "losses at the largest budget", "best there"]
+    return make_table("check", "Do the tuned rates hold at the largest budget?", header, rows)
+
+
+def variants(evidence: Evidence) -> Table:
+    """One factor at a time, beside the method that it changes, by the first seed."""
+    experiment = evidence.experiment
+    first = experiment.seeds[0]
+    ends = list(dict.fromkeys((experiment.budgets[0], experiment.budgets[-1])))
+    rows = []
+    for name, variant in experiment.variants.items():
+        rate = evidence.rate(name)
+        if rate is None:
+            continue
+        row: list[table.Cell | str] = [name, variant.of]
+        for budget in ends:
+            own = evidence.loss(Cell(name, budget, rate, first))
+            base = evidence.loss(Cell(variant.of, budget, rate, first))
+            difference = None if own is None or base is None else own - base
+            row += [_loss(own), _empty("{:+.3f}", difference)]
+        if any(cell.text for cell in row[2:] if isinstance(cell, table.Cell)):
+            rows.append(row)
+    columns = [text for budget in ends for text in (f"loss at {budget:,}", "difference")]
+    return make_table("variants", "One factor changed, one seed", ["variant", "of", *columns], rows)
+
+
+def fine_tuning(models: Mapping[str, Results]) -> Table:
+    """Medians of the main metrics, with the spread of the seeds. models: name -> results."""
+    columns = [
+        (task, name)
+        for results in models.values()
+        for task, content in results["tasks"].items()
+        for name in content["columns"]
+    ]
+    columns = list(dict.fromkeys(columns))
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    rows = []
+    for model, results in models.items():
+        row: list[table.Cell | str] = [model]
+        for task, name in columns:
+            column = results["tasks"].get(task, {}).get("columns", {}).get(name)
+            if column is None:
+                row.append(number("", None))
+                continue
+            found[task, name] = column
+            main = column[column["metric"]]
+            text = f"{100 * main['median']:.1f} ({100 * main['spread']:.1f})"
+            row.append(table.Cell(main["median"], text))
+        rows.append(row)
+    mains = [found[at][found[at]["metric"]] for at in columns]
+    constants = [main["one_answer_for_all"] for main in mains]
+    if any(value is not None for value in constants):
+        shown = (number("{:.1f}", None if v is None else 100 * v) for v in constants)
+        rows.append(["one answer for all", *shown])
+    header = [f"{name}, {METRIC_NAMES[found[at]['metric']]}" for at in columns for name in at[1:]]
+    return make_table(
+        "fine_tuning",
+        "Fine-tuned on tasks, in percent: the median over the seeds, and in brackets the largest minus the smallest score",
+        ["model", *header],
+        rows,
+    )  # fmt: skip
+
+
+def _spread(losses: Sequence[float]) -> str:
+    return f"{min(losses):.3f} to {max(losses):.3f}" if len(losses) > 1 else ""
+
+
+def _loss(loss: float | None, *, bold: bool = False) -> table.Cell:
+    if loss is not None and math.isinf(loss):
+        return table.Cell(loss, "diverged")
+    return _empty("**{:.3f}**" if bold else "{:.3f}", loss)
+
+
+def _empty(template: str, value: float | None) -> table.Cell:
+    """An empty cell where there is no value yet: the table grows with the cells."""
+    return table.Cell(value, "" if value is None else template.format(value))
+
+
+def progress(evidence: Evidence) -> list[str]:
+    """A line for each part: how many of the cells known so far are done."""
+    return [
+        f"{name}: {sum(cell in evidence.results for cell in cells)} of {len(cells)} cells"
+        for name, cells in parts(evidence.experiment, evidence.losses).items()
+    ]
