@@ -1,0 +1,46 @@
+"""The smallest experiment, from its text to its tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def evidence(command: str, output: Path, *options: str) -> str:
+    """What the command prints."""
+    scale = [] if command == "show" else ["--scale", "tiny"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.evidence", command, *scale, "--output", str(output), *options],
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_from_text_to_tables_with_a_stop_in_between(tmp_path: Path):
+    stopped = evidence("run", tmp_path, "--hours", "0.0005")
+    assert "the same command goes on" in stopped
+    assert evidence("run", tmp_path).endswith("as far as the results so far decide: 0\n")
+    cells = {path: json.loads(path.read_text()) for path in (tmp_path / "cells").rglob("*.json")}
+    # Four to tune, eight of which two are tuned ones, two checks, a variant, a final.
+    assert len(cells) == 4 + 8 - 2 + 2 + 1 + 1
+    flops = {c["cell"]["budget"]: [] for c in cells.values()}
+    for cell in cells.values():
+        flops[cell["cell"]["budget"]].append(cell["flops"])
+    for budget in flops.values():
+        assert min(budget) > 0.9 * max(budget)
+    # A cell that is trained again has the same weights, and keeps its run.
+    assert "equal weights" in evidence("again", tmp_path, "--cells", "mslt/80/*/2")
+    assert len(list((tmp_path / "again").glob("mslt_80_*_2/model"))) == 1
+    shown = evidence("show", tmp_path)
+    assert "finals: 1 of 1 cells" in shown
+    written = {path.stem for path in (tmp_path / "tables").glob("*.md")}
+    assert written == {"budgets", "reached", "rates", "check", "variants"}
+    assert "<table" in (tmp_path / "index.html").read_text()
