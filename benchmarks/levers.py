@@ -57,6 +57,7 @@ PREFIX_LEVERS = {
     "prefix_precision: bf16": ["train.prefix_precision=bf16"],
     "frozen_dropout: on": ["train.frozen_dropout='on'"],
 }
+GPU_LEVERS = {"prefix_graph: on": ["train.prefix_graph='on'"]}
 INT8 = "int8"
 PLAIN = "as it is"
 WITH_LOSS = (PLAIN, "unpadded: off", "prefix_precision: bf16", INT8)
@@ -129,8 +130,8 @@ def measure_stage(
     variants: dict[str, list[str]] = (
         {PLAIN: []} | LEVERS | ({} if stage.train_embeddings else PREFIX_LEVERS)
     )
-    if device.type == "cpu" and not stage.train_embeddings:
-        variants[INT8] = []
+    if not stage.train_embeddings:
+        variants |= {INT8: []} if device.type == "cpu" else GPU_LEVERS
     runs: dict[str, Callable[[], float]] = {}
     losses: dict[str, float] = {}
     with ExitStack() as stack:

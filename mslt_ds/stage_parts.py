@@ -43,6 +43,8 @@ def model_of(
     )
     if wanted(train.compile, device)[0]:
         model.compile()
+    if train.prefix_graph == "on":
+        model.graph()
     return model
 
 

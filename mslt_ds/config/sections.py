@@ -258,9 +258,10 @@ class TrainConfig(Section):
     compile: Literal["off", "on", "auto"] = "off"
     # The frozen layers: instances of one pass (None: micro_batch_size; auto: as many as take no more
     # memory than the trained layers do of one micro-batch), whether they run one pass ahead (auto: on
-    # a GPU, and with several ranks), and their precision (None: precision).
+    # a GPU, and with several ranks), whether as CUDA graphs, and their precision (None: precision).
     prefix_micro_batch_size: PositiveOrAuto | None = None
     prefix_ahead: Literal["off", "on", "auto"] = "auto"
+    prefix_graph: Literal["off", "on"] = "off"
     prefix_precision: Literal["fp32", "bf16", "fp16"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Without a sign of life of a rank, or a step of all, before the others end; six times as long

@@ -66,7 +66,7 @@ _FREE_KEYS = (
     "name", "output_dir", "checkpoint", "deepspeed", "telemetry", "evaluation",
     "data.path", "data.eval_path", "data.num_workers", "train.device", "optimizer.lamb.backend",
     "train.max_skipped_steps", "train.max_rollbacks", "train.spike_sigmas", "train.spike_window",
-    "train.hang_timeout_seconds", "train.compile", "train.prefix_ahead",
+    "train.hang_timeout_seconds", "train.compile", "train.prefix_ahead", "train.prefix_graph",
 )  # fmt: skip
 # Of train, of a stage, of plan.long_sequence. Which units dropout drops depends on it, and rounding.
 _FREE_NAME = "micro_batch_size"

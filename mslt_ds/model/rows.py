@@ -26,6 +26,9 @@ TOKEN_PLACES, PREDICTION_PLACES = "token_places", "prediction_places"
 max_predictions) that run, numbered row by row: those in use first, in order, then what is kept of the
 padding. A field is missing where all places run."""
 
+PREFIX_FIELDS = ("input_ids", "token_type_ids", "attention_mask", TOKEN_PLACES)
+"""What the frozen layers read of a batch."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -235,7 +238,7 @@ def join(
 
     if len(micro_batches) == 1:
         return micro_batches[0], lambda hidden_states: [hidden_states]
-    names = ("input_ids", "token_type_ids", "attention_mask")
+    names = (name for name in PREFIX_FIELDS if name != TOKEN_PLACES)
     joined = {name: torch.cat([fields[name] for fields in micro_batches]) for name in names}
     shape = micro_batches[0]["attention_mask"].shape
     if not any(TOKEN_PLACES in fields for fields in micro_batches):

@@ -30,6 +30,7 @@ from transformers import AttentionInterface, PretrainedConfig
 from mslt_ds.model.compiled import CompiledPart
 from mslt_ds.model.families import family_of
 from mslt_ds.model.family import Family
+from mslt_ds.model.graphed import GraphedPart
 from mslt_ds.model.objective import Objective
 from mslt_ds.model.rows import Rows, hugging_face_attention
 from mslt_ds.state import Weights
@@ -58,6 +59,7 @@ class FrozenPrefix(nn.Module):
         self.requires_grad_(False)
         self.dropout = dropout
         self.compiled: CompiledPart | None = None
+        self.graphed: GraphedPart | None = None
         super().train(dropout)
 
     def train(self, mode: bool = True) -> FrozenPrefix:
@@ -77,7 +79,7 @@ class FrozenPrefix(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """inputs: as of the suffix -> hidden_states: (1, tokens, hidden) or, where the whole grid runs,
         (batch, seq_length, hidden)."""
-        return (self.compiled or self.hidden_states)(inputs)
+        return (self.graphed or self.compiled or self.hidden_states)(inputs)
 
     def hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
         """`forward`, as it is."""
@@ -262,6 +264,11 @@ class StageModel:
         if self.prefix is not None:
             self.prefix.compiled = CompiledPart("frozen prefix", self.prefix.hidden_states)
         self.suffix.compiled = CompiledPart("trainable suffix", self.suffix.sums)
+
+    def graph(self) -> None:
+        """Run the prefix as CUDA graphs, of compiled code where it's compiled. Not with dropout."""
+        if self.prefix is not None:
+            self.prefix.graphed = GraphedPart(self.prefix.compiled or self.prefix.hidden_states)
 
 
 def _with_rows(config: PretrainedConfig) -> PretrainedConfig:

@@ -58,6 +58,11 @@ def recipe_problems(config: RunConfig) -> list[str]:
         for key, field in type(section).model_fields.items()
         if key in data.objective.unread and (value := getattr(section, key)) != field.default
     ]
+    if train.prefix_graph == "on" and train.frozen_dropout == "on":
+        problems.append(
+            "train.prefix_graph: on, but train.frozen_dropout on draws new numbers in each pass; "
+            "leave one of them out"
+        )
     if train.device == "cpu":
         problems += device_problems(config, "cpu")
     schedule = config.schedule
@@ -267,6 +272,8 @@ def device_problems(config: RunConfig, device_type: str) -> list[str]:
         for key in ("precision", "prefix_precision")
         if getattr(train, key) == "fp16"
     ]
+    if train.prefix_graph == "on":
+        problems.append("train.prefix_graph: on, but a CPU has no CUDA graphs; leave it out")
     if train.prefix_ahead == "on" and train.frozen_dropout == "on":
         problems.append(
             "train.prefix_ahead: on, but on a CPU all threads draw from one generator, and "

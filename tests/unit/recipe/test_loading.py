@@ -136,6 +136,14 @@ def test_frozen():
             ["train.prefix_ahead: on, but on a CPU"],
         ),
         (
+            {"train__prefix_graph": "on", "train__device": "cpu"},
+            ["train.prefix_graph: on, but a CPU has no CUDA graphs"],
+        ),
+        (
+            {"train__prefix_graph": "on", "train__frozen_dropout": "on"},
+            ["train.prefix_graph: on, but train.frozen_dropout on"],
+        ),
+        (
             {"train__prefix_precision": "fp16", "train__device": "cpu"},
             ["train.prefix_precision: fp16 is not supported on a CPU"],
         ),
