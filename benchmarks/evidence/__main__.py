@@ -1,6 +1,6 @@
 """Does staged training pay? Runs the cells of an experiment, and draws its tables and figures.
 
-    python -m benchmarks.evidence run --scale tiny|small|long|base [--cells GLOB] [--shard I/N] [--hours H] --output DIR
+    python -m benchmarks.evidence run --scale tiny|small|long|base [--cells GLOB] [--shard I/N] [--hours H] [--keep] --output DIR
     python -m benchmarks.evidence again --scale tiny|small|long|base --cells GLOB --output DIR
     python -m benchmarks.evidence time --scale tiny|small|long|base --output DIR
     python -m benchmarks.evidence show --output DIR
@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             pattern=options.cells,
             shard=Shard.parse(options.shard),
             hours=options.hours,
+            keep=options.keep,
         )
     except MsltError as error:
         return report(error)
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--cells", required=True, metavar="GLOB", help="cells of such names")
     run.add_argument("--shard", default="1/1", metavar="I/N", help="one of N processes")
     run.add_argument("--hours", type=float, metavar="H", help="stop after so many hours")
+    run.add_argument("--keep", action="store_true", help="keep the runs of finished cells")
     time.add_argument("--steps", type=int, default=30, help="of each stage in each turn")
     time.add_argument("--repeats", type=int, default=3, help="turns")
     for command in (run, again, time, show):

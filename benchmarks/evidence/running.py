@@ -3,7 +3,7 @@
 A folder of results holds
 
     data/{train,valid}/      token stores, made where they are missing
-    runs/<cell>/             the run of a cell that isn't finished, to go on with
+    runs/<cell>/             the run of a cell that isn't finished, to go on with; of all, with `keep`
     again/<cell>/            the run of a finished cell that was trained again
     cells/<cell>.json        the result of a finished cell
     logs/<cell>.log          what the main program printed
@@ -131,12 +131,19 @@ def prepare(experiment: Experiment, results: Results) -> None:
 
 
 def run(
-    experiment: Experiment, results: Results, *, pattern: str, shard: Shard, hours: float | None
+    experiment: Experiment,
+    results: Results,
+    *,
+    pattern: str,
+    shard: Shard,
+    hours: float | None,
+    keep: bool = False,
 ) -> int:
     """Run the missing cells whose name matches `pattern`; the number that is still missing.
 
     shard: this process's part of the cells
     hours: after which a running cell is stopped, with a checkpoint; None: no limit
+    keep: the runs of finished cells, which hold their models
     """
     prepare(experiment, results)
     end = None if hours is None else time.monotonic() + 3600 * hours
@@ -144,7 +151,7 @@ def run(
     # A result decides which cells follow, so the list is made anew after each.
     while cell := next(_missing(experiment, results, pattern, shard), None):
         print(f"{time.strftime('%H:%M:%S')} {cell.name}", flush=True)
-        if not _run_cell(experiment, results, cell, vocab_size, end):
+        if not _run_cell(experiment, results, cell, vocab_size, end, keep=keep):
             print(f"stopped in {cell.name}; the same command goes on")
             break
     return len(list(_missing(experiment, results, "*", Shard())))
@@ -169,7 +176,13 @@ def _number(cell: Cell) -> int:
 
 
 def _run_cell(
-    experiment: Experiment, results: Results, cell: Cell, vocab_size: int, end: float | None
+    experiment: Experiment,
+    results: Results,
+    cell: Cell,
+    vocab_size: int,
+    end: float | None,
+    *,
+    keep: bool,
 ) -> bool:
     """Train the cell and write its result. False if time ended first."""
     run_dir, path = results.run_dir(cell), results.result(cell)
@@ -178,7 +191,8 @@ def _run_cell(
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(result) + "\n")
-    shutil.rmtree(run_dir)
+    if not keep:
+        shutil.rmtree(run_dir)
     return True
 
 
