@@ -166,7 +166,10 @@ def test_command_on_a_run(run, store_folder, tmp_path):
     assert distances == pytest.approx(np.array(found["between_layers"]["stages/3/end"]), abs=1e-9)
     figures = {path.name for path in (out / "figures").iterdir()}
     assert figures >= {"bottom_and_top.png", "around_stacking.svg", "over_stages.svg", "head_statistics.png"}  # fmt: skip
+    assert figures >= {"between_layers.svg"}, "of the run and of its twin"
     html = (out / "index.html").read_text()
+    most = np.max([found["maps"]["stages/3/end"][layer][:2] for layer in (0, 3)])
+    assert f"from 0 (dark) to {most:.0%} (bright)" in html
     assert "4 held-out sequences" in html and TEXT in html
     page = report_page(read_runs([run]), attention=[read_findings(out)])
     (section,) = [section for section in page.sections if section.title == "Attention of mslt"]
