@@ -20,7 +20,7 @@ SHELL_SCRIPTS := $(wildcard scripts/*.sh demo/*.sh slurm/*.sh docker/*.sh) .ci/r
 DOCKERFILES := docker/Dockerfile docker/Dockerfile.cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slurm chaos image bench bench-gpu lint format typecheck audit docs clean
+.PHONY: help setup demo test test-fast browser test-slurm chaos image bench bench-gpu lint format typecheck audit docs clean
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,10 @@ test: $(INSTALLED) ## All tests but those that need a GPU or a Slurm
 
 test-fast: $(INSTALLED) ## The tests without the slow ones
 	$(TEST_ENV) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not gpu and not slurm and not slow"
+
+browser: ## Chromium for the tests of the report's page, from Debian's packages (root); they are skipped without
+	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq -y --no-install-recommends -o DPkg::Lock::Timeout=120 chromium >/dev/null; }
 
 test-slurm: $(INSTALLED) ## Job scripts on a Slurm of two nodes, made for it (root, Debian)
 	$(TEST_ENV) $(BIN)/python -m pytest -m slurm tests/slurm

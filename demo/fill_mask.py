@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from mslt_ds.hugging_face import LOAD, quiet
+
 MIN_WORDS, MAX_WORDS = 8, 16
 COMMON, RARE = 30, 300
 """A masked word's rank by frequency in the text lies between these two."""
@@ -66,8 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, required=True, help="text that it wasn't trained on")
     parser.add_argument("--sentences", type=int, default=3)
     options = parser.parse_args(arguments)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForMaskedLM.from_pretrained(options.model).eval()
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(options.model, **LOAD)
+        model = AutoModelForMaskedLM.from_pretrained(options.model, **LOAD).eval()
     text = options.text.read_text(encoding="utf-8")
     for sentence, word in questions(text, set(tokenizer.get_vocab()), options.sentences):
         best = ", ".join(

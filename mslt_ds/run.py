@@ -36,6 +36,7 @@ from mslt_ds.state import TrainingState
 from mslt_ds.telemetry import Telemetry
 from mslt_ds.telemetry.starts import add_start
 from mslt_ds.telemetry.waits import Waits
+from mslt_ds.telemetry.warned import add_warning, kept_warnings
 
 # Keys that may differ between nodes: where files lie, how they are read.
 _OF_A_NODE = (
@@ -54,6 +55,7 @@ def train(prepared: Prepared, flag: StopFlag) -> None:
     config, folder = prepared.config, prepared.folder
     stop, meter, waits = StopRequest(flag), TrafficMeter(), Waits()
     with (
+        kept_warnings(folder.path if prepared.world.is_main else None),
         Watchdog(flag, folder.path, config.train.hang_timeout_seconds) as watchdog,
         closing(folder),
     ):
@@ -63,6 +65,7 @@ def train(prepared: Prepared, flag: StopFlag) -> None:
             add_start(folder.path, prepared.world, prepared.device, prepared.batches.digests)
             for warning in prepared.recipe.warnings():
                 print(f"warning: {warning}", flush=True)
+                add_warning(folder.path, warning)
             if config.train.compile == "auto":
                 chosen, why = compiled.wanted("auto", prepared.device)
                 print(f"train.compile: auto: {'on' if chosen else 'off'}, {why}", flush=True)

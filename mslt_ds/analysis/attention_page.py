@@ -75,8 +75,7 @@ def attention_section(
         )  # fmt: skip
     parts += [_statistics(findings, last), _summary_table(findings)]
     if findings.between_layers:
-        parts += [_between_layers(findings, key) for key in findings.between_layers]
-        parts.append(_between_layers_table(findings))
+        parts += [_between_layers(findings), _between_layers_table(findings)]
     if findings.between_stages:
         parts.append(_between_stages(findings))
     over = (
@@ -107,22 +106,26 @@ def _maps(
     heads: list[int],
     note: str = "",
 ) -> Drawing:
-    """A map for each moment (key, layer, label) and head: moments side by side, heads below each other; in
-    a narrow window the other way round, with two heads."""
+    """A map for each moment (key, layer, label) and head: in a wide window the more of the two side by side,
+    in a narrow one two heads."""
+    maps = [
+        [np.array(findings.maps[key][layer][head]) for head in heads] for key, layer, _ in moments
+    ]
+    most = np.max(maps)
+    rows, columns = sorted((len(moments), len(heads)))
 
     def draw(figure: Figure, narrow: bool) -> None:
         shown = heads[:2] if narrow else heads
-        shape = (len(moments), len(shown)) if narrow else (len(shown), len(moments))
+        heads_across = narrow or len(heads) > len(moments)
+        shape = (len(moments), len(shown)) if heads_across else (len(shown), len(moments))
         grid = figure.subplots(*shape, squeeze=False)
         for row, column in np.ndindex(*shape):
-            of_moment, of_head = (row, column) if narrow else (column, row)
-            key, layer, label = moments[of_moment]
-            head = shown[of_head]
-            names = label.replace(", ", "\n"), f"head {head + 1}"
-            above, beside = names[::-1] if narrow else names
+            of_moment, of_head = (row, column) if heads_across else (column, row)
+            names = moments[of_moment][2].replace(", ", "\n"), f"head {shown[of_head] + 1}"
+            above, beside = names[::-1] if heads_across else names
             axes: Axes = grid[row, column]  # type: ignore[assignment]
-            weights = np.array(findings.maps[key][layer][head])
-            _map(axes, weights, findings.tokens, left=column == 0, bottom=row == shape[0] - 1)
+            weights = maps[of_moment][of_head]
+            _map(axes, weights, most, findings.tokens, left=column == 0, bottom=row == shape[0] - 1)
             if row == 0:
                 axes.set_title(above, loc="center", fontsize=9)
             if column == 0:
@@ -131,15 +134,15 @@ def _maps(
     described = "; ".join(
         f"{label}: {_words(findings, key, layer, heads)}" for key, layer, label in moments
     )
-    wide_cell = min(2.6, 7.9 / len(moments))
     return Drawing(
         name,
         title,
         f"Attention maps of the sentence. {described}.",
         draw,
-        height=0.9 + wide_cell * len(heads),
+        height=0.9 + min(2.6, 7.9 / columns) * rows,
         narrow_height=0.9 + 1.6 * len(moments),
-        note=f"Row: the token that looks; column: the one looked at; bright: much. {note}".strip(),
+        note="Row: the token that looks; column: the one looked at. Colours: the square root of the attention, "
+        f"from 0 (dark) to {most:.0%} (bright). {note}".strip(),
     )
 
 
@@ -150,8 +153,10 @@ def _words(findings: Findings, key: str, layer: int, heads: list[int]) -> str:
     return f"{p.diagonal().mean():.0%} on the token itself, most on “{findings.tokens[top]}” ({p[:, top].mean():.0%})"
 
 
-def _map(axes: Axes, p: np.ndarray, tokens: list[str], *, left: bool, bottom: bool) -> None:
-    axes.pcolormesh(np.sqrt(p), cmap=_CMAP, vmin=0, vmax=1, rasterized=True)
+def _map(
+    axes: Axes, p: np.ndarray, most: float, tokens: list[str], *, left: bool, bottom: bool
+) -> None:
+    axes.pcolormesh(np.sqrt(p), cmap=_CMAP, vmin=0, vmax=np.sqrt(most), rasterized=True)
     axes.set_aspect("equal")
     axes.invert_yaxis()
     axes.grid(False)
@@ -195,9 +200,9 @@ def _statistics(findings: Findings, key: str) -> Drawing:
     )  # fmt: skip
 
 
-def _matrix(axes: Axes, values: np.ndarray) -> Any:
-    """Cells with layers from the bottom up."""
-    mesh = axes.pcolormesh(values, cmap=_CMAP, vmin=0, rasterized=True)
+def _matrix(axes: Axes, values: np.ndarray, most: float | None = None) -> Any:
+    """Cells with layers from the bottom up. most: of the brightest colour; None: the largest value."""
+    mesh = axes.pcolormesh(values, cmap=_CMAP, vmin=0, vmax=most, rasterized=True)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     for axis, count in ((axes.xaxis, values.shape[1]), (axes.yaxis, values.shape[0])):
@@ -223,25 +228,33 @@ def _summary_table(findings: Findings) -> Table:
     )  # fmt: skip
 
 
-def _between_layers(findings: Findings, key: str) -> Drawing:
-    values = np.array(findings.between_layers[key])
-    label = findings.labels[key]
-    near = [values[i, i + 1] for i in range(len(values) - 1)]
-    told = ", ".join(f"{i + 1} and {i + 2} {v:.2f}" for i, v in enumerate(near))
+def _between_layers(findings: Findings) -> Drawing:
+    found = {findings.labels[key]: np.array(v) for key, v in findings.between_layers.items()}
+    told = [
+        f"{label}: {', '.join(f'{i + 1} and {i + 2} {v:.2f}' for i, v in enumerate(values.diagonal(1)))}"
+        for label, values in found.items()
+    ]
+
+    most = max(values.max() for values in found.values())
 
     def draw(figure: Figure, narrow: bool) -> None:
-        axes = figure.subplots()
-        mesh = _matrix(axes, values)
-        axes.set_aspect("equal")
-        axes.set(xlabel="layer", ylabel="layer")
-        bar = figure.colorbar(mesh, ax=axes, aspect=25)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        # A place in a wide window stays empty where there is no twin.
+        grid = figure.subplots(*((len(found), 1) if narrow else (1, 2)), squeeze=False).ravel()
+        for axes in grid[len(found) :]:
+            axes.set_visible(False)
+        for axes, (label, values) in zip(grid, found.items(), strict=False):
+            mesh = _matrix(axes, values, most)
+            axes.set_aspect("equal")
+            axes.set_title(label, fontsize=9)
+            axes.set(xlabel="layer", ylabel="layer")
+            bar = figure.colorbar(mesh, ax=axes, aspect=25)
+            bar.outline.set_visible(False)  # type: ignore[operator]
 
     return Drawing(
-        f"between_layers_{'twin' if key == 'twin' else 'run'}",
-        f"How far layers are apart, {label}",
-        f"Jensen-Shannon distance of each two layers, as colours. Neighbours: {told or 'one layer alone'}.",
-        draw, height=3.4,
+        "between_layers",
+        "How far layers are apart",
+        f"Jensen-Shannon distance of each two layers, as colours. Neighbours: {'; '.join(told)}.",
+        draw, height=3.4, narrow_height=3.4 * len(found),
         note="Jensen-Shannon distance between heads of the same number, averaged: 0 equal, 1 no token in common.",
     )  # fmt: skip
 
@@ -256,7 +269,7 @@ def _between_layers_table(findings: Findings) -> Table:
         for layer, values in enumerate(matrix)
     ]
     return make_table(
-        "between_layers", "How far layers are apart",
+        "between_layers", "The distances between layers",
         ["model", "layer", *(f"layer {layer + 1}" for layer in range(depth))], rows,
         "Jensen-Shannon distance between heads of the same number, averaged: 0 equal, 1 no token in common.",
     )  # fmt: skip

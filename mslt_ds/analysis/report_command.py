@@ -49,8 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     runs = read_runs(arguments.runs)
     page = report_page(
         runs,
-        glue=[read_results(path) for path in arguments.glue],
-        squad=[read_results(path) for path in arguments.squad],
+        glue=[read_results(path, ["median"]) for path in arguments.glue],
+        squad=[read_results(path, ["median"]) for path in arguments.squad],
         attention=[read_findings(path) for path in arguments.attention],
     )
     page.write(arguments.output)

@@ -74,7 +74,8 @@ def _loss(runs: Runs, over: str) -> Drawing | None:
             axes.axhline(value, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
             axes.annotate("unigram entropy", (1, value), xycoords=("axes fraction", "data"),
                           xytext=(0, 3), textcoords="offset points", ha="right", va="bottom",
-                          fontsize=8, color=MUTED)  # fmt: skip
+                          fontsize=8, color=MUTED, zorder=6,
+                          bbox={"facecolor": SURFACE, "alpha": 0.75, "pad": 1, "linewidth": 0})  # fmt: skip
         if np.isfinite(bottom):
             # A first loss of ln(vocabulary) would leave the rest of the curve no room.
             ceiling = max([min(top, v + 1.2) for v in known] or [top])
@@ -148,6 +149,8 @@ def _speed_ups(runs: Runs) -> Drawing | None:
         axes = figure.subplots()
         gap = 0
         ticks, names = [], []
+        highest = max(max(s.measured or 0, s.ideal) for *_, s in bars)
+        room = highest * (0.28 if narrow else 0.12)  # that the text takes
         for position, (index, label, n, speed) in enumerate(bars):
             if position and bars[position - 1][0] != index:
                 gap += 0.7
@@ -157,8 +160,9 @@ def _speed_ups(runs: Runs) -> Drawing | None:
             axes.plot([speed.ideal] * 2, [y - 0.4, y + 0.4], color=INK, linewidth=2,
                       label="ideal, by arithmetic" if position == 0 else None)  # fmt: skip
             text = "not measured" if speed.measured is None else f"{speed.measured:.2f}x"
-            axes.annotate(text, (max(speed.measured or 0.0, speed.ideal if (speed.measured or 0) > speed.ideal - 0.6 else 0), y),
-                          xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)  # fmt: skip
+            measured = speed.measured or 0.0
+            meets = measured <= speed.ideal < measured + room  # the text would stand on the line
+            axes.annotate(text, (speed.ideal if meets else measured, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)  # fmt: skip
             ticks.append(y)
             names.append(f"{_short(label, narrow)}, {n}")
         axes.set_yticks(ticks, names)
@@ -169,7 +173,6 @@ def _speed_ups(runs: Runs) -> Drawing | None:
         axes.set_xlabel("times as fast as a step of the whole model, per instance")
         if narrow:
             axes.set_xlabel("speed-up per instance")
-        highest = max(max(s.measured or 0, s.ideal) for *_, s in bars)
         axes.set_xlim(0, highest * 1.18)
 
     return Drawing(

@@ -335,7 +335,7 @@ def _stage_cell(run: RunRecord, index: int) -> Cell:
 
 
 def _faults(run: RunRecord) -> list[tuple[dict[str, Any], str]]:
-    """(line, in words) in the file's order."""
+    """(line, in words) in the file's order, then the warnings."""
     resumes = {id(line) for line in run.resumes()}
     found = []
     skipped = Counter(line.get("reason", "") for line in run.events("step_skipped"))
@@ -355,6 +355,12 @@ def _faults(run: RunRecord) -> list[tuple[dict[str, Any], str]]:
         elif event is not None and event not in MILESTONES:
             rest = {k: v for k, v in line.items() if k not in ("event", "step", "time")}
             found.append((line, f"{event}: {json.dumps(rest)}"))
+    kinds = Counter(warning["kind"] for warning in run.warnings)
+    for warning in run.warnings:
+        if times := kinds.pop(warning["kind"], 0):  # one row for each kind, at its first step
+            done = [line for line in run.steps if line.get("time", 0.0) <= warning["time"]]
+            what = "warning" if times == 1 else f"{times} warnings of this kind, the first"
+            found.append((done[-1] if done else {"step": 0}, f"{what}: {warning['text']}"))
     return found
 
 

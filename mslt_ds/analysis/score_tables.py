@@ -17,6 +17,7 @@ from mslt_ds.evaluation.results import METRIC_NAMES, Results, average
 from mslt_ds.report.record import RunRecord
 
 _SQUAD = "SQuAD-"
+_PAPER_SCORES = " The paper's scores aren't included; docs/report.md tells how to add them."
 
 # Hours on 32 V100: full, progressive stacking (Gong et al. 2019), multi-stage layerwise training.
 _PAPER_HOURS = {"BERT-Base": (85, 63, 40), "BERT-Large": (188, 136, 84)}
@@ -58,8 +59,8 @@ def glue_table(several: Sequence[Results], runs: Runs) -> Table | None:
             *(f"{name} ({metrics[task, name]})" for task, name in columns), "average", "grid",
         ],
         rows,
-        "Layout of the paper's tables 1, 2 and 5. Average: over tasks; MNLI counts once. A dash: not "
-        "evaluated, or no run of this report. " + _protocols(several),
+        "For the paper's tables 1, 2 and 5. Average: over tasks; MNLI counts once. A dash: not "
+        "evaluated, or no run of this report. " + _protocols(several) + _PAPER_SCORES,
     )  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def squad_table(several: Sequence[Results], runs: Runs) -> Table | None:
             *(f"{task.replace(_SQUAD, 'v')} {METRIC_NAMES[metric]}" for task, metric in columns),
         ],
         rows,
-        "Layout of the paper's table 3. " + _protocols(several),
+        "For the paper's table 3. " + _protocols(several) + _PAPER_SCORES,
     )  # fmt: skip
 
 
@@ -110,8 +111,8 @@ def paper_hours_table() -> Table:
         "The paper's training times, to compare with",
         ["model", "full", "stacking", "mslt", "speed-up of stacking", "speed-up of mslt"],
         rows,
-        "Source: Yang et al. 2020, table 1, on 32 V100. Speed-ups are quotients of these hours. The "
-        "paper's GLUE and SQuAD scores are not repeated here.",
+        "Source: Yang et al. 2020, table 1, on 32 V100. Speed-ups are quotients of these hours."
+        + _PAPER_SCORES,
     )
 
 
@@ -121,7 +122,7 @@ def _head(results: Results, runs: Runs) -> list[Cell | str]:
     if run is None or label is None:
         return [Path(results["model"]).name or results["model"], number("", None), number("", None)]
     joint = joint_stage(run)
-    if stage is None or stage == len(run.stages):
+    if stage is None:
         name = f"{label}{', with joint stage' if joint else ''}"
     else:
         name = f"{label}, after stage {stage}"
@@ -132,7 +133,7 @@ def _head(results: Results, runs: Runs) -> list[Cell | str]:
 
 
 def _run_of(model: str, runs: Runs) -> tuple[str | None, RunRecord | None, int | None]:
-    """The run that a model folder belongs to, and the stage at whose end it was saved."""
+    """The run that a model folder belongs to, and the stage at whose end it was saved; None: the last."""
     path = Path(model).resolve()
     for label, run in runs.items():
         folder = run.path.resolve()
@@ -140,7 +141,7 @@ def _run_of(model: str, runs: Runs) -> tuple[str | None, RunRecord | None, int |
             return label, run, None
         for index in range(1, len(run.stages) + 1):
             if path == folder / "stages" / str(index) / "end":
-                return label, run, index
+                return label, run, None if index == len(run.stages) else index
     return None, None, None
 
 

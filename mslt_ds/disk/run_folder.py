@@ -3,7 +3,7 @@
     <output_dir>/<name>/
         run.lock                     who runs it now (lock.py)
         recipe.yaml, plan.json       the recipe with all defaults, the plan with its costs
-        metrics.jsonl, starts.jsonl  see telemetry/
+        metrics.jsonl, starts.jsonl, warnings.jsonl  see telemetry/
         checkpoints/step_<N>/        see checkpoint.py
         stages/<k>/{start,end}/      the whole model at a stage boundary, in Hugging Face's format
         before_decay/                the model where the last `decay_steps` of schedule wsd begin

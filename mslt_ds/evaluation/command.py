@@ -50,7 +50,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     if len(arguments.outputs) < 2:
         raise RecipeError(f"compare: {arguments.outputs[0]} alone; name two output folders or more")
-    found = [read_results(output) for output in arguments.outputs]
+    needed = ("median", "spread", "one_answer_for_all")
+    found = [read_results(output, needed) for output in arguments.outputs]
     if not results.shared_tasks(found):
         lines = [
             f"{output}: {', '.join(one['tasks'])}"

@@ -26,6 +26,7 @@ from mslt_ds.plan.stages import Plan, Stage
 from mslt_ds.telemetry import METRICS_FILE
 from mslt_ds.telemetry.metrics import read_lines
 from mslt_ds.telemetry.starts import STARTS_FILE
+from mslt_ds.telemetry.warned import WARNINGS_FILE
 
 PLAN_FILE, RECIPE_FILE = "plan.json", "recipe.yaml"
 
@@ -52,6 +53,8 @@ class RunRecord:
     """All of metrics.jsonl, in order."""
     starts: tuple[Line, ...]
     """What each process that worked on the run was (`telemetry/starts.py`); empty for an older version."""
+    warnings: tuple[Line, ...]
+    """What it warned of (`telemetry/warned.py`)."""
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
@@ -67,7 +70,8 @@ class RunRecord:
                 "the run writes it when it starts"
             ) from error
         lines = tuple(read_lines(_existing(path / METRICS_FILE)))
-        return cls(path, plan, _recipe(path / RECIPE_FILE), lines, _starts(path / STARTS_FILE))
+        starts, warnings = (_json_lines(path / name) for name in (STARTS_FILE, WARNINGS_FILE))
+        return cls(path, plan, _recipe(path / RECIPE_FILE), lines, starts, warnings)
 
     # ---- what it is ----------------------------------------------------------------------------
 
@@ -289,7 +293,7 @@ def _recipe(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _starts(path: Path) -> tuple[Line, ...]:
+def _json_lines(path: Path) -> tuple[Line, ...]:
     if not path.is_file():
         return ()
     found = []

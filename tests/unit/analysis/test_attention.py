@@ -27,7 +27,7 @@ from mslt_ds.analysis.report_command import read_runs, report_page
 from mslt_ds.cli import main
 from mslt_ds.data.store import TokenStore
 from tests.unit.analysis.runs import write_run
-from tests.unit.evaluation.conftest import TOKENS, save_model, save_tokenizer
+from tests.unit.evaluation.conftest import ANY, TOKENS, save_any, save_model, save_tokenizer
 
 CLS, SEP = 2, 3
 TEXT = "the film is good , the actors are bad ."
@@ -166,7 +166,10 @@ def test_command_on_a_run(run, store_folder, tmp_path):
     assert distances == pytest.approx(np.array(found["between_layers"]["stages/3/end"]), abs=1e-9)
     figures = {path.name for path in (out / "figures").iterdir()}
     assert figures >= {"bottom_and_top.png", "around_stacking.svg", "over_stages.svg", "head_statistics.png"}  # fmt: skip
+    assert figures >= {"between_layers.svg"}, "of the run and of its twin"
     html = (out / "index.html").read_text()
+    most = np.max([found["maps"]["stages/3/end"][layer][:2] for layer in (0, 3)])
+    assert f"from 0 (dark) to {most:.0%} (bright)" in html
     assert "4 held-out sequences" in html and TEXT in html
     page = report_page(read_runs([run]), attention=[read_findings(out)])
     (section,) = [section for section in page.sections if section.title == "Attention of mslt"]
@@ -186,6 +189,16 @@ def test_a_model_of_another_family(tmp_path):
     section = attention_section(found, layers=[1], heads=[3, 0])
     assert "sentence alone" in section.text
     assert len(heads_csv(found).splitlines()) == 1 + 4 * 4
+
+
+@pytest.mark.parametrize("family", sorted(ANY))
+def test_every_family(tmp_path, family):
+    record, snapshots = find_snapshots(save_any(tmp_path / family, family))
+    found = find(record, snapshots, TEXT, store=None, sequences=1, seq_length=64)
+    maps = np.array(found.maps["model"])
+    assert maps.shape == (2, 2, len(found.tokens), len(found.tokens))
+    assert maps.sum(-1) == pytest.approx(1)
+    assert len(found.heads) == 4 and np.isfinite([row["distance"] for row in found.heads]).all()
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,26 @@ def test_fits_the_window_and_shows_the_drawing_for_it(page, tmp_path, width):
     assert set(measured["shown"]) == {"wide" if width == WIDE else "narrow"}
 
 
+def test_a_phone_shows_the_cells_beside_long_row_heads(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert main(["report", str(run), "--output", str(tmp_path)]) == 0
+    probe = tmp_path / "phone.html"
+    probe.write_text("""<iframe src="index.html" width="360" height="700" style="border: 0"></iframe><script>
+        const frame = document.querySelector("iframe");
+        frame.onload = () => { const page = frame.contentDocument; document.title = JSON.stringify({
+            page: page.documentElement.scrollWidth,
+            heads: [...page.querySelectorAll("tbody th")].map(
+                th => th.offsetWidth / th.closest(".scroll").clientWidth) }) }</script>""")
+    done = browse(probe, tmp_path / "p", "--allow-file-access-from-files", "--dump-dom")
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    measured = json.loads(title[1])
+    assert measured["page"] <= 360
+    assert measured["heads"] and max(measured["heads"]) < 0.5, (
+        "they stay in place while cells scroll"
+    )
+
+
 @pytest.mark.parametrize("dark", [True, False])
 def test_theme_of_the_system(page, tmp_path, dark):
     probe = page.with_name(f"theme_{dark}.html")

@@ -8,15 +8,19 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from mslt_ds.analysis.comparison import full_twin, joint_stage, plateau, run_speed, stage_speeds
 from mslt_ds.analysis.report_command import read_runs
 from mslt_ds.analysis.run_tables import faults_table, profile_table
+from mslt_ds.analysis.score_tables import glue_table
 from mslt_ds.cli import main
 from mslt_ds.report.record import RunRecord
 from tests.unit.analysis.runs import ENTROPY, results, write_run
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +145,24 @@ def test_faults_tell_the_resume(folder):
     assert "went on" in row["what"]
 
 
+def test_faults_tell_warnings_once_for_each_kind(tmp_path):
+    run = write_run(tmp_path / "run")
+    at = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    second = [line for line in at if "event" not in line][1]
+    lines = [
+        {"time": second["time"] + wait, "text": f"waited {wait} s", "kind": "waited %d s"}
+        for wait in (0, 60)
+    ]
+    lines.append({"time": 0.0, "text": "a recipe", "kind": "a recipe"})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run / "warnings.jsonl").write_text(text + '{"cut')
+    rows = [[cell.text for cell in row[1:]] for row in faults_table(read_runs([run])).rows]
+    assert rows == [
+        [str(second["step"]), "2 warnings of this kind, the first: waited 0 s"],
+        ["0", "warning: a recipe"],
+    ]
+
+
 def test_glue_names_the_run_and_what_lacks_its_joint_stage(folder):
     with_joint, without = rows(folder, "glue")
     assert with_joint["model"] == "mslt, with joint stage"
@@ -263,3 +285,55 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     write_run(tmp_path / "a" / "run", name="same")
     write_run(tmp_path / "b" / "run", name="same")
     assert list(read_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])) == ["a/same", "b/same"]
+
+
+# ---- scores from a file that is written by hand --------------------------------------------------
+
+
+def hand_written(page: str) -> dict:
+    return json.loads(page.split("```json\n")[1].split("```")[0])
+
+
+def test_scores_of_a_paper_are_a_row(folder, tmp_path):
+    content = hand_written((ROOT / "docs" / "report.md").read_text())
+    (tmp_path / "paper.json").write_text(json.dumps(content))
+    command = ["report", str(folder / "mslt"), "--output", str(tmp_path / "out"), "--glue", str(folder / "glue")]  # fmt: skip
+    assert main([*command, str(tmp_path / "paper.json")]) == 0
+    with (tmp_path / "out" / "tables" / "glue.csv").open() as file:
+        own, paper = csv.DictReader(file)
+    assert own["model"] == "mslt, with joint stage"
+    assert paper["model"] == "Yang et al. 2020, BERT-Base, mslt" and paper["training time"] == ""
+    assert float(paper["average"]) == float(paper["MNLI-mm (accuracy)"]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": None}, "protocol is missing"),
+        ({"tasks": 5}, "tasks and columns have to be JSON objects"),
+        ({"tasks": {"MRPC": {"runs": 5}}}, "tasks.MRPC.columns is missing"),
+        ({"tasks": {"MRPC": {"runs": 5, "columns": {"MRPC": {"metric": "F1"}}}}}, "metric: F1; choose matthews, "),
+        ({"tasks": {"MRPC": {"runs": 5, "columns": {"MRPC": {"metric": "f1", "f1": 0.5}}}}}, "MRPC.f1.median is missing"),
+        ({"tasks": {"MRPC": {"runs": 5, "columns": {"MRPC": {"metric": "f1", "f1": {"median": 88.9}}}}}}, "it has to be a share"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_such_a_file_are_named(folder, tmp_path, change, message, capsys):
+    content = hand_written((ROOT / "docs" / "report.md").read_text()) | change
+    path = tmp_path / "paper.json"
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    command = ["report", str(folder / "mslt"), "--output", str(tmp_path / "out"), "--glue", str(path)]  # fmt: skip
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"error: {path}: " in error and message in error and "docs/report.md" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_last_stages_end_is_the_finished_model(folder, tmp_path):
+    content = results(folder / "mslt" / "stages" / "3" / "end", {"RTE": {"RTE": {"accuracy": 0.5}}})
+    table = glue_table([content], read_runs([folder / "mslt"]))
+    assert table is not None
+    assert [cell.text for cell in table.rows[0]][:3] == [
+        "mslt, with joint stage",
+        "1 min 07 s",
+        "1.50x",
+    ]
