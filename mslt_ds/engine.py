@@ -279,6 +279,12 @@ class StageEngine:
         wrapper = self._engine.optimizer
         return getattr(wrapper, "loss_scaler", None) or getattr(wrapper, "loss_scale_config", None)
 
+    @property
+    def scales_dynamically(self) -> bool:
+        """Whether the loss scale looks for its value, as in fp16 unless the DeepSpeed JSON gives one."""
+        scaler = self._scaler
+        return bool(getattr(scaler, "dynamic", getattr(scaler, "dynamic_loss_scale", False)))
+
     def loss_scale(self) -> float:
         """The factor on the loss; 1 outside fp16."""
         return float(getattr(self._scaler, "cur_scale", 1.0))

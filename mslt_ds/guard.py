@@ -11,8 +11,8 @@ This module decides what follows. Pure: it takes what happened step by step, and
   deviations above the mean of the last `train.spike_window` steps.
 
 In fp16 a step is also skipped where the loss is finite and the scaled gradient overflows. This is how
-the dynamic loss scale finds its value, so such steps are logged but not counted, until the scale can't
-shrink any further.
+a dynamic loss scale finds its value, so such steps are logged but not counted, until the scale can't
+shrink any further. With a fixed scale they are counted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class StepResult:
     skipped: bool
     loss: float | None = None
     grad_norm: float | None = None
-    scale_overflow: bool = False  # fp16: the loss is finite, its scaled gradient isn't
+    scale_overflow: bool = (
+        False  # with a dynamic loss scale: the loss is finite, its gradient isn't
+    )
 
     @property
     def reason(self) -> str:

@@ -171,7 +171,6 @@ def _judge(
 ) -> GoBack | None:
     """Tell the guard about the `pending` steps, which are taken from the list. A collective where a
     step was skipped; every rank has the same flags."""
-    is_fp16 = engine.settings.precision == "fp16"
     made_steps, verdict = list(pending), None
     pending.clear()
     for made in made_steps:
@@ -186,7 +185,10 @@ def _judge(
             skipped,
             loss=loss,
             grad_norm=engine.grad_norm() if guard.needs_values else None,
-            scale_overflow=skipped and is_fp16 and loss is not None and math.isfinite(loss),
+            scale_overflow=skipped
+            and engine.scales_dynamically
+            and loss is not None
+            and math.isfinite(loss),
         )
         if skipped:
             hooks.skipped(result)

@@ -10,7 +10,7 @@ import argparse
 import os
 from pathlib import Path
 
-_LONGEST_NAME = 255  # bytes, of every file system in use
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of every file system in use and of Linux
 
 
 def expand(text: str) -> str:
@@ -20,6 +20,10 @@ def expand(text: str) -> str:
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise ValueError(f"no such user; write ./{path} for a file or folder of this name")
+    if (length := len(os.fsencode(path))) > _LONGEST_PATH:
+        raise ValueError(
+            f"a path of {length} bytes; {_LONGEST_PATH} are allowed, choose a shorter one"
+        )
     for name in path.split("/"):
         length = len(os.fsencode(name))
         if length > _LONGEST_NAME:

@@ -81,10 +81,12 @@ def from_vocabulary_file(file: Path) -> Tokenizer:
     lacks a special token.
     """
     vocabulary = _vocabulary_of_lines(file)
-    config_path = file.with_name("tokenizer_config.json")
-    config: dict[str, Any] = {}
-    if config_path.is_file():
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+    name = "tokenizer_config.json"
+    given = read_settings(file.with_name(name))
+    config = {key: value for key, value in given.items() if value is not None}
+    for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+        if not isinstance(config.get(key, False), bool):
+            raise ValueError(f"{name}: {key}: {config[key]!r}; it has to be true or false")
     # A vocabulary without capital letters was made from lower-cased text.
     names = {*SPECIAL.values(), *(token for token in vocabulary if token.startswith("[unused"))}
     is_lower = all(token == token.lower() for token in vocabulary if token not in names)
@@ -94,6 +96,17 @@ def from_vocabulary_file(file: Path) -> Tokenizer:
         strip_accents=config.get("strip_accents"),
         handle_chinese_chars=config.get("tokenize_chinese_chars", True),
     )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object in the file, empty where there is none; ValueError names a file that holds no object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}: no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds a {type(found).__name__} instead of an object")
+    return found
 
 
 def _vocabulary_of_lines(file: Path) -> dict[str, int]:

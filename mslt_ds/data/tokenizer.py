@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models
 
-from mslt_ds.data.bert_tokenizer import from_vocabulary_file, put_between
+from mslt_ds.data.bert_tokenizer import from_vocabulary_file, put_between, read_settings
 from mslt_ds.data.store import TOKENIZER, SpecialTokens
 from mslt_ds.data.word_starts import continuing_tokens, text_of, word_marks
 from mslt_ds.errors import DataError, failures_as
@@ -105,6 +106,7 @@ class TextEncoder:
 
     def __init__(self, place: Path) -> None:
         """DataError if the tokenizer at `place` can't be loaded or takes text for special tokens."""
+        self._place = place
         tokenizer = self.tokenizer = load(place)
         tokenizer.vocabulary  # noqa: B018 (as it is before the next line)
         self.unknown_id = tokenizer.unknown_id
@@ -128,11 +130,21 @@ class TextEncoder:
             self._between + sentence if after else sentence
             for sentence, after in zip(sentences, follows, strict=True)
         ]
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        with self._problems():  # such as a character that it doesn't know, and no token for these
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def _ids(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+        with self._problems():
+            return self._backend.encode(text, add_special_tokens=False).ids
+
+    def _problems(self) -> AbstractContextManager[None]:
+        return failures_as(
+            lambda problem: DataError(
+                f"--tokenizer: {self._place}: can't encode a text ({problem}); check unk_token or unk_id "
+                "and the vocabulary in its tokenizer.json"
+            )
+        )
 
 
 def spell_out(backend: Tokenizer) -> None:
@@ -210,10 +222,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     """The keys of the folder's tokenizer_config.json and, where that lacks them, special_tokens_map.json."""
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / name
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if not isinstance(content, dict):
-            raise ValueError(f"{name} holds a {type(content).__name__} instead of an object")
+        content = read_settings(folder / name)
         found |= {key: value for key, value in content.items() if value is not None}
     return found
 

@@ -175,7 +175,7 @@ class CheckpointFolder:
     def _all(self) -> list[Path]:
         """The checkpoints by rising step."""
         found = [path for path in self.path.glob("step_*") if _NAME.fullmatch(path.name)]
-        return sorted(found, key=_step)
+        return sorted((path for path in found if path.is_dir()), key=_step)
 
     def save(
         self,
@@ -235,9 +235,17 @@ class CheckpointFolder:
                 continue
             # First renamed: what a kill leaves is no half of a checkpoint.
             removed = self.path / ".removed"
-            shutil.rmtree(removed, ignore_errors=True)
+            _remove(removed)
             old.rename(removed)
-            shutil.rmtree(removed, ignore_errors=True)
+            _remove(removed)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a user's link to one, but not what it leads to."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class _Format(BaseModel):

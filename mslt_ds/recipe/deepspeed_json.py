@@ -33,8 +33,9 @@ _REFUSED = {
     "zero_force_ds_cpu_optimizer": "the recipe's optimizer is used on every device",
 }
 # The kinds of values that the JSON may hold; `_CHECKED` ones are compared with the recipe.
-_SWITCH, _COUNT, _SIZE = "true or false", "a whole number", "a whole number above 0"
-_OBJECT, _CHECKED = "an object", ""
+_SWITCH = "true or false"
+_COUNT, _SIZE = "a whole number below 2^63", "a whole number above 0 and below 2^63"
+_POWER, _LIST, _CHECKED = "a whole number up to 126", "a list", ""
 _ALLOWED = {
     "train_batch_size": _CHECKED,
     "train_micro_batch_size_per_gpu": _CHECKED,
@@ -45,7 +46,7 @@ _ALLOWED = {
     "zero_force_ds_cpu_optimizer": _CHECKED,
     "fp16.enabled": _CHECKED,
     "fp16.loss_scale": _COUNT,
-    "fp16.initial_scale_power": _COUNT,
+    "fp16.initial_scale_power": _POWER,
     "fp16.loss_scale_window": _SIZE,
     "fp16.hysteresis": _SIZE,
     "fp16.consecutive_hysteresis": _SWITCH,
@@ -63,10 +64,18 @@ _ALLOWED = {
     "wall_clock_breakdown": _SWITCH,
     "memory_breakdown": _SWITCH,
     "dump_state": _SWITCH,
-    "comms_logger": _OBJECT,
-    "flops_profiler": _OBJECT,
+    "comms_logger.enabled": _SWITCH,
+    "comms_logger.verbose": _SWITCH,
+    "comms_logger.debug": _SWITCH,
+    "comms_logger.prof_all": _SWITCH,
+    "comms_logger.prof_ops": _LIST,
+    "flops_profiler.enabled": _SWITCH,
+    "flops_profiler.detailed": _SWITCH,
+    "flops_profiler.recompute_fwd_factor": _COUNT,
+    "flops_profiler.profile_step": _COUNT,
+    "flops_profiler.top_modules": _SIZE,
 }
-_SECTIONS = ("zero_optimization", "fp16", "bf16")
+_SECTIONS = ("zero_optimization", "fp16", "bf16", "comms_logger", "flops_profiler")
 _KEY = "deepspeed.config"
 
 
@@ -151,7 +160,8 @@ def problems(config: RunConfig, plan: Plan, settings: dict[str, Any]) -> list[st
             lines.append(f"{_KEY}: {path}: {key} {_json(settings[key])}; it has to be an object")
     for key, value in _flat(settings):
         if key in _REFUSED:
-            if value not in (None, False, {}, {"device": "none"}):
+            unused = {"device": "none"} if "offload" in key else None
+            if value not in (None, False, {}, unused):
                 lines.append(f"{_KEY}: {path}: {key}: {_REFUSED[key]}; leave it out")
         elif key not in _ALLOWED:
             near = difflib.get_close_matches(key, _ALLOWED, n=1)
@@ -221,21 +231,21 @@ def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         if key in _SECTIONS and isinstance(value, dict):
             yield from ((f"{key}.{inner}", found) for inner, found in value.items())
         elif key not in _SECTIONS:
-            yield key, value
+            yield (key if "." not in key else f'"{key}"'), value  # which isn't a key of a section
 
 
 def _fits(value: Any, kind: str) -> bool:
     if kind == _SWITCH:
         return isinstance(value, bool)
-    if kind in (_COUNT, _SIZE):
-        # DeepSpeed reads 5e8 as a number of elements too. 1e400 is read as infinity.
+    if kind in (_COUNT, _SIZE, _POWER):
+        # DeepSpeed reads 5e8 as a number of elements too. torch takes no more than 64 bits.
         return (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and value >= (1 if kind == _SIZE else 0)
+            and (1 if kind == _SIZE else 0) <= value < (127 if kind == _POWER else 2**63)
             and value % 1 == 0
         )
-    return kind == _CHECKED or isinstance(value, dict)
+    return kind == _CHECKED or isinstance(value, list)
 
 
 def _get(settings: Any, key: str, default: Any) -> Any:

@@ -33,3 +33,5 @@ def test_fp16_scales_the_loss_and_carries_the_scale(launch):
         assert run["scales"][-1] > run["scales"][0], zero_stage
         assert run["boundary_scales"] == run["scales"], zero_stage
         assert run["boundary_difference"] < 1e-6, zero_stage
+        # Overflows of a scale that doesn't change count as skipped steps.
+        assert run["dynamic"] == [True, False], zero_stage

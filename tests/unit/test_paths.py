@@ -17,11 +17,13 @@ def test_a_home_folder_is_expanded(monkeypatch, tmp_path, capsys):
         assert f"{tmp_path}/{name}" in said
 
 
-@pytest.mark.parametrize("path", ["~no-such-user/x", "n" * 260, "a\0b"])
+@pytest.mark.parametrize("path", ["~no-such-user/x", "n" * 260, "n/" * 2100, "a\0b"])
 @pytest.mark.parametrize(
     "command",
     [
         ["inspect"],
+        ["status"],
+        ["push", "--repo", "owner/name"],
         ["plan", "--config"],
         ["prepare", "--output", "x", "--input"],
         ["prepare", "--output"],
@@ -35,4 +37,6 @@ def test_a_path_that_no_file_can_have_is_named(command, path, capsys):
         main([*command, path])
     assert ended.value.code == 2
     assert "Traceback" not in (said := capsys.readouterr().err)
-    assert any(words in said for words in ("no such user", "a name of 260 bytes", "NUL"))
+    assert any(
+        words in said for words in ("no such user", "a name of 260 bytes", "a path of 42", "NUL")
+    )

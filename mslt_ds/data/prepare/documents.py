@@ -35,6 +35,7 @@ class TextCounts:
     paragraphs: int = 0
     empty_documents: int = 0  # rows and pages without text
     skipped_pages: int = 0  # of a Wikipedia dump: redirects, and what isn't an article
+    deeply_nested_pages: int = 0  # of a Wikipedia dump: beyond what can be parsed, and left out
     invalid_utf8_paragraphs: int = 0
     text_bytes: int = 0  # decompressed
 

@@ -32,6 +32,7 @@ _REPORTED = (
     "repeated_documents",
     "omitted_documents",
     "skipped_pages",
+    "deeply_nested_pages",
     "invalid_utf8_paragraphs",
     "control_characters",
 )

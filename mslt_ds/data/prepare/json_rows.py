@@ -30,7 +30,10 @@ _SUFFIXES = (".jsonl", ".json", ".ndjson")
 _MARK = b"\xef\xbb\xbf"
 _OBJECTS_CHECKED = 100
 _BETWEEN = re.compile(r"[\s,]*")
-_DECODER = json.JSONDecoder()
+
+
+class _TwiceError(Exception):
+    """A JSON object has a key twice."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,13 @@ class JsonFile(FileOfTexts):
         if number == 1:
             line = line.removeprefix(_MARK)
         try:
-            row = json.loads(line.decode("utf-8", "surrogateescape"))
+            row = json.loads(
+                line.decode("utf-8", "surrogateescape"), object_pairs_hook=self._object
+            )
         except RecursionError:
             raise _too_deep(place) from None
+        except _TwiceError as error:
+            raise DataError(f"{place} {error}") from None
         except ValueError as error:
             raise DataError(
                 f"{place} isn't JSON ({error}); one object a line is expected, shorter than "
@@ -84,6 +91,7 @@ class JsonFile(FileOfTexts):
         """The texts of an array's objects. parts: of the file, of which only as much is held as an object
         needs"""
         decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+        decoder = json.JSONDecoder(object_pairs_hook=self._object)
         text = decode(next(parts)).lstrip()
         position = 1
         for number in itertools.count(1):
@@ -92,14 +100,22 @@ class JsonFile(FileOfTexts):
             while True:
                 position = _BETWEEN.match(text, position).end()  # pyright: ignore[reportOptionalMemberAccess]
                 if text.startswith("]", position):
+                    rest = itertools.chain([text[position + 1 :]], map(decode, parts))
+                    if any(part.strip() for part in rest):
+                        raise DataError(
+                            f"--input: {self.path}: text follows the end of the array, behind element "
+                            f"{number - 1}; put each array into a file of its own"
+                        )
                     return
                 try:
                     if len(text) - position < wanted:
                         raise ValueError("more is needed")
-                    row, position = _DECODER.raw_decode(text, position)
+                    row, position = decoder.raw_decode(text, position)
                     break
                 except RecursionError:
                     raise _too_deep(place) from None
+                except _TwiceError as error:
+                    raise DataError(f"{place} {error}") from None
                 except ValueError as error:
                     text, position = text[position:], 0
                     part = next(parts, None)
@@ -112,6 +128,16 @@ class JsonFile(FileOfTexts):
                     wanted = 0 if part is None else max(wanted, 2 * len(text))
                     text += decode(part or b"", final=part is None)
             yield self._text_of(row, place, "objects are")
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object of these pairs. Of two equal keys the last would be kept silently."""
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            keys = [key for key, _ in pairs]
+            for key in (self.field, *self.field.split(".")):
+                if keys.count(key) > 1:
+                    raise _TwiceError(f"gives the key {key!r} {keys.count(key)} times; keep one")
+        return row
 
     def _text_of(self, row: Any, place: str, expected: str) -> bytes | None:
         if not isinstance(row, dict):

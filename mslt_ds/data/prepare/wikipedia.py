@@ -54,8 +54,13 @@ class WikipediaDump(FileOfTexts):
         for wikitext, hidden in self._pages():
             if wikitext is None:
                 counts.skipped_pages += 1
+                continue
+            try:
+                text = plain_text(parse(wikitext), hidden)
+            except RecursionError:
+                counts.deeply_nested_pages += 1
             else:
-                yield plain_text(parse(wikitext), hidden).encode("utf-8", "surrogatepass")
+                yield text.encode("utf-8", "surrogatepass")
 
     def _pages(self) -> Iterator[tuple[str | None, frozenset[str]]]:
         """Yields the wikitext of each article, or None for any other page, and the prefixes of links
@@ -72,7 +77,7 @@ class WikipediaDump(FileOfTexts):
                     elif tag == "page":
                         yield _article(element), hidden
                         root.clear()  # otherwise the whole dump would accumulate in memory
-            except (ElementTree.ParseError, StopIteration) as error:
+            except (ElementTree.ParseError, StopIteration, LookupError, ValueError) as error:
                 raise DataError(
                     f"--input: {self.path}: no whole MediaWiki export ({error}); load it again"
                 ) from error

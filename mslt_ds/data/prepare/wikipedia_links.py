@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 
 _WITHOUT_TEXT = ("-2", "6", "14")  # the keys of Media, File and Category
 _ENGLISH = ("Media", "File", "Image", "Category")
+# Category in the other script of wikis that are written in two; the dump has one of them.
+_OTHER_SCRIPTS = ("分类", "分類", "Kategorija", "Категорија")
 _MEDIA_FILE = re.compile(
     r"\.(apng|djvu|flac|gif|jpe?g|midi?|mp[34g]|mpeg|og[agv]|opus|pdf|png|stl|svg|tiff?|wav|web[mp]|xcf)$",
     re.IGNORECASE,
@@ -40,11 +42,13 @@ _LANGUAGES = """
 
 def _normal(prefix: str) -> str:
     """A prefix as MediaWiki compares it."""
-    return " ".join(_DIRECTION_MARKS.sub("", prefix).replace("_", " ").split()).casefold()
+    # MediaWiki lowers the Turkish İ to i, and Unicode to i with a dot above.
+    text = " ".join(_DIRECTION_MARKS.sub("", prefix).replace("_", " ").split())
+    return text.replace("İ", "i").casefold()
 
 
 def _prefixes(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(map(_normal, (*_ENGLISH, *_LANGUAGES.split(), *names)))
+    return frozenset(map(_normal, (*_ENGLISH, *_OTHER_SCRIPTS, *_LANGUAGES.split(), *names)))
 
 
 PREFIXES_EVERYWHERE = _prefixes([])

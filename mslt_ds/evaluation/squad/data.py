@@ -40,7 +40,7 @@ def read_questions(path: Path, version: str) -> list[Question]:
         if question.id in seen:
             raise DataError(f"{path}: question {question.id} stands there twice")
         seen.add(question.id)
-        if any(not answer.text.strip() for answer in question.answers):
+        if any(not any(map(str.isprintable, answer.text.split())) for answer in question.answers):
             raise DataError(
                 f"{path}: question {question.id} has an answer of empty text; give its text, or mark an "
                 'unanswerable question by "is_impossible": true'
@@ -77,15 +77,28 @@ def _questions(path: Path, articles: list[Any]) -> Iterator[Question]:
             raise DataError(
                 f"{path}: article {number}: {error} is missing or of another type than SQuAD's"
             ) from error
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from error
 
 
 def _question(entry: dict[str, Any], context: str) -> Question:
+    """TypeError names a value of another type than SQuAD's; ValueError one that contradicts another."""
     impossible = entry.get("is_impossible", False)
-    answers = (
-        ()
-        if impossible
-        else tuple(
-            Answer(answer["text"], answer.get("answer_start")) for answer in entry["answers"]
+    answers = tuple(Answer(one["text"], one.get("answer_start")) for one in entry["answers"])
+    for name, value, kind in (
+        ("id", entry["id"], str | int),
+        ("question", entry["question"], str),
+        ("context", context, str),
+        ("is_impossible", impossible, bool),
+        *(("text of an answer", one.text, str) for one in answers),
+        *(("answer_start", one.start, int | None) for one in answers),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"question {entry['id']}: {name} {value!r}")
+    if impossible and any(one.text.strip() for one in answers):
+        raise ValueError(
+            f'question {entry["id"]} has an answer and "is_impossible": true; leave one of them out'
         )
+    return Question(
+        str(entry["id"]), entry["question"].strip(), context, () if impossible else answers
     )
-    return Question(str(entry["id"]), entry["question"].strip(), context, answers)

@@ -59,7 +59,7 @@ def batch(step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def engine_of(precision, zero_stage, state: TrainingState) -> StageEngine:
+def engine_of(precision, zero_stage, state: TrainingState, **fp16) -> StageEngine:
     model = StageModel.build(
         config,
         OBJECTIVES["nsp"],
@@ -73,7 +73,8 @@ def engine_of(precision, zero_stage, state: TrainingState) -> StageEngine:
         optimizer=OptimizerConfig(name="adamw", learning_rate=RATE),
         deepspeed={
             "zero_optimization": {"stage": zero_stage},
-            "fp16": {"initial_scale_power": 10, "loss_scale_window": WINDOW, "hysteresis": 1},
+            "fp16": {"initial_scale_power": 10, "loss_scale_window": WINDOW, "hysteresis": 1}
+            | fp16,
         },
         precision=precision,
         gradient_clipping=0.5,
@@ -104,6 +105,14 @@ def train(precision: str, zero_stage: int, *, boundary_after: int | None = None)
     return {"norms": norms, "scales": scales, "weights": weights}
 
 
+def scales_dynamically(zero_stage: int, **fp16) -> bool:
+    engine = engine_of("fp16", zero_stage, TrainingState(0, fresh_weights(config, seed=1)), **fp16)
+    try:
+        return engine.scales_dynamically
+    finally:
+        engine.close()
+
+
 def largest_difference(left: dict, right: dict) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
@@ -119,6 +128,7 @@ for zero_stage in (0, 1, 2):
         "difference": largest_difference(whole["weights"], exact["weights"]),
         "boundary_difference": largest_difference(whole["weights"], cut["weights"]),
         "boundary_scales": cut["scales"],
+        "dynamic": [scales_dynamically(zero_stage), scales_dynamically(zero_stage, loss_scale=8)],
     }
 if world.is_main:
     print("RESULT", json.dumps({"exact_norms": exact["norms"], "fp16": results}))

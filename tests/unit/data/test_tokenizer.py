@@ -445,6 +445,37 @@ def test_files_of_anything_raise_no_library_error(tmp_path: Path, name: str, con
     only_our_errors(folder)
 
 
+def test_a_token_for_what_is_unknown_that_isnt_in_the_vocabulary_is_refused(tmp_path: Path):
+    content = json.loads(tokenizer.load(vocabulary_folder(tmp_path)).backend.to_str())
+    content["model"]["unk_token"] = "[NONE]"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="can't encode a text .*check unk_token"):
+        TextEncoder(tmp_path).encode(["the \u732b"], [False])
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "tokenizer_config.json: no JSON"),
+        ("[1]", "tokenizer_config.json holds a list"),
+        ('{"do_lower_case": "yes"}', "tokenizer_config.json: do_lower_case: 'yes'"),
+    ],
+)
+def test_a_wrong_file_of_settings_is_named(tmp_path: Path, content: str, problem: str):
+    folder = vocabulary_folder(tmp_path)
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text(content)
+    with pytest.raises(DataError, match=problem):
+        tokenizer.load(folder)
+
+
+def test_a_setting_of_null_is_one_that_isnt_given(tmp_path: Path):
+    folder = vocabulary_folder(tmp_path)
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": null}')
+    tokenizer.load(folder)
+
+
 def test_an_id_out_of_all_proportion_is_refused(tmp_path: Path):
     content = json.loads(tokenizer.load(vocabulary_folder(tmp_path)).backend.to_str())
     content["model"]["vocab"]["dog"] = 1 << 30

@@ -245,6 +245,19 @@ def test_only_the_programs_own_names_are_read_and_removed(tmp_path):
     assert {entry.name for entry in tmp_path.iterdir()} == {*users, "step_20000000000"}
 
 
+def test_a_checkpoint_that_was_moved_and_linked_takes_its_turn(tmp_path):
+    """And its data stays where it was moved; a file isn't taken for a checkpoint."""
+    folder, elsewhere = CheckpointFolder(tmp_path / "checkpoints", keep=1), tmp_path / "elsewhere"
+    folder.save(state_at(2), {}).rename(elsewhere)
+    (folder.path / "step_0000000002").symlink_to(elsewhere)
+    (folder.path / "step_0000000001").write_text("")
+    assert newest(folder) == "step_0000000002"
+    for step in (4, 6):
+        folder.save(state_at(step), {})
+    assert {one.name for one in folder.path.iterdir()} == {"step_0000000001", "step_0000000006"}
+    assert (elsewhere / "state.json").is_file()
+
+
 def test_all_files_are_as_readable_as_the_umask_says(tmp_path):
     before = os.umask(0o027)
     try:

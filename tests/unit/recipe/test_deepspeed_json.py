@@ -77,6 +77,17 @@ def test_allowed(tmp_path, settings):
         ({"zero_optimization": {"reduce_bucket_size": 1.5}}, ["1.5", "a whole number"]),
         ({"fp16": {"hysteresis": -1}}, ["fp16.hysteresis -1", "a whole number"]),
         ({"flops_profiler": True}, ["flops_profiler true", "an object"]),
+        ({"comms_logger": {"enabled": "abc"}}, ['comms_logger.enabled "abc"', "true or false"]),
+        ({"comms_logger": {"prof_ops": 5}}, ["comms_logger.prof_ops 5", "a list"]),
+        ({"flops_profiler": {"profile_step": "x"}}, ['profile_step "x"', "a whole number"]),
+        (
+            {"flops_profiler": {"output_file": "/x"}},
+            ["flops_profiler.output_file", "not a setting"],
+        ),
+        ({"zero_optimization.stage": 2}, ['"zero_optimization.stage": not a setting']),
+        ({"zero_optimization": {"reduce_bucket_size": 1e300}}, ["1e+300", "a whole number"]),
+        ({"fp16": {"initial_scale_power": 2000}}, ["2000", "a whole number up to 126"]),
+        ({"optimizer": {"device": "none"}}, ["optimizer", "leave it out"]),
         ("{", ["not valid JSON"]),
         ("[]", ["list", "not a JSON object"]),
     ],
@@ -176,7 +187,7 @@ WHOLE = {
     "train_batch_size": 64, "gradient_clipping": 1.0, "amp": None, "steps_per_print": 10,
     "bf16": {"enabled": True}, "fp16": {"enabled": "auto", "loss_scale_window": 500},
     "zero_optimization": {"stage": 1, "reduce_bucket_size": 5e8, "overlap_comm": True},
-    "comms_logger": {"enabled": True},
+    "comms_logger": {"enabled": True, "prof_ops": []}, "flops_profiler": {"profile_step": 1},
 }  # fmt: skip
 
 

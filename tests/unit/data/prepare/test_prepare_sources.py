@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -188,6 +189,13 @@ def test_a_mix_of_all_kinds_with_weights(tmp_path, store_path, capsys):
     assert run(*common, "--shard", "2/2") == run(*common, "--shard", "1/2") == 0
     assert run("--merge", "--output", again) == 0
     assert TokenStore.open(again).manifest == manifest
+
+
+def test_a_name_that_isnt_utf8_is_printed_with_escapes(tmp_path, store_path, capsys):
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    path.write_text("One river.\n\nTwo rivers.\n")
+    assert run("--input", path, "--tokenizer", store_path, "--output", tmp_path / "store") == 0
+    assert "caf\\udce9.txt" in capsys.readouterr().out
 
 
 def test_duplicates_are_kept_if_asked_for(tmp_path, store_path):

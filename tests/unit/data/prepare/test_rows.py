@@ -179,6 +179,7 @@ def test_another_encoding_is_refused(tmp_path: Path, encoding: str):
         (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "line 3 nests lists or objects too deeply"),
         (b'{"n": ' + b"9" * 9999 + b"}", r"line 3 (isn't JSON|has no key)"),
         (b'{"text": ["a"]}', "line 3: 'text' is a list instead of text"),
+        (b'{"text": "a", "text": "b"}', "line 3 gives the key 'text' 2 times; keep one"),
     ],
 )
 def test_lines_that_are_something_else_are_named(tmp_path: Path, line: bytes, message: str):
@@ -221,6 +222,12 @@ def test_what_isnt_utf8_in_an_array_is_counted(tmp_path: Path):
         ("[", "element 1 of the array isn't JSON"),
         ('[{"text": "a"}, 3]', "element 2 of the array is a JSON int; objects are expected"),
         ("[" * 100_000, "element 1 of the array nests lists or objects too deeply"),
+        ('[{"text": "a"}]\n[{"text": "b"}]', "text follows the end of the array, behind element 1"),
+        ('[{"text": "a"}]\n\n{"text": "b"}', "text follows the end of the array"),
+        (
+            '[{"n": {}, "text": "a", "text": ""}]',
+            "element 1 of the array gives the key 'text' 2 times",
+        ),
         ('[{"other": 1}]', "element 1 of the array has no key 'text'; it has other"),
     ],
 )

@@ -115,6 +115,7 @@ SITE = """<siteinfo><sitename>Wiki</sitename><namespaces>
         ("A[[Категория_ru:B]][[категория  RU:C]][[\u200eКатегория ru:D]].", "A."),
         ("A[[File:A.bin]][[image:B.bin|thumb]][[Category:C]][[media:D.bin|e]].", "A."),
         ("A[[Изображение:Reiher.JPG|мини|b]][[Bild:B.svg]].", "A."),  # names of earlier times
+        ("A[[分类:B]][[Kategorija:C]][[分類: D]].", "A."),  # not named in a dump
         ("A[[de:Katze]][[En:Cat]][[zh-min-nan:Niau]][[simple:Cat]].", "A."),
         ("A [[CSI: Miami]], [[SOS: Der Sturm|b]] [[C.P.C.: d]], [[Ep 1: e]].",
          "A CSI: Miami, b C.P.C.: d, Ep 1: e."),
@@ -127,6 +128,21 @@ def test_namespaces_come_from_the_dump(tmp_path: Path, wikitext: str, text: str)
     path = tmp_path / "dump.xml"
     path.write_text("<mediawiki>" + SITE + page(wikitext) + "</mediawiki>", encoding="utf-8")
     assert read(WikipediaDump(path))[0] == [[text]]
+
+
+def test_a_dotted_capital_is_no_other_letter(tmp_path: Path):
+    path = tmp_path / "dump.xml"
+    names = '<siteinfo><namespaces><namespace key="14">Kategori</namespace></namespaces></siteinfo>'
+    path.write_text(f"<mediawiki>{names}{page('A[[KATEGORİ:B]].')}</mediawiki>", encoding="utf-8")
+    assert read(WikipediaDump(path))[0] == [["A."]]
+
+
+def test_a_page_that_cant_be_parsed_is_counted(tmp_path: Path):
+    path = tmp_path / "dump.xml"
+    pages = page("One.") + page("{{" * 5000 + "a" + "}}" * 5000)
+    path.write_text(f"{HEAD}{pages}</mediawiki>")
+    found, counts = read(WikipediaDump(path))
+    assert found == [["One."]] and counts.deeply_nested_pages == 1
 
 
 def test_streams_one_after_the_other(tmp_path: Path):
@@ -143,6 +159,8 @@ def test_streams_one_after_the_other(tmp_path: Path):
         (HEAD + page("One.") + page("Two.")[:100], "no whole MediaWiki export .*load it again"),
         (HEAD + page("One.") + "<page>\x00", "no whole MediaWiki export"),
         ("", "no whole MediaWiki export"),
+        ('<?xml version="1.0" encoding="none"?><mediawiki/>', "no whole MediaWiki export"),
+        ('<?xml version="1.0" encoding="utf-7"?><mediawiki/>', "no whole MediaWiki export"),
         ("plain text", "no whole MediaWiki export"),
         ("<html><body>Not found</body></html>", "no page in it; a MediaWiki export is expected"),
         (HEAD + "</mediawiki>", "no page in it"),

@@ -137,6 +137,16 @@ def test_files_that_do_not_fit(tmp_path):
         check_answers(path, write(answers=[{"text": "old", "answer_start": 3}]))
     with pytest.raises(DataError, match=r"question x has no answer.*--version 2.0"):
         write(answers=[])
+    for wrong in (
+        {"answers": [{"text": 5, "answer_start": 4}]},
+        {"answers": [{"text": "old", "answer_start": "4"}]},
+        {"answers": [{"text": "old", "answer_start": 4.0}]},
+        {"question": None},
+        {"id": ["x"]},
+        {"is_impossible": "false"},
+    ):
+        with pytest.raises(DataError, match=r"article 0: question .* of another type than SQuAD's"):
+            write(**wrong)
     path.write_text('{"data": [{"paragraphs": [{"qas": [{"id": "x"}]}]}]}')
     with pytest.raises(DataError, match=r"article 0: 'context' is missing"):
         read_questions(path, "1.1")

@@ -159,20 +159,23 @@ def test_an_answer_that_normalizes_to_nothing_is_an_answer():
     assert (found["HasAns_total"], found["NoAns_total"], found["exact"]) == (2, 1, 100)
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\t"])
+@pytest.mark.parametrize("text", ["", " ", "\n\t", "\u00a0", "\u200b"])
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_an_answer_of_empty_text_is_refused_unless_marked(tmp_path, text, version):
     path = tmp_path / "train.json"
 
-    def write(**marks):
-        answers = [{"text": "Red", "answer_start": 0}, {"text": text, "answer_start": 0}]
+    def write(*texts, **marks):
+        answers = [{"text": one, "answer_start": 0} for one in texts]
         qas = [{"id": "q7", "question": "Which?", "answers": answers} | marks]
         paragraphs = [{"context": "Red river.", "qas": qas}]
         path.write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
 
-    write()
+    write("Red", text)
     with pytest.raises(DataError, match="question q7 has an answer of empty text"):
         read_questions(path, version)
-    write(is_impossible=True)
+    write("Red", is_impossible=True)
+    with pytest.raises(DataError, match='question q7 has an answer and "is_impossible": true'):
+        read_questions(path, version)
+    write(*([text] if text.isspace() else []), is_impossible=True)
     if version == "2.0":
         assert read_questions(path, version)[0].answers == ()
