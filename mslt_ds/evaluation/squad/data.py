@@ -84,7 +84,8 @@ def _questions(path: Path, articles: list[Any]) -> Iterator[Question]:
 def _question(entry: dict[str, Any], context: str) -> Question:
     """TypeError names a value of another type than SQuAD's; ValueError one that contradicts another."""
     impossible = entry.get("is_impossible", False)
-    answers = tuple(Answer(one["text"], one.get("answer_start")) for one in entry["answers"])
+    given = entry.get("answers", []) if impossible is True else entry["answers"]
+    answers = tuple(Answer(one["text"], one.get("answer_start")) for one in given)
     for name, value, kind in (
         ("id", entry["id"], str | int),
         ("question", entry["question"], str),
