@@ -24,12 +24,13 @@ if __name__ == "__main__":
 import argparse
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 from mslt_ds.distributed.launchers import add_launcher_argument
 from mslt_ds.distributed.signals import EXIT_CODE_STOPPED, StopFlag, Stopped, end_process
-from mslt_ds.errors import LostRank, MsltError, report
+from mslt_ds.errors import EnvironmentProblem, LostRank, MsltError, first_line, report
 from mslt_ds.recipe.loading import Recipe, add_recipe_arguments, load_recipe
 
 if TYPE_CHECKING:
@@ -73,6 +74,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@contextmanager
+def _memory_problems() -> Iterator[None]:
+    """Turn what torch and Python raise for want of memory into EnvironmentProblem."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_torchs = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+        if not is_torchs and not isinstance(error, MemoryError):
+            raise
+        raise EnvironmentProblem(
+            f"out of memory ({first_line(error)}); lower train.micro_batch_size or the model's sizes, or "
+            "free memory; mslt-ds plan estimates what each stage needs"
+        ) from error
+
+
+@_memory_problems()
 def _train(recipe: Recipe, world: World, flag: StopFlag) -> None:
     from mslt_ds.distributed.world import choose_device, join, leave
 

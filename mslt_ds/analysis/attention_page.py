@@ -37,7 +37,7 @@ def read_findings(folder: Path) -> Findings:
     path = folder / ATTENTION_FILE if folder.is_dir() else folder
     try:
         return Findings(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RecipeError(
             f"--attention: {folder}: no {ATTENTION_FILE} that can be read; name the --output of "
             "`mslt-ds attention`"

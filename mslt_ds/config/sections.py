@@ -59,6 +59,10 @@ def _input_format(value: str) -> str:
 Whole = Annotated[int, BeforeValidator(_whole), Field(lt=2**63)]
 Positive = Annotated[Whole, Field(ge=1)]
 NotNegative = Annotated[Whole, Field(ge=0)]
+# Numbers of what is made so many times, or has so much memory.
+Size = Annotated[Positive, Field(le=2**24)]
+Count = Annotated[Positive, Field(le=10_000)]
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(paths.expand)]
@@ -116,19 +120,19 @@ class ModelConfig(Section):
     """
 
     family: Annotated[str, AfterValidator(_family)] = _DEFAULT_FAMILY
-    vocab_size: Positive | None = None  # None: the tokenizer of the token store decides
-    num_hidden_layers: Positive = 12
-    hidden_size: Positive = 768
-    num_attention_heads: Positive = 12
-    intermediate_size: Positive = 3072
+    vocab_size: Size | None = None  # None: the tokenizer of the token store decides
+    num_hidden_layers: Count = 12
+    hidden_size: Size = 768
+    num_attention_heads: Count = 12
+    intermediate_size: Size = 3072
     hidden_act: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
     hidden_dropout_prob: Probability = 0.1
     attention_probs_dropout_prob: Probability = 0.1
-    max_position_embeddings: Positive = 512
-    type_vocab_size: Annotated[Whole, Field(ge=2)] = 2
+    max_position_embeddings: Size = 512
+    type_vocab_size: Annotated[Size, Field(ge=2)] = 2
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
-    embedding_size: Positive | None = None  # of the word embeddings, where not hidden_size
+    embedding_size: Size | None = None  # of the word embeddings, where not hidden_size
     num_hidden_groups: Positive | None = None  # groups of layers that share their parameters
     global_attn_every_n_layers: Positive | None = None  # the others attend locally
     local_attention: Annotated[Whole, Field(ge=2)] | None = None  # tokens of the local window
@@ -165,7 +169,7 @@ class StageConfig(Section):
     steps: Positive
     trainable_layers: NotNegative | None = None  # beside those that plan.freeze freezes; None: all
     train_embeddings: bool | None = None  # None: where the lowest layer trains
-    seq_length: Annotated[Whole, Field(ge=8)] | None = None  # None: data.seq_length
+    seq_length: Annotated[Size, Field(ge=8)] | None = None  # None: data.seq_length
     init: Operator | None = None  # None: plan.init
     learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
     warmup_steps: NotNegative = 0  # its own, on top of the schedule's
@@ -178,7 +182,7 @@ class LongSequenceConfig(Section):
     """The last `share` of all steps at a longer sequence length."""
 
     share: Share
-    seq_length: Annotated[Whole, Field(ge=8)] = 512
+    seq_length: Annotated[Size, Field(ge=8)] = 512
     micro_batch_size: Positive | None = None  # None: train.micro_batch_size
     global_batch_size: Positive | None = (
         None  # None: that of the stages that it is the last part of
@@ -228,10 +232,12 @@ class DataConfig(Section):
 
     path: PathText
     eval_path: PathText | None = None
-    seq_length: Annotated[Whole, Field(ge=8)] = 128
+    seq_length: Annotated[Size, Field(ge=8)] = 128
     input_format: Annotated[str, AfterValidator(_input_format)] = "nsp"
     masking: Literal["token", "whole_word", "ngram", "span"] = "token"
-    num_workers: NotNegative = 1  # threads that make batches ahead, on each rank
+    num_workers: Annotated[NotNegative, Field(le=1000)] = (
+        1  # threads that make batches ahead, on each rank
+    )
     masked_lm_prob: Share = 0.15  # of training where the plan has no other, and of evaluation
     max_predictions_per_seq: Positive | None = None  # at seq_length; None: 20 of 128
     short_seq_prob: Annotated[float, Field(ge=0, le=1)] = 0.1  # nsp and sop only
@@ -266,16 +272,16 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Without a sign of life of a rank, or a step of all, before the others end; six times as long
     # where an index is made, code is compiled or files are written.
-    hang_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    hang_timeout_seconds: Seconds = 300.0
     profile_steps: NotNegative = 0  # steps of each stage that torch's profiler records; 0: none
     # Skipped steps in a row (loss or gradient not finite) before the run goes back to its last
     # checkpoint and passes over their batches, and how often it may.
-    max_skipped_steps: Positive = 5
+    max_skipped_steps: Count = 5
     max_rollbacks: NotNegative = 3
     # Standard deviations of loss or gradient norm above their mean over the last spike_window
     # steps at which the run goes back; None: never.
     spike_sigmas: Annotated[float, Field(gt=0)] | None = None
-    spike_window: Annotated[Whole, Field(ge=20)] = 100
+    spike_window: Annotated[Count, Field(ge=20)] = 100
 
     @property
     def frozen_precision(self) -> str:
@@ -329,7 +335,7 @@ class CheckpointConfig(Section):
         None  # steps: beside them, those of its multiples; None: no others
     )
     # Seconds without a file that could be written, after which the run ends.
-    give_up_after: Annotated[float, Field(gt=0)] = 7200.0
+    give_up_after: Seconds = 7200.0
 
 
 class DeepSpeedConfig(Section):

@@ -207,7 +207,7 @@ def _read(path: Path) -> Owner | None:
     """The owner of a lock; None where there is none, or none that can be read."""
     try:
         return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
 
 

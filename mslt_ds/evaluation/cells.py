@@ -45,8 +45,14 @@ class CellFolder:
         path = self._path(cell)
         if not path.is_file():
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["fingerprint"] != self._fingerprints[cell.task]:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            fingerprint = found["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path}: damaged ({type(error).__name__}: {error}); remove this file, and it's made again"
+            ) from error
+        if fingerprint != self._fingerprints[cell.task]:
             raise CheckpointError(
                 f"{path}: made with another model, recipe or data than now; choose another "
                 "--output, or remove the folder"

@@ -64,7 +64,7 @@ class RunRecord:
             plan = json.loads(plan_file.read_text(encoding="utf-8"))
             stages = plan["stages"]
             assert stages and all(stage["depth"] and stage["steps"] for stage in stages)
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
+        except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
             raise CheckpointError(
                 f"{plan_file}: not the plan of a run ({type(error).__name__}: {error}); "
                 "the run writes it when it starts"
@@ -300,6 +300,6 @@ def _json_lines(path: Path) -> tuple[Line, ...]:
     for raw in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             found.append(json.loads(raw))
-        except ValueError:  # cut off by a kill
+        except (ValueError, RecursionError):  # cut off by a kill
             continue
     return tuple(line for line in found if isinstance(line, dict))

@@ -79,7 +79,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             line = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             logger.warning(

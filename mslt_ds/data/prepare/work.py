@@ -79,7 +79,7 @@ class WorkFolder:
                 return content if key is None else content[key]
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DataError(
                     f"{path}: can't be read ({error}); delete {self.output} and start anew"
                 ) from error
@@ -133,7 +133,7 @@ class WorkFolder:
                     f"{path}: missing, so input {file + 1} of {count} wasn't read to its end; run "
                     "the shards that aren't done again"
                 ) from None
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DataError(
                     f"{path}: damaged ({error}); delete it and run the same `mslt-ds prepare` again"
                 ) from error

@@ -127,7 +127,7 @@ def test_an_owner_elsewhere_that_lets_go_meanwhile(tmp_path, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "\0"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "\0", "[" * 9999])
 def test_a_lock_that_cant_be_read_goes_by_its_heartbeat(tmp_path, content):
     (tmp_path / NAME).write_text(content)
     with RunLock.held(tmp_path, {}):

@@ -33,6 +33,17 @@ def test_another_models_cell_is_refused(tmp_path):
         CellFolder(tmp_path, {"RTE": "b"}).find(CELL)
 
 
+@pytest.mark.parametrize("damage", ["", "[]", "{}", "[" * 9999, "\0"])
+def test_a_damaged_cell_is_named(tmp_path, damage):
+    folder = CellFolder(tmp_path, {"RTE": "a"})
+    with folder.claim(CELL):
+        folder.write(CELL, {})
+    (path,) = tmp_path.rglob("RTE_2e-05_3.json")
+    path.write_text(damage)
+    with pytest.raises(CheckpointError, match=r"RTE_2e-05_3.json: damaged .*remove this file"):
+        folder.find(CELL)
+
+
 def test_a_lock_goes_with_its_process(tmp_path):
     folder = CellFolder(tmp_path, {"RTE": "a"})
     script = (

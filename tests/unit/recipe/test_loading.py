@@ -416,3 +416,16 @@ def test_any_text_is_a_recipe_or_told_of(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(RecipeError):
         load_recipe(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model__num_hidden_layers", "model__hidden_size", "model__vocab_size", "data__seq_length",
+        "data__num_workers", "train__hang_timeout_seconds", "train__max_skipped_steps",
+        "train__spike_window", "checkpoint__give_up_after",
+    ],
+)  # fmt: skip
+def test_numbers_out_of_all_proportion_are_refused(key):
+    (line,) = problems(**{key: 2**62})
+    assert line.startswith(f"{key.replace('__', '.')}: {2**62}; it has to be a number of at most ")

@@ -98,7 +98,9 @@ def test_entropy_of_a_run_that_goes_on_comes_from_its_store(tmp_path, monkeypatc
     assert read(tmp_path / "run").unigram_entropy == ENTROPY
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"stages": []}', '{"stages": [{"depth": 2}]}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "{", "[" * 9999, '{"stages": []}', '{"stages": [{"depth": 2}]}']
+)
 def test_a_plan_that_is_none_is_named(tmp_path, text):
     folder = write_run(tmp_path / "run")
     (folder / "plan.json").write_text(text)

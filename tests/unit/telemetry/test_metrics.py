@@ -54,6 +54,14 @@ def test_run_that_starts_over_begins_with_an_empty_file(path):
     assert path.read_bytes() == b""
 
 
+@pytest.mark.parametrize("damage", [b"\xff\0{", b"[" * 9999, b"5", b'{"step": "1"}'])
+def test_a_damaged_line_is_left_out(path, damage):
+    write(path, 0, [step_line(0)])
+    path.write_bytes(path.read_bytes() + damage + b"\n")
+    write(path, 1, [step_line(1)])
+    assert [line["step"] for line in read_lines(path)] == [0, 1]
+
+
 @pytest.mark.parametrize("cut", range(1, 40))
 def test_last_line_torn_by_a_kill_is_dropped(path, cut):
     write(path, 0, [step_line(0), step_line(1)])

@@ -56,9 +56,10 @@ def test_a_finished_store_remembers_its_job(work: WorkFolder):
 
 
 def test_a_job_that_cant_be_read(work: WorkFolder):
-    (work.path / "job.json").write_text("{")
-    with pytest.raises(DataError, match="job.json: can't be read"):
-        work.check_same_job(JOB)
+    for text in ("{", "[" * 9999):
+        (work.path / "job.json").write_text(text)
+        with pytest.raises(DataError, match="job.json: can't be read"):
+            work.check_same_job(JOB)
 
 
 def test_what_is_missing_is_named(work: WorkFolder):
