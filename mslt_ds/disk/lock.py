@@ -27,6 +27,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from mslt_ds.errors import EnvironmentProblem, RunIsAliveError
 
 NAME = "run.lock"
@@ -72,6 +74,9 @@ class Owner:
         if not self.namespace or self.namespace != _namespace():
             return None
         return self.process_started is not None and _started(self.pid) == self.process_started
+
+
+_OWNER = TypeAdapter(Owner)
 
 
 class RunLock:
@@ -206,8 +211,8 @@ def _heartbeat(path: Path) -> tuple[int, int] | None:
 def _read(path: Path) -> Owner | None:
     """The owner of a lock; None where there is none, or none that can be read."""
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        return _OWNER.validate_json(path.read_bytes(), strict=True)
+    except (FileNotFoundError, ValidationError):
         return None
 
 

@@ -134,6 +134,16 @@ def test_a_lock_that_cant_be_read_goes_by_its_heartbeat(tmp_path, content):
         pass
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("pid", "1\0"), ("pid", None), ("namespace", 7), ("process_started", [1])]
+)
+def test_values_of_other_types_are_no_owner(tmp_path, key, value):
+    owner = asdict(Owner.this_process({}))
+    (tmp_path / NAME).write_text(json.dumps(owner | {key: value}))
+    with RunLock.held(tmp_path, {}):
+        pass
+
+
 def test_of_many_starts_at_once_one_holds_it(tmp_path):
     for _ in range(3):
         elsewhere(tmp_path)  # dead, so that all of them take it over
