@@ -181,8 +181,8 @@ def plan_warnings(config: RunConfig, plan: Plan) -> list[str]:
         return []
     return [
         f"plan.init_from: a model of all {plan.stages[0].depth} layers, whose lower layers are frozen in "
-        f"stage {', '.join(frozen)}: in continued pretraining, lower layers may be where a new domain "
-        "is learned (docs/continue.md); plan.method full trains everything"
+        f"stage {', '.join(frozen)}: recent work finds that this can undo what continued pretraining "
+        "gains (docs/continue.md names it, and its limits); plan.method full trains everything"
     ]
 
 

@@ -57,6 +57,10 @@ def _commands(
         options = [f"--nproc-per-node={num_procs}", f"--master-port={port}"]
         command = [sys.executable, "-m", "torch.distributed.run", *options, script, *arguments]
         return [(command, {})]
+    if launcher == "deepspeed":
+        options = ["--num_gpus", str(num_procs), "--master_port", str(port)]
+        command = [str(Path(sys.executable).with_name("deepspeed")), *options, script, *arguments]
+        return [(command, {})]
     if launcher == "environment":  # what srun with one task for each process comes to
         shared = {
             "MASTER_ADDR": "127.0.0.1",
@@ -70,7 +74,7 @@ def _commands(
             )
             for rank in range(num_procs)
         ]
-    raise ValueError(f"launcher {launcher!r}: torchrun or environment")
+    raise ValueError(f"launcher {launcher!r}: torchrun, deepspeed or environment")
 
 
 def _wait(processes: list[Process], timeout: float, until: Callable[[], bool] | None) -> bool:
@@ -111,7 +115,8 @@ def launcher(folder: Path, extensions: Path) -> Launch:
     """`launch(script, num_procs, *arguments, timeout=..., env=..., launcher=..., until=..., check=True)`.
 
     Runs `script` (a path) in num_procs gloo processes of one thread each, on a free port.
-    launcher: "environment" (default: RANK, WORLD_SIZE and the like set by hand, as srun does) or "torchrun".
+    launcher: "environment" (default: RANK, WORLD_SIZE and the like set by hand, as srun does), "torchrun" or
+    "deepspeed".
     As launchers do, a failed rank ends the others. Without launcher and `env`, the processes are forked from
     one that has imported everything. until: kill all of them as soon as this is so. With `check` (default) a
     failure fails the test and shows the output. Nothing that was started outlives the call.

@@ -80,7 +80,7 @@ def runs(module_launch, store, tmp_path_factory) -> Path:
 
     def train(recipes: list[dict[str, Any]]) -> None:
         path = write_recipes(folder / "recipes.json", recipes)
-        module_launch(SCRIPTS / "run_recipes.py", 2, path)
+        module_launch(SCRIPTS / "run_recipes.py", 2, path, launcher="deepspeed")
 
     whole = [of(family, f"zero-{zero}", zero) for family in CASES for zero in ZERO_STAGES]
     train([*whole, of("albert", "random", 0, plan={"init": "random"})])

@@ -191,13 +191,15 @@ def _check_unknown(
             continue
         names = ", ".join(f"{share:.1%} of {name}" for name, share in found[:_SOURCES_SHOWN])
         text = f"{names}: tokens that the tokenizer doesn't know"
+        remedy = (
+            "train a vocabulary on this text (with a larger --vocab-size or --alphabet, or --tokenizer-model "
+            "bpe, which knows all), or take another tokenizer"
+        )
         if is_refused:
             raise DataError(
-                f"--input: {text}, and at most {most:.0%} are allowed; train a vocabulary on this text "
-                "(with a larger --vocab-size or --alphabet, or --tokenizer-model bpe, which knows all), "
-                "take another tokenizer, or add --allow-unknown"
+                f"--input: {text}, and at most {most:.0%} are allowed; {remedy}, or add --allow-unknown"
             )
-        say(f"warning: {text}")
+        say(f"warning: {text}; {remedy}")
         return
 
 

@@ -47,7 +47,7 @@ def small_config(
     family: str, dropout: float = 0.0, heads: frozenset[str] | None = None
 ) -> PretrainedConfig:
     """heads: None: the most that the family has"""
-    architectures = families.FAMILIES[family].architectures
+    described = families.FAMILIES[family]
     config_class, own = CONFIGS[family]
     sizes = {
         "vocab_size": VOCAB,
@@ -60,10 +60,9 @@ def small_config(
         "hidden_dropout_prob": dropout,
         "attention_probs_dropout_prob": dropout,
     }
-    architecture = architectures[heads or next(iter(architectures))]
-    if family == "modernbert":
-        sizes |= {"mlp_dropout": dropout, "attention_dropout": dropout, "pad_token_id": 0}
-    config = config_class(**sizes, **own, architectures=[architecture])
+    sizes = {described.attribute(key): value for key, value in sizes.items()}
+    architecture = described.architectures[heads or next(iter(described.architectures))]
+    config = config_class(**sizes | {"pad_token_id": 0} | own, architectures=[architecture])
     config._attn_implementation = "sdpa"
     return config
 

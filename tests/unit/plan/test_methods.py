@@ -474,4 +474,6 @@ def test_freezing_lower_layers_of_a_model_of_full_depth_is_warned_of(plan, named
     assert bool(warnings) == (named is not None)
     if named:
         assert f"frozen in {named}" in warnings[0]
-        assert "lower layers may be where a new domain is learned" in warnings[0]
+        assert (
+            "recent work finds that this can undo what continued pretraining gains" in warnings[0]
+        )
