@@ -34,6 +34,8 @@ def read_results(output: Path, statistics: Sequence[str] = ("median", "spread"))
 
 def _problem(found: Any, statistics: Sequence[str]) -> str | None:
     """What is wrong with the content; None: nothing."""
+    if not isinstance(found, dict):
+        return "not the results of an evaluation"
 
     def entry(*keys: str) -> Any:
         value = found
