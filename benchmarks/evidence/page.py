@@ -7,14 +7,13 @@ Beside the cells it shows, where they are there, `attention/NAME/` (outputs of `
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks.evidence.tables import Evidence, fine_tuning, tables
-from mslt_ds.analysis.attention_page import ATTENTION_FILE, attention_section, read_findings
+from mslt_ds.analysis.attention_page import ATTENTION_FILE, one_of_several, read_findings
 from mslt_ds.analysis.drawing import MUTED, Drawing, legend, style_of
 from mslt_ds.analysis.page import Page, Section
 from mslt_ds.evaluation.results_file import RESULTS, read_results
@@ -42,12 +41,8 @@ def page(evidence: Evidence, folder: Path) -> Page:
 
 
 def _attention(folder: Path) -> list[Section]:
-    sections = []
-    for path in sorted(folder.glob(f"*/{ATTENTION_FILE}")):
-        section, name = attention_section(read_findings(path)), path.parent.name
-        parts = [replace(part, name=f"attention_{name}_{part.name}") for part in section.parts]
-        sections.append(Section(f"Attention of {name}", section.text, parts))
-    return sections
+    paths = sorted(folder.glob(f"*/{ATTENTION_FILE}"))
+    return [one_of_several(read_findings(p), p.parent.name, p.parent.name) for p in paths]
 
 
 def _fine_tuning(folder: Path) -> list[Section]:

@@ -13,7 +13,7 @@ from benchmarks.evidence.experiment import Cell, Experiment, neighbours, parts, 
 from mslt_ds.analysis import table
 from mslt_ds.analysis.comparison import LEFT_NATS, running_median
 from mslt_ds.analysis.table import Table, make_table, number
-from mslt_ds.evaluation.results import METRIC_NAMES, Results
+from mslt_ds.evaluation.results import METRIC_NAMES, Results, percent
 
 
 @dataclass(frozen=True)
@@ -243,15 +243,15 @@ def fine_tuning(models: Mapping[str, Results]) -> Table:
                 continue
             found[task, name] = column
             main = column[column["metric"]]
-            text = f"{100 * main['median']:.1f} ({100 * main['spread']:.1f})"
+            text = f"{percent(main['median'])} ({percent(main['spread'])})"
             row.append(table.Cell(main["median"], text))
         rows.append(row)
     mains = [found[at][found[at]["metric"]] for at in columns]
     constants = [main["one_answer_for_all"] for main in mains]
     if any(value is not None for value in constants):
-        shown = (number("{:.1f}", None if v is None else 100 * v) for v in constants)
+        shown = (table.Cell(v, table.MISSING if v is None else percent(v)) for v in constants)
         rows.append(["one answer for all", *shown])
-    header = [f"{name}, {METRIC_NAMES[found[at]['metric']]}" for at in columns for name in at[1:]]
+    header = [f"{at[1]}, {METRIC_NAMES[found[at]['metric']]}" for at in columns]
     return make_table(
         "fine_tuning",
         "Fine-tuned on tasks, in percent: the median over the seeds, and in brackets the largest minus the smallest score",

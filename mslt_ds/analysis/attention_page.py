@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,13 @@ def attention_section(
         else "Statistics are of the sentence alone; --store measures them over held-out text."
     )
     return Section("Attention", text=over, parts=parts)
+
+
+def one_of_several(findings: Findings, title: str, tag: str) -> Section:
+    """`attention_section` on a page of others. tag: what makes its names of files unlike theirs"""
+    section = attention_section(findings)
+    parts = [replace(part, name=f"attention_{tag}_{part.name}") for part in section.parts]
+    return Section(f"Attention of {title}", section.text, parts)
 
 
 def heads_csv(findings: Findings) -> str:

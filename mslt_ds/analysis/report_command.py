@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mslt_ds import paths
 from mslt_ds.analysis import run_tables, score_tables
-from mslt_ds.analysis.attention_page import attention_section, read_findings
+from mslt_ds.analysis.attention_page import one_of_several, read_findings
 from mslt_ds.analysis.comparison import full_twin, plateau, run_speed
 from mslt_ds.analysis.page import Fact, Page, Section
 from mslt_ds.analysis.run_figures import file_name, run_drawings
@@ -136,14 +135,7 @@ def report_page(
 
 
 def _attention(several: Sequence[Findings]) -> list[Section]:
-    """A section for each, its names made unlike the others'."""
-    sections = []
-    for findings in several:
-        section = attention_section(findings)
-        tag = file_name(findings.title)
-        parts = [replace(part, name=f"attention_{tag}_{part.name}") for part in section.parts]
-        sections.append(Section(f"Attention of {findings.title}", section.text, parts))
-    return sections
+    return [one_of_several(found, found.title, file_name(found.title)) for found in several]
 
 
 def _lead(runs: Runs) -> str:
