@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.text import write_text
+from tests.volume import MountingNotAllowedError, Volume, mounted
 
 # The first example of a test may be the one that compiles the code, on a machine that is busy. The same
 # examples each time: a new one that fails is found by its author, with `--hypothesis-profile=default`.
@@ -30,6 +31,15 @@ def pytest_runtest_setup() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Volume]:
+    try:
+        with mounted(tmp_path) as volume:
+            yield volume
+    except MountingNotAllowedError as error:
+        pytest.skip(f"mounting isn't allowed here: {error}")
 
 
 @pytest.fixture(autouse=True)

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from mslt_ds.disk.checkpoint import CheckpointFolder
 from tests.distributed.conftest import REPOSITORY
 from tests.distributed.recipes import metrics_of, recipe
-from tests.unit.disk.test_writer import Volume
+from tests.volume import Volume
 
 TRAIN = REPOSITORY / "mslt_ds/train.py"
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    volume = Volume(tmp_path)
-    try:
-        yield volume
-    finally:
-        for path in (volume.path, volume.disk):
-            subprocess.run(["umount", "--lazy", path], capture_output=True)
 
 
 def fill_after(run_dir: Path, volume: Volume, log: Path | None = None) -> threading.Thread:

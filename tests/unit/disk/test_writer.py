@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +20,7 @@ from mslt_ds.disk.writer import Job, Writer
 from mslt_ds.errors import EnvironmentProblem
 from mslt_ds.state import TrainingState
 from mslt_ds.telemetry.metrics import MetricsWriter, read_lines
+from tests.volume import Volume
 
 
 class Disk:
@@ -152,53 +150,7 @@ def test_what_is_no_disks_error_is_raised_where_the_run_is():
 
 # ---- real disks ------------------------------------------------------------------------------
 
-MEGABYTES = 8
 STATE_FLOATS = 500_000
-
-
-class Volume:
-    """A tmpfs that can be filled, made read-only, and taken away."""
-
-    def __init__(self, folder: Path) -> None:
-        self.disk, self.path = folder / "disk", folder / "mounted"
-        self.disk.mkdir()
-        self.path.mkdir()
-        mount("-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", self.disk)
-        self.attach()
-
-    def attach(self) -> None:
-        mount("--bind", self.disk, self.path)
-
-    def detach(self) -> None:
-        subprocess.run(["umount", self.path], check=True)
-
-    def set_read_only(self, on: bool) -> None:
-        mount("-o", "remount,ro" if on else "remount,rw", self.disk)
-        mount("-o", "remount,bind,ro" if on else "remount,bind,rw", self.path)
-
-    def fill(self) -> None:
-        with suppress(OSError), (self.disk / "filler").open("wb", buffering=0) as file:
-            while file.write(b"\0" * 4096):
-                pass
-
-    def free(self) -> None:
-        (self.disk / "filler").unlink()
-
-
-def mount(*arguments: object) -> None:
-    found = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip(f"mounting isn't allowed here: {found.stderr.strip()}")
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    volume = Volume(tmp_path)
-    try:
-        yield volume
-    finally:
-        for path in (volume.path, volume.disk):
-            subprocess.run(["umount", "--lazy", path], capture_output=True)
 
 
 FAULTS = {
