@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -60,9 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 module.add_arguments(subparser)
                 subparser.set_defaults(run=module.run)
         parsed = parser.parse_args(arguments)
-        return parsed.run(parsed) or 0
+        code = parsed.run(parsed) or 0
+        sys.stdout.flush()
+        return code
     except MsltError as error:
         return report(error)
+    except BrokenPipeError:  # whoever read the output wants no more of it, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # as a shell reports SIGINT

@@ -33,7 +33,7 @@ from mslt_ds.preparation import Prepared
 from mslt_ds.report.summary import print_summary
 from mslt_ds.stage_run import Instruments, StageRun
 from mslt_ds.state import TrainingState
-from mslt_ds.telemetry import Telemetry
+from mslt_ds.telemetry import METRICS_FILE, Telemetry
 from mslt_ds.telemetry.starts import add_start
 from mslt_ds.telemetry.waits import Waits
 from mslt_ds.telemetry.warned import add_warning, kept_warnings
@@ -104,7 +104,10 @@ class _Attempts:
     def next(self) -> GoBack | None:
         """The stages that are still to do, and the export. Why the run has to go back; None: it's
         complete. Stopped where it was told to stop."""
-        self._wait_for_writer()
+        if self.rollbacks:
+            # Going back reads the run's folder and writes its metrics anew: it waits for the disk.
+            self._folder.ask_for_room(METRICS_FILE)
+        self._wait_for_writer(tries_again=bool(self.rollbacks))
         state = self._last_state()
         stop, watchdog = self._instruments.stop, self._instruments.watchdog
         with Telemetry.open(

@@ -16,6 +16,7 @@ from benchmarks.evidence.experiment import Cell, Changes, Experiment, checked, m
 from benchmarks.evidence.running import Results, environment, launch, prepare, write_recipe
 from mslt_ds.atomic import replace_text
 from mslt_ds.data.store import TokenStore
+from mslt_ds.planning.calibrate import written_out
 from mslt_ds.telemetry.metrics import read_lines
 
 
@@ -45,18 +46,7 @@ def measure(experiment: Experiment, results: Results, *, steps: int, repeats: in
 
 def shortened(recipe: Changes, steps: int) -> Changes:
     """The recipe with `steps` steps in each stage, each of them logged, nothing saved on the way."""
-    stages = [
-        {
-            "depth": stage.depth,
-            "trainable_layers": stage.trainable_layers,
-            "steps": steps,
-            "seq_length": stage.seq_length,
-            "global_batch_size": stage.global_batch_size,
-            "micro_batch_size": stage.micro_batch_size,
-            "masked_lm_prob": stage.masked_lm_prob,
-        }
-        for stage in checked(recipe).plan.stages
-    ]
+    stages = [written_out(stage, steps) for stage in checked(recipe).plan.stages]
     changes = {
         "plan": {"method": "custom", "stages": stages},
         "schedule": {"name": "constant", "warmup_steps": 0, "decay_steps": None},

@@ -120,6 +120,19 @@ class RunFolder:
         if self.is_writer:
             self.writer.write(Job(f"{self.path / name}", save))
 
+    def ask_for_room(self, name: str) -> None:
+        """Hand over a job that is done once the folder takes another file of the size of `name`."""
+
+        def ask() -> None:
+            probe, size = self.path / ".room", max(1, (self.path / name).stat().st_size)
+            try:
+                probe.write_bytes(bytes(size))
+            finally:
+                probe.unlink(missing_ok=True)
+
+        if self.is_writer:
+            self.writer.write(Job(str(self.path), ask))
+
     def wait(self, *, tries_again: bool = False) -> bool:
         """Wait for the writer, for a few seconds at most. Whether it is done (`Writer.wait`)."""
         return self.writer.wait(_WAIT_SECONDS, tries_again=tries_again)

@@ -125,24 +125,32 @@ def _on_line(few: float, more: float, accumulated: int) -> float:
     return few + each * (accumulated - _FEW)
 
 
+def written_out(stage: Stage, steps: int) -> dict[str, Any]:
+    """The stage as an entry of `plan.stages`, with `steps` steps."""
+    return {
+        "depth": stage.depth,
+        "trainable_layers": stage.trainable_layers,
+        "train_embeddings": stage.train_embeddings,
+        "steps": steps,
+        "seq_length": stage.seq_length,
+        "init": stage.init if stage.init not in ("fresh", "pretrained", "keep") else None,
+        "micro_batch_size": stage.micro_batch_size,
+        "global_batch_size": stage.global_batch_size,
+        "masked_lm_prob": stage.masked_lm_prob,
+    }
+
+
 def _short_recipe(
     recipe: Recipe, vocab_size: int, world_size: int, steps: int, accumulated: int
 ) -> dict[str, Any]:
     """The recipe with its stages written out, `steps` steps each, of at most so many micro-batches."""
     config = recipe.config
     stages = [
-        {
-            "depth": stage.depth,
-            "trainable_layers": stage.trainable_layers,
-            "train_embeddings": stage.train_embeddings,
-            "steps": steps,
-            "seq_length": stage.seq_length,
-            "init": stage.init if stage.init not in ("fresh", "pretrained", "keep") else None,
-            "micro_batch_size": stage.micro_batch_size,
+        written_out(stage, steps)
+        | {
             "global_batch_size": stage.micro_batch_size
             * world_size
-            * min(accumulated, stage.gradient_accumulation_steps(world_size)),
-            "masked_lm_prob": stage.masked_lm_prob,
+            * min(accumulated, stage.gradient_accumulation_steps(world_size))
         }
         for stage in recipe.plan.stages
     ]

@@ -108,7 +108,7 @@ class Chaos:
         with started(config, run_dir, [BATCH * step for step in SPOILED_STEPS]) as start:
             scene = Scene(start, self.draw, self.hang_seconds, self.store, self.volume)
             while True:
-                delay = self.draw.uniform(0.0, whole_seconds) if met < faults else 600.0
+                delay = self.draw.uniform(0.0, whole_seconds / 2) if met < faults else 600.0
                 if start.wait(delay):
                     assert set(start.codes.values()) == {0}, (start.codes, start.said[-3000:])
                     return met

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from mslt_ds.disk.checkpoint import CheckpointFolder
 from tests.distributed.conftest import REPOSITORY
-from tests.distributed.recipes import metrics_of, recipe
+from tests.distributed.recipes import SCRIPTS, metrics_of, recipe, weights_at
 from tests.volume import Volume
 
 TRAIN = REPOSITORY / "mslt_ds/train.py"
@@ -37,6 +40,43 @@ def start(launch, tmp_path: Path, content: dict):
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(content))
     return launch(TRAIN, 2, "--config", str(path), check=False)
+
+
+def test_going_back_waits_for_the_disk(launch, store, tmp_path, volume):
+    bad = {"kind": "gradient", "starts": [12 * 20, 12 * 21], "stop": "", "other": {}}
+    changes = {
+        "train": {"max_skipped_steps": 2},
+        "plan": {"steps_per_stage": 12, "joint_steps": 2},
+        "checkpoint": {"every_steps": 13},  # nothing is written between it and going back
+    }
+    folders = {"undisturbed": tmp_path, "disturbed": volume.path}
+    recipes = {name: recipe(store, folder, name, **changes) for name, folder in folders.items()}
+    cases = tmp_path / "cases.json"
+    cases.write_text(json.dumps([bad | {"recipe": content} for content in recipes.values()]))
+    run_dir, log = volume.path / "disturbed", tmp_path / "launched-0.log"
+
+    def work() -> None:
+        deadline = time.monotonic() + 60
+
+        def wait_for(condition: Callable[[], object]) -> None:
+            while not condition() and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+        wait_for(lambda: list(run_dir.glob("checkpoints/step_*13")))
+        volume.detach()
+        wait_for(lambda: f"{run_dir} can't be written" in log.read_text())
+        volume.attach()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ended = launch(SCRIPTS / "plant_faults.py", 2, str(cases), check=False)
+    thread.join()
+    assert "ENDED undisturbed 0" in ended.output and "ENDED disturbed 0" in ended.output
+    assert f"{run_dir} can't be written" in ended.output
+    expected, found = (weights_at(folders[name] / name, "model") for name in folders)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert not list(run_dir.glob(".room"))
 
 
 LONG = {"plan": {"steps_per_stage": 60, "joint_steps": 60}, "checkpoint": {"every_steps": 4}}
