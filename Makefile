@@ -49,7 +49,7 @@ browser: ## Chromium for the tests of the report's page, from Debian's packages 
 test-slurm: $(INSTALLED) ## Job scripts on a Slurm of two nodes, made for it (root, Debian)
 	$(TEST_ENV) $(BIN)/python -m pytest -m slurm tests/slurm
 
-chaos: $(INSTALLED) ## 140 faults at random moments: kills, hangs, signals; the table of docs/reliability.md
+chaos: $(INSTALLED) ## 140 faults at random moments: kills, hangs, disks, damaged files; the table of docs/reliability.md
 	$(TEST_ENV) $(BIN)/python -m tests.chaos.faults
 
 image: $(INSTALLED) ## mslt-ds:cpu, without a Docker engine (root, buildah)

@@ -73,13 +73,8 @@ def test_continuing(tmp_path: Path) -> None:
     output = run_page("continue.md", 4, tmp_path)
     before, after = (
         json.loads((tmp_path / "work" / "results" / name / "mlm.json").read_text())["all"]
-        for name in ("base", "continued")
+        for name in ("published", "continued")
     )
     assert after["predictions"] == before["predictions"]
     assert after["loss"] < before["loss"] - 0.1
     assert "plan.new_vocabulary: of 2,000 tokens, " in output
-    card = (tmp_path / "work/runs/continued/before_decay/README.md").read_text()
-    assert "at step 120 of 150, before the learning rate falls, not a finished one" in card
-    assert "| 1 | 2 | 2 | 120 of 150 | 32 | 32 |" in card
-    (checkpoint,) = (tmp_path / "work/runs/continued/checkpoints").glob("step_*120")
-    assert checkpoint.is_dir()
