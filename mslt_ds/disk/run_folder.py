@@ -124,7 +124,8 @@ class RunFolder:
         """Hand over a job that is done once the folder takes another file of the size of `name`."""
 
         def ask() -> None:
-            probe, size = self.path / ".room", max(1, (self.path / name).stat().st_size)
+            probe, file = self.path / ".room", self.path / name
+            size = file.stat().st_size if file.exists() else 1
             try:
                 probe.write_bytes(bytes(size))
             finally:
