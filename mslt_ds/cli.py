@@ -11,6 +11,7 @@ import argparse
 import importlib
 import io
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -66,12 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except MsltError as error:
         return report(error)
-    except BrokenPipeError:  # whoever read the output wants no more of it, as `head`
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # as a shell reports SIGINT
+
+
+def _reader_has_gone() -> bool:
+    """Whether whoever read the output wants no more of it, as `head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 if __name__ == "__main__":

@@ -78,3 +78,8 @@ def test_continuing(tmp_path: Path) -> None:
     assert after["predictions"] == before["predictions"]
     assert after["loss"] < before["loss"] - 0.1
     assert "plan.new_vocabulary: of 2,000 tokens, " in output
+    card = (tmp_path / "work/runs/continued/before_decay/README.md").read_text()
+    assert "at step 60 of 80, before the learning rate falls, not a finished one" in card
+    assert "| 2 | 6 | 6 | 20 of 40 | 32 | 16 |" in card
+    (checkpoint,) = (tmp_path / "work/runs/continued/checkpoints").glob("step_*60")
+    assert checkpoint.is_dir()
