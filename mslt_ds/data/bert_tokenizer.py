@@ -8,12 +8,13 @@ tokenizer.json gives the same ids, and all other words keep theirs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from mslt_ds.json_object import read_object
 
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 CONTINUES = "##"
@@ -101,12 +102,9 @@ def from_vocabulary_file(file: Path) -> Tokenizer:
 def read_settings(path: Path) -> dict[str, Any]:
     """The JSON object in the file, empty where there is none; ValueError names a file that holds no object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name}: no JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.name} holds a {type(found).__name__} instead of an object")
-    return found
+        return read_object(path) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path.name}: no JSON object: {error}") from None
 
 
 def _vocabulary_of_lines(file: Path) -> dict[str, int]:

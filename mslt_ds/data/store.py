@@ -24,7 +24,6 @@ come from a copy.
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from mslt_ds.errors import DataError
+from mslt_ds.json_object import read_object
 
 FORMAT = 2
 _MOST = 1 << 48  # tokens; the index of an epoch has room for as many sentences
@@ -219,20 +219,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise DataError(f"{path}: a file; expected the folder that `mslt-ds prepare` wrote")
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_object(path / MANIFEST)
     except FileNotFoundError:
         raise DataError(
             f"{path}: no {MANIFEST} here, so this isn't a token store, or its preparation was "
             "interrupted; run the same `mslt-ds prepare` again"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path / MANIFEST}: can't be read ({error}); prepare the store again"
         ) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+    if manifest.get("format") != FORMAT:
         raise DataError(
-            f"{path / MANIFEST}: format {found!r}, but this version reads format {FORMAT}; "
+            f"{path / MANIFEST}: format {manifest.get('format')!r}, but this version reads format {FORMAT}; "
             "prepare the store again"
         )
     if missing := [key for key in MANIFEST_KEYS if key not in manifest]:

@@ -20,6 +20,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from mslt_ds.atomic import replace_folder
+from mslt_ds.data.bert_tokenizer import read_settings
 from mslt_ds.data.tokenizer import PROBE, TOKENIZER_FILES, main_file
 from mslt_ds.disk import manifest
 from mslt_ds.disk.card import CARD_FILE
@@ -166,7 +167,10 @@ def _copy_tokenizer(source: Path, target: Path, config: PretrainedConfig) -> Non
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     path = target / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        settings = read_settings(path)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
     # The code that it names isn't copied.
     settings.pop("auto_map", None)
     # Without a class, AutoTokenizer goes by the model: an ALBERT's would be SentencePiece's.

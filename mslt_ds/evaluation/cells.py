@@ -23,6 +23,7 @@ from typing import Any
 from mslt_ds.atomic import replace_text
 from mslt_ds.errors import CheckpointError
 from mslt_ds.evaluation.grid import Cell
+from mslt_ds.json_object import read_object
 
 FOLDER = "cells"
 
@@ -46,12 +47,10 @@ class CellFolder:
         if not path.is_file():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_object(path)
             fingerprint = found["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckpointError(
-                f"{path}: damaged ({type(error).__name__}: {error}); remove this file, and it's made again"
-            ) from error
+        except (OSError, ValueError, KeyError) as error:
+            raise damaged(path, error) from error
         if fingerprint != self._fingerprints[cell.task]:
             raise CheckpointError(
                 f"{path}: made with another model, recipe or data than now; choose another "
@@ -83,6 +82,13 @@ class CellFolder:
 
     def _path(self, cell: Cell) -> Path:
         return self._folder / f"{cell.name}.json"
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """The error for a file of results that can't be read."""
+    return CheckpointError(
+        f"{path}: damaged ({type(error).__name__}: {error}); remove this file, and it's made again"
+    )
 
 
 def fingerprint(*parts: Any) -> str:

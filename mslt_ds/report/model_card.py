@@ -6,7 +6,6 @@ is the user's to state, so its field is a comment.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,15 @@ from typing import Any
 import yaml
 
 from mslt_ds.config.sections import ScheduleConfig
+from mslt_ds.data.bert_tokenizer import read_settings
 from mslt_ds.disk.card import write_card
 from mslt_ds.disk.run_folder import BEFORE_DECAY
 from mslt_ds.durations import duration
+from mslt_ds.errors import CheckpointError
 from mslt_ds.model.objective import Objective
 from mslt_ds.plan.schedule import decay_start
 from mslt_ds.report.record import RunRecord
-from mslt_ds.report.summary import load_snippet
+from mslt_ds.report.summary import load_snippet, read_config
 from mslt_ds.telemetry.metrics import eval_losses
 
 
@@ -56,7 +57,7 @@ def model_card(
     where, revision: what `from_pretrained` takes; None: the folder
     """
     folder = run.path / name
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     moment = _moment(run, name)
     ended = sum(stage.end_step <= moment.step for stage in run.stage_plan.stages)
     parts = [
@@ -128,9 +129,10 @@ def _metadata(run: RunRecord, folder: Path, scores: Sequence[Score]) -> str:
 def _mask_token(folder: Path) -> dict[str, str]:
     """What a reader of the card writes for a word to fill in, if the tokenizer's settings say it."""
     path = folder / "tokenizer_config.json"
-    found = (
-        json.loads(path.read_text(encoding="utf-8")).get("mask_token") if path.is_file() else None
-    )
+    try:
+        found = read_settings(path).get("mask_token")
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     token = found.get("content") if isinstance(found, dict) else found
     return {"mask_token": token} if token else {}
 

@@ -21,6 +21,7 @@ import yaml
 
 from mslt_ds.data.store import TokenStore
 from mslt_ds.errors import CheckpointError, DataError
+from mslt_ds.json_object import read_object
 from mslt_ds.model.objective import OBJECTIVES, Objective
 from mslt_ds.plan.stages import Plan, Stage
 from mslt_ds.telemetry import METRICS_FILE
@@ -61,10 +62,10 @@ class RunRecord:
         """CheckpointError if `path` isn't a run folder."""
         plan_file = _existing(path / PLAN_FILE)
         try:
-            plan = json.loads(plan_file.read_text(encoding="utf-8"))
+            plan = read_object(plan_file)
             stages = plan["stages"]
             assert stages and all(stage["depth"] and stage["steps"] for stage in stages)
-        except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise CheckpointError(
                 f"{plan_file}: not the plan of a run ({type(error).__name__}: {error}); "
                 "the run writes it when it starts"

@@ -11,7 +11,6 @@ the joint stage's median.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mslt_ds.errors import CheckpointError
+from mslt_ds.json_object import read_object
 from mslt_ds.model.families import auto_class
 from mslt_ds.report.record import RunRecord
 from mslt_ds.telemetry.metrics import eval_losses
@@ -129,13 +130,22 @@ def _conclusions(summary: RunSummary, run_dir: Path) -> list[str]:
                 f"held-out {name.upper()} loss: {loss:.3f}, {abs(entropy - loss):.3f} {side} it"
             )
     if summary.model is not None:
-        path = run_dir / summary.model.name / "config.json"
-        config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        folder = run_dir / summary.model.name  # from which a user may have moved the model
+        config = read_config(folder) if folder.is_dir() else {}
         snippet = load_snippet(config, str(summary.model))
         texts += [f"model: {summary.model}", *(f"  {line}" for line in snippet.splitlines())]
     else:
         texts.append("model: not written yet; the run hasn't ended")
     return texts
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model's config.json; CheckpointError if it can't be read."""
+    path = folder / "config.json"
+    try:
+        return read_object(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read ({error})") from error
 
 
 def load_snippet(config: Mapping[str, Any], where: str, revision: str = "main") -> str:

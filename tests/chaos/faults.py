@@ -120,7 +120,7 @@ class Chaos:
 
     def _meet(self, kind: Kind, scene: Scene) -> None:
         name, start = kind.__name__.replace("_", " "), scene.start
-        pids, done, saved = start.pids, steps_done(start.run_dir), steps_saved(start.run_dir)
+        pids, done = start.pids, steps_done(start.run_dir)
         try:
             seconds = kind(scene)
         except AssertionError as error:
@@ -132,15 +132,9 @@ class Chaos:
         if pids == start.pids and start.running():
             outcome.steps_lost.append(0)
         else:
-            done, saved = (
-                max(before, now)
-                for before, now in zip(
-                    (done, saved),
-                    (steps_done(start.run_dir), steps_saved(start.run_dir)),
-                    strict=True,
-                )
-            )
-            outcome.steps_lost.append(max(0, done - saved))
+            # A next start drops the lines of the steps that it repeats, and goes on from what is saved now.
+            done = max(done, steps_done(start.run_dir))
+            outcome.steps_lost.append(max(0, done - steps_saved(start.run_dir)))
 
     def count_not_finite(self, run_dir: Path) -> None:
         """Add what became of the spoiled batches of a run that is complete."""

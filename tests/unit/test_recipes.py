@@ -67,6 +67,21 @@ def test_twins_differ_in_the_method_alone(size, method):
     assert twin.model_copy(update=same) == config.model_copy(update=same)
 
 
+def test_what_the_evidence_proposes_differs_in_the_plan_alone():
+    late, first = (
+        load_recipe(CONFIGS / f"bert_base_{method}.yaml").config
+        for method in ("grow_late", "mslt_long_first")
+    )
+    assert stages(late) == [(4, 4, 880_000, 128), (12, 12, 120_000, 128)]
+    assert stages(first) == [
+        (4, 4, 600_000, 128),
+        *((depth, 4, 100_000, 128) for depth in (8, 12)),
+        (12, 12, 200_000, 128),
+    ]
+    same = {"name": "", "plan": None}
+    assert late.model_copy(update=same) == first.model_copy(update=same)
+
+
 def test_albert_is_trained_as_bert_is():
     albert = load_recipe(CONFIGS / "albert_base_mslt.yaml").config
     bert = load_recipe(CONFIGS / "bert_base_mslt.yaml").config

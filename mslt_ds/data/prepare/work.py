@@ -23,6 +23,7 @@ from mslt_ds.atomic import flush_to_disk
 from mslt_ds.data.prepare.documents import TextCounts
 from mslt_ds.data.store import MANIFEST, TOKENIZER
 from mslt_ds.errors import DataError
+from mslt_ds.json_object import read_object
 
 _FOLDER = "work"
 _JOB = "job.json"
@@ -75,11 +76,11 @@ class WorkFolder:
         """The job of the finished store or of the preparation that was begun here."""
         for path, key in ((self.output / MANIFEST, "job"), (self.path / _JOB, None)):
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = read_object(path)
                 return content if key is None else content[key]
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"{path}: can't be read ({error}); delete {self.output} and start anew"
                 ) from error
@@ -125,7 +126,7 @@ class WorkFolder:
         for file in range(count):
             path = self.path / f"{file:04d}.source.json"
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = read_object(path)
                 counts = TextCounts(**content.pop("counts"))
                 records.append(SourceRecord(**content, counts=counts))
             except FileNotFoundError:
@@ -133,7 +134,7 @@ class WorkFolder:
                     f"{path}: missing, so input {file + 1} of {count} wasn't read to its end; run "
                     "the shards that aren't done again"
                 ) from None
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"{path}: damaged ({error}); delete it and run the same `mslt-ds prepare` again"
                 ) from error

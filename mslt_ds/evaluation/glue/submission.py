@@ -19,18 +19,18 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from mslt_ds.atomic import replace_text
-from mslt_ds.evaluation.cells import fingerprint
+from mslt_ds.evaluation.cells import damaged, fingerprint
 from mslt_ds.evaluation.glue.examples import Examples
 from mslt_ds.evaluation.glue.runs import GlueRunner, Source
 from mslt_ds.evaluation.glue.tasks import DIAGNOSTIC, TASKS, Task
 from mslt_ds.evaluation.grid import Cell
 from mslt_ds.evaluation.progress import GridProgress
 from mslt_ds.evaluation.results import Results
+from mslt_ds.json_object import read_object
 
 ZIP = "submission.zip"
 FOLDER = "test"
@@ -87,10 +87,14 @@ def _task_files(
     )
     path = folder / f"{name}.json"
     if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if found["fingerprint"] == mark:
+        try:
+            found = read_object(path)
+            same, files = found["fingerprint"] == mark, found["files"]
+        except (OSError, ValueError, KeyError) as error:
+            raise damaged(path, error) from error
+        if same:
             progress.end(1, f"{name}  predicted already")
-            return found["files"]
+            return files
     task = TASKS[name]
     model, _ = runner.train(cell, lambda share, text: progress.step(cell.name, share, 1, text))
     files = {

@@ -84,7 +84,7 @@ def test_a_manifest_that_isnt_one(copy: Path):
     with pytest.raises(DataError, match="format 99, but this version reads format"):
         TokenStore.open(copy)
     (copy / MANIFEST).write_text("[1]")
-    with pytest.raises(DataError, match="format"):
+    with pytest.raises(DataError, match="a list instead of an object"):
         TokenStore.open(copy)
     (copy / MANIFEST).write_text("{")
     with pytest.raises(DataError, match="can't be read"):

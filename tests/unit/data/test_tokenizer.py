@@ -457,7 +457,7 @@ def test_a_token_for_what_is_unknown_that_isnt_in_the_vocabulary_is_refused(tmp_
     ("content", "problem"),
     [
         ("{", "tokenizer_config.json: no JSON"),
-        ("[1]", "tokenizer_config.json holds a list"),
+        ("[1]", "tokenizer_config.json: no JSON object: it holds a list"),
         ('{"do_lower_case": "yes"}', "tokenizer_config.json: do_lower_case: 'yes'"),
     ],
 )
