@@ -37,6 +37,9 @@ from mslt_ds.plan.stages import Stage
 from mslt_ds.state import TrainingState, Weights
 
 BEFORE_DECAY = "before_decay"
+_FOLDERS = (
+    "checkpoints", "stages", "stages/[0-9]*", "stages/*/start", "stages/*/end", BEFORE_DECAY, "model",
+)  # fmt: skip
 _WAIT_SECONDS, _CLOSE_SECONDS = 5.0, 60.0
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,10 @@ class RunFolder:
     lock: RunLock | None = None
 
     def describe(self, config: RunConfig, plan: dict[str, Any]) -> None:
-        """Make the folder, with the resolved recipe and the described plan."""
+        """Make the folder, with the resolved recipe and the described plan.
+
+        EnvironmentProblem if that fails, or a file is where the run will write a folder.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             replace_text(self.path / "recipe.yaml", config.to_yaml())
@@ -69,6 +75,12 @@ class RunFolder:
                 f"output_dir: {self.path} can't be written ({error.strerror or error}); free space, or "
                 "choose another output_dir"
             ) from error
+        places = (place for name in _FOLDERS for place in sorted(self.path.glob(name)))
+        if file := next((place for place in places if not place.is_dir()), None):
+            raise EnvironmentProblem(
+                f"{file}: a file, where the run writes a folder; move it away, or choose another "
+                "output_dir or name"
+            )
 
     def check_resumable(self, checkpoint: Path) -> bool:
         """True; CheckpointError unless it is this run's, DamageError where it is damaged."""

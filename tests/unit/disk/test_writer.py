@@ -18,9 +18,12 @@ from mslt_ds.disk.checkpoint import CheckpointFolder
 from mslt_ds.disk.run_folder import RunFolder
 from mslt_ds.disk.writer import Job, Writer
 from mslt_ds.errors import EnvironmentProblem
+from mslt_ds.recipe.loading import load_recipe
 from mslt_ds.state import TrainingState
 from mslt_ds.telemetry.metrics import MetricsWriter, read_lines
 from tests.volume import Volume
+
+ROOT = Path(__file__).parents[3]
 
 
 class Disk:
@@ -162,8 +165,29 @@ FAULTS = {
 }  # fmt: skip
 
 
+def folder_at(path: Path) -> RunFolder:
+    return RunFolder(
+        path, True, CheckpointFolder(path / "checkpoints", 1), {}, lambda _: BertConfig(), Path(), Writer(60),
+    )  # fmt: skip
+
+
 def state_at(step: int) -> TrainingState:
     return TrainingState(step, {"a": torch.full((STATE_FLOATS,), float(step))})
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "stages/1", "stages/2/end", "model"])
+def test_a_file_where_a_folder_belongs_is_named_before_the_first_step(tmp_path, name):
+    folder = folder_at(tmp_path)
+    config = load_recipe(ROOT / "configs" / "demo.yaml").config
+    folder.describe(config, {})
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    (tmp_path / "stages").mkdir(exist_ok=True)
+    (tmp_path / "stages" / "notes.txt").touch()  # a user's, which is in nobody's way
+    with pytest.raises(EnvironmentProblem, match=f"{name}: a file, where the run writes a folder"):
+        folder.describe(config, {})
+    (tmp_path / name).unlink()
+    folder.describe(config, {})
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -172,10 +196,7 @@ def test_the_run_goes_on_without_its_disk_and_loses_nothing(volume, fault, caplo
     caplog.set_level(logging.WARNING)
     run_dir = volume.path / "one"
     run_dir.mkdir()
-    folder = RunFolder(
-        run_dir, True, CheckpointFolder(run_dir / "checkpoints", 1), {}, lambda _: BertConfig(), Path(),
-        Writer(60),
-    )  # fmt: skip
+    folder = folder_at(run_dir)
     metrics = MetricsWriter(run_dir / "metrics.jsonl", 0)
 
     def step(number: int) -> None:
