@@ -90,13 +90,14 @@ def _take(options: argparse.Namespace, results: running.Results) -> running.Expe
     path = options.experiment or FOLDER / f"{options.scale}.yaml"
     experiment = load(path)
     text = path.read_text()
-    if results.experiment.exists() and results.experiment.read_text() != text:
-        raise DataError(
-            f"{results.experiment}: differs from {path}, so these are the results of another "
-            "experiment; choose another --output, or remove this file if they still belong together"
-        )
-    results.folder.mkdir(parents=True, exist_ok=True)
-    replace_text(results.experiment, text)
+    with results.alone():
+        if not results.experiment.exists():
+            replace_text(results.experiment, text)
+        elif results.experiment.read_text() != text:
+            raise DataError(
+                f"{results.experiment}: differs from {path}, so these are the results of another "
+                "experiment; choose another --output, or remove this file if they still belong together"
+            )
     return experiment
 
 

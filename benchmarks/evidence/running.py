@@ -13,6 +13,7 @@ Cells are runs that resume, so this program may be stopped and started at any mo
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import hashlib
 import json
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +36,7 @@ import torch
 from benchmarks.evidence.experiment import (
     Cell,
     Changes,
+    Corpus,
     Experiment,
     cells,
     checked,
@@ -92,6 +95,14 @@ class Results:
     def result(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.name}.json"
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Other processes that come here with these results wait for the block's end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def read(self) -> dict[Cell, dict[str, Any]]:
         """Finished cells -> their results."""
         found = {}
@@ -109,11 +120,15 @@ class Results:
 
 
 def prepare(experiment: Experiment, results: Results) -> None:
-    """Make the token stores where they are missing."""
-    corpus = experiment.corpus
+    """Make the token stores where they are missing; one of several processes does."""
     done = results.folder / "data" / ".done"
-    if done.exists():
-        return
+    with results.alone():
+        if not done.exists():
+            _make_stores(experiment.corpus, results)
+            done.touch()
+
+
+def _make_stores(corpus: Corpus, results: Results) -> None:
     data = results.folder / "data"
     shutil.rmtree(data, ignore_errors=True)
     train, held_out = corpus.train, corpus.held_out
@@ -127,7 +142,6 @@ def prepare(experiment: Experiment, results: Results) -> None:
           "--vocab-size", str(corpus.vocab_size))  # fmt: skip
     _call(*command, "--input", *held_out, "--output", str(results.valid),
           "--tokenizer", str(results.train))  # fmt: skip
-    done.touch()
 
 
 def run(

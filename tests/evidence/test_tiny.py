@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,14 @@ def evidence(command: str, output: Path, *options: str) -> str:
 
 @pytest.mark.slow
 def test_from_text_to_tables_with_a_stop_in_between(tmp_path: Path):
-    stopped = evidence("run", tmp_path, "--hours", "0.0005")
-    assert "the same command goes on" in stopped
+    # Two that begin at once, and are stopped.
+    with ThreadPoolExecutor() as pool:
+        starts = [
+            pool.submit(evidence, "run", tmp_path, "--shard", f"{i}/2", "--hours", "0.0005")
+            for i in (1, 2)
+        ]
+    for start in starts:
+        assert "the same command goes on" in start.result()
     assert evidence("run", tmp_path).endswith("as far as the results so far decide: 0\n")
     cells = {path: json.loads(path.read_text()) for path in (tmp_path / "cells").rglob("*.json")}
     # Four to tune, eight of which two are tuned ones, two checks, a variant, a final.
