@@ -4,13 +4,15 @@ A model is worse just after it has grown. How much worse predicts little about i
 loss some hundred steps later predicts much (Karp et al. 2024, "Landscape-Aware Growing: The Power of a
 Little LAG", arXiv 2406.02469). So each operator grows the same model, the grown models train for the same
 steps on the same batches, and their held-out losses are compared. Each is a run of the main program, kept
-below the output folder: a probe that was stopped resumes.
+below the output folder: a probe that was stopped resumes. The folder knows what it is about, so it never
+answers another question.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import shutil
 import subprocess
@@ -20,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
 from mslt_ds import paths
 from mslt_ds.atomic import replace_text
 from mslt_ds.config import strict_yaml
@@ -27,7 +31,8 @@ from mslt_ds.config.sections import Operator
 from mslt_ds.data.store import TokenStore
 from mslt_ds.disk import checkpoint
 from mslt_ds.disk.model_folder import load_weights, read_config, save_weights
-from mslt_ds.errors import CheckpointError, MsltError, RecipeError
+from mslt_ds.errors import CheckpointError, DivergenceError, MsltError, RecipeError
+from mslt_ds.json_object import read_object
 from mslt_ds.plan.methods import WHOLE_MODEL_OPERATORS
 from mslt_ds.recipe.loading import Recipe, load_recipe
 from mslt_ds.recipe.rules import growth_problem
@@ -52,7 +57,9 @@ class Trial:
 
     @property
     def name(self) -> str:
-        return f"{self.operator}_{self.learning_rate:.3g}"
+        return f"{self.operator}_{self.learning_rate:.3g}".replace(
+            "+", ""
+        )  # a run's name has no "+"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     trainable = arguments.trainable_layers or depth
     trials = _trials(arguments, recipe, depth_from, depth, trainable)
     output = arguments.output or run_dir / "probe" / str(arguments.steps)
+    _claim(output, _question(recipe, weights, depth, trainable, arguments.steps))
     for trial in trials:
         if _finished(output / trial.name):
             continue
@@ -129,6 +137,39 @@ def _read(folder: Path, states: StageStates) -> tuple[int, Weights]:
         return read_config(folder).num_hidden_layers, load_weights(folder)
     state = checkpoint.load(folder, states.shapes_after)
     return states.plan.stage_at(max(0, state.step - 1)).depth, state.weights
+
+
+def _question(
+    recipe: Recipe, weights: Weights, depth: int, trainable: int, steps: int
+) -> dict[str, Any]:
+    """What the trials of one output folder share."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    keys = json.dumps(recipe.config.model_dump(mode="json"), sort_keys=True)
+    return {
+        "weights of --checkpoint": digest.hexdigest()[:16],
+        "recipe of its run": hashlib.sha256(keys.encode()).hexdigest()[:16],
+        "--depth": depth, "--trainable-layers": trainable, "--steps": steps,
+    }  # fmt: skip
+
+
+def _claim(output: Path, question: dict[str, Any]) -> None:
+    """Make the folder; CheckpointError if it holds trials that don't compare with these."""
+    path = output / "question.json"
+    try:
+        found = read_object(path) if path.exists() else question
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: can't be read ({error}); choose another --output"
+        ) from error
+    if other := sorted(key for key in question if question[key] != found.get(key)):
+        raise CheckpointError(
+            f"{output}: holds trials of another {' and another '.join(other)}; choose another --output"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(question, indent=1) + "\n")
 
 
 def _trials(
@@ -194,7 +235,6 @@ def _changes(
 def _train(
     recipe: Recipe, changes: dict[str, Any], start: Path, output: Path, trial: Trial
 ) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     changes["name"], changes["output_dir"] = trial.name, str(output)
     changes["plan"]["init_from"] = str(start)
     file, log = output / f"{trial.name}.yaml", output / f"{trial.name}.log"
@@ -204,7 +244,9 @@ def _train(
         code = subprocess.run(
             command, stdout=sink, stderr=subprocess.STDOUT, check=False
         ).returncode
-    if code and not _diverged(output / trial.name):
+    if code == DivergenceError.exit_code:
+        _diverged(output / trial.name).touch()
+    elif code:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-10:])
         raise ProbeError(f"{trial.name} ended with exit code {code}; {log}:\n{tail}")
 
@@ -215,14 +257,13 @@ def _lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _finished(run_dir: Path) -> bool:
-    return any(line.get("event") == "run_end" for line in _lines(run_dir)) or _diverged(run_dir)
+    ended = any(line.get("event") == "run_end" for line in _lines(run_dir))
+    return ended or _diverged(run_dir).exists()
 
 
-def _diverged(run_dir: Path) -> bool:
-    """Whether the run gave up, because its numbers went wrong again and again."""
-    return any(line.get("event") == "rolled_back" for line in _lines(run_dir)) and not any(
-        line.get("event") == "run_end" for line in _lines(run_dir)
-    )
+def _diverged(run_dir: Path) -> Path:
+    """The file that is there once the trial has diverged."""
+    return run_dir.with_name(f"{run_dir.name}.diverged")
 
 
 def _row(trial: Trial, run_dir: Path) -> dict[str, Any]:
@@ -237,7 +278,9 @@ def _row(trial: Trial, run_dir: Path) -> dict[str, Any]:
         "first_loss": losses[0] if losses else None,
         "highest_loss": max(known, default=None),
         "last_loss": losses[-1] if losses else None,
-        "held_out_loss": float("inf") if _diverged(run_dir) or not held_out else held_out[-1],
+        "held_out_loss": float("inf")
+        if _diverged(run_dir).exists() or not held_out
+        else held_out[-1],
     }
 
 
@@ -274,7 +317,8 @@ def _draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
     axes.set_xlabel("steps after growth")
     axes.set_ylabel("training loss (nats)")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(suffix), dpi=150)
     plt.close(figure)

@@ -11,7 +11,7 @@ Cells come in parts, because later ones depend on the losses of earlier ones:
     main      every method at its tuned rate, every budget, every seed
     check     the tuned rate's neighbours in the grid at the largest budget, the first seed
     variants  one factor changed, at the smallest budget, the first seed
-    finals    the best `finalists` variants at the largest budget, the first seed
+    finals    the `finalists` variants that gain most over their method, at the largest budget, the first seed
 """
 
 from __future__ import annotations
@@ -168,10 +168,15 @@ def parts(experiment: Experiment, losses: Losses) -> dict[str, list[Cell]]:
             if (rate := rates[variant.of]) is not None
         ],
     }
+
+    def gain(cell: Cell) -> float:
+        method = experiment.variants[cell.method].of
+        return losses[cell] - losses[Cell(method, cell.budget, cell.learning_rate, first)]
+
     done = [cell for cell in found["variants"] if cell in losses]
     finals = []
     if len(done) == len(experiment.variants):
-        best = sorted(done, key=lambda cell: losses[cell])[: experiment.finalists]
+        best = sorted(done, key=gain)[: experiment.finalists]
         finals = [Cell(cell.method, large, cell.learning_rate, first) for cell in best]
     return found | {"finals": finals}
 
@@ -209,7 +214,11 @@ def recipe_of(experiment: Experiment, cell: Cell, vocab_size: int) -> Changes:
 
 def steps_within(experiment: Experiment, cell: Cell, budget: float, vocab_size: int) -> int:
     """The most steps whose FLOPs are at most `budget`."""
-    fewest = len(_with_steps(experiment, cell, 1)["plan"].get("stages") or ()) or 16
+    plan = merged(experiment.recipe, experiment.changes_of(cell.method))["plan"]
+    stages = plan.get("stages") or ()
+    # A stage has at least a step, and more than it takes to warm up.
+    warm = [math.ceil((s["warmup_steps"] + 1) / s["share"]) for s in stages if "warmup_steps" in s]
+    fewest = max([len(stages) or 16, *warm])
     low, high = fewest, fewest + 1
     while flops(experiment, cell, high, vocab_size) <= budget:
         low, high = high, 2 * high

@@ -100,7 +100,13 @@ class Results:
         """Other processes that come here with these results wait for the block's end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(
+                    f"{self.folder}: waits for another process, which prepares the text", flush=True
+                )
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def read(self) -> dict[Cell, dict[str, Any]]:
@@ -138,6 +144,7 @@ def _make_stores(corpus: Corpus, results: Results) -> None:
         train, held_out = [str(data / "text/train.txt")], [str(data / "text/heldout.txt")]
     assert train is not None and held_out is not None  # Corpus checks it
     command = ["-m", "mslt_ds.cli", "prepare"]
+    train, held_out = ([str(Path(name).resolve()) for name in names] for names in (train, held_out))
     _call(*command, "--input", *train, "--output", str(results.train),
           "--vocab-size", str(corpus.vocab_size))  # fmt: skip
     _call(*command, "--input", *held_out, "--output", str(results.valid),
@@ -159,8 +166,8 @@ def run(
     hours: after which a running cell is stopped, with a checkpoint; None: no limit
     keep: the runs of finished cells, which hold their models
     """
-    prepare(experiment, results)
     end = None if hours is None else time.monotonic() + 3600 * hours
+    prepare(experiment, results)
     vocab_size = TokenStore.open(results.train).vocab_size
     # A result decides which cells follow, so the list is made anew after each.
     while cell := next(_missing(experiment, results, pattern, shard), None):

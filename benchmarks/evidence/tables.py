@@ -57,13 +57,14 @@ class Evidence:
     def hours(self, cell: Cell) -> float | None:
         """The sum of the cell's step times on a quiet machine; None if they weren't measured."""
         seconds = self.timing.get(cell.method)
-        if seconds is None:
+        if seconds is None or self.results[cell]["diverged"]:
             return None
         stages = self.results[cell]["stages"]
         return sum(s * stage["steps"] for s, stage in zip(seconds, stages, strict=True)) / 3600
 
     def left_plateau(self, cell: Cell) -> float | None:
-        """The share of the cell's steps after which it has left the plateau, as reports count it."""
+        """The share of the cell's steps after which it has left the plateau: by the rule of reports, on the thinned
+        curve of its result."""
         result = self.results[cell]
         if result["diverged"]:
             return None
@@ -92,16 +93,13 @@ def budgets(evidence: Evidence) -> Table:
         losses = [evidence.loss(cell) or math.nan for cell in cells]
         result = evidence.results[cells[0]]
         hours = evidence.hours(cells[0])
-        left = [evidence.left_plateau(cell) for cell in cells]
-        known = [share for share in left if share is not None]
-        share = statistics.mean(known) if len(known) == len(left) else None
         rows.append(
             [
                 number("{:,}", budget), method, number("{:.3g}", cells[0].learning_rate),
-                str(len(cells)), number("{:.3f}", statistics.mean(losses)), _spread(losses),
+                str(len(cells)), _loss(statistics.mean(losses)), _spread(losses),
                 number("{:.3g}", result["flops"]), number("{:,}", result["steps"]),
                 number("{:.1f}", None if hours is None else hours * 60),
-                "never" if share is None else number("{:.0%}", share),
+                _left([evidence.left_plateau(cell) for cell in cells]),
             ]
         )  # fmt: skip
     header = [
@@ -136,7 +134,7 @@ def reached(evidence: Evidence) -> Table:
             least = budget <= experiment.budgets[0]
             ratio = budget / experiment.budgets[-1]
             share = f"{'at most ' if least else ''}{ratio:.0%}"
-            minutes = _share_of_time(evidence, method, ratio)
+            minutes = f"{'at most ' if least else ''}{_share_of_time(evidence, method, ratio)}"
         rows.append([method, number("{:.3f}", goal), share, minutes])
     header = [
         "method", f"loss of {experiment.reference} at the largest budget", "share of its FLOPs",
@@ -158,13 +156,17 @@ def crossing(points: Sequence[tuple[float, float]], goal: float) -> float | None
 
 
 def _share_of_time(evidence: Evidence, method: str, share_of_flops: float) -> str:
+    """By the time for a FLOP at the largest budgets that are done."""
     experiment = evidence.experiment
-    largest = experiment.budgets[-1]
-    own, reference = evidence.at(method, largest), evidence.at(experiment.reference, largest)
-    if not own or not reference:
-        return ""
-    time, whole = evidence.hours(own[0]), evidence.hours(reference[0])
-    return "" if time is None or whole is None else f"{share_of_flops * time / whole:.0%}"
+    costs = []
+    for name in (method, experiment.reference):
+        cell = [c for budget in experiment.budgets for c in evidence.at(name, budget)[:1]][-1]
+        hours = evidence.hours(cell)
+        if hours is None:
+            return ""
+        costs.append(hours / evidence.results[cell]["flops"])
+    own, reference = costs
+    return f"{share_of_flops * own / reference:.0%}"
 
 
 def rates(evidence: Evidence) -> Table:
@@ -258,6 +260,16 @@ def fine_tuning(models: Mapping[str, Results]) -> Table:
         ["model", *header],
         rows,
     )  # fmt: skip
+
+
+def _left(shares: Sequence[float | None]) -> table.Cell:
+    """After which share of their steps the seeds left the plateau: the mean of those that did."""
+    known = [share for share in shares if share is not None]
+    if not known:
+        return table.Cell(None, "never")
+    mean = statistics.mean(known)
+    told = f" ({len(known)} of {len(shares)} seeds)" if len(known) < len(shares) else ""
+    return table.Cell(mean, f"{mean:.0%}{told}")
 
 
 def _spread(losses: Sequence[float]) -> str:

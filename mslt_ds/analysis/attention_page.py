@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from mslt_ds.analysis.drawing import Drawing
 from mslt_ds.analysis.page import Section
 from mslt_ds.analysis.table import MISSING, Table, make_table, number
 from mslt_ds.errors import RecipeError
+from mslt_ds.json_object import read_object
 
 if TYPE_CHECKING:
     from mslt_ds.analysis.attention import Findings
@@ -37,8 +37,8 @@ def read_findings(folder: Path) -> Findings:
 
     path = folder / ATTENTION_FILE if folder.is_dir() else folder
     try:
-        return Findings(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return Findings(**read_object(path))
+    except (OSError, ValueError, TypeError) as error:
         raise RecipeError(
             f"--attention: {folder}: no {ATTENTION_FILE} that can be read; name the --output of "
             "`mslt-ds attention`"

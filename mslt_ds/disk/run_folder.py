@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,9 +38,9 @@ from mslt_ds.plan.stages import Stage
 from mslt_ds.state import TrainingState, Weights
 
 BEFORE_DECAY = "before_decay"
-_FOLDERS = (
-    "checkpoints", "stages", "stages/[0-9]*", "stages/*/start", "stages/*/end", BEFORE_DECAY, "model",
-)  # fmt: skip
+_FOLDERS = re.compile(
+    rf"checkpoints|stages|stages/[0-9]+|stages/[0-9]+/(start|end)|{BEFORE_DECAY}|model"
+)
 _WAIT_SECONDS, _CLOSE_SECONDS = 5.0, 60.0
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,12 @@ class RunFolder:
 
         EnvironmentProblem if that fails, or a file is where the run will write a folder.
         """
+        for place in (found for depth in ("*", "*/*", "*/*/*") for found in self.path.glob(depth)):
+            if _FOLDERS.fullmatch(str(place.relative_to(self.path))) and not place.is_dir():
+                raise EnvironmentProblem(
+                    f"{place}: a file, where the run writes a folder; move it away, or choose another "
+                    "output_dir or name"
+                )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             replace_text(self.path / "recipe.yaml", config.to_yaml())
@@ -75,12 +82,6 @@ class RunFolder:
                 f"output_dir: {self.path} can't be written ({error.strerror or error}); free space, or "
                 "choose another output_dir"
             ) from error
-        places = (place for name in _FOLDERS for place in sorted(self.path.glob(name)))
-        if file := next((place for place in places if not place.is_dir()), None):
-            raise EnvironmentProblem(
-                f"{file}: a file, where the run writes a folder; move it away, or choose another "
-                "output_dir or name"
-            )
 
     def check_resumable(self, checkpoint: Path) -> bool:
         """True; CheckpointError unless it is this run's, DamageError where it is damaged."""

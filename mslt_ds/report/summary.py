@@ -131,7 +131,7 @@ def _conclusions(summary: RunSummary, run_dir: Path) -> list[str]:
             )
     if summary.model is not None:
         folder = run_dir / summary.model.name  # from which a user may have moved the model
-        config = read_config(folder) if folder.is_dir() else {}
+        config = read_config(folder) if (folder / "config.json").is_file() else {}
         snippet = load_snippet(config, str(summary.model))
         texts += [f"model: {summary.model}", *(f"  {line}" for line in snippet.splitlines())]
     else:

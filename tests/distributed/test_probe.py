@@ -58,6 +58,26 @@ def test_the_best_operator_after_some_steps(finished, tmp_path, capsys):
         "--steps", 6, "--output", tmp_path / "out",
     ) == 0  # fmt: skip
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    # Another question isn't answered by these trials.
+    for options, other in (
+        (["--checkpoint", finished / "stages/1/start", "--steps", 6], "weights of --checkpoint"),
+        (["--checkpoint", finished / "stages/1/end", "--steps", 8], "--steps"),
+    ):  # fmt: skip
+        wanted = ["--operators", "copy_top", "--output", tmp_path / "out"]
+        assert probe(*options, *wanted) != 0
+        assert f"another {other}" in capsys.readouterr().err
+
+
+def test_a_trial_that_diverges_is_told_and_not_trained_again(finished, tmp_path, capsys):
+    arguments = [
+        "--checkpoint", finished / "stages/1/end", "--operators", "copy_top", "--steps", 60,
+        "--learning-rates", "1e30", "--output", tmp_path / "out",
+    ]  # fmt: skip
+    assert probe(*arguments) == 0
+    assert "all diverged" in capsys.readouterr().out
+    before = (tmp_path / "out" / "copy_top_1e30.log").stat().st_mtime_ns
+    assert probe(*arguments) == 0
+    assert (tmp_path / "out" / "copy_top_1e30.log").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(

@@ -36,16 +36,19 @@ def test_from_text_to_tables_with_a_stop_in_between(tmp_path: Path):
         assert "the same command goes on" in start.result()
     assert evidence("run", tmp_path).endswith("as far as the results so far decide: 0\n")
     cells = {path: json.loads(path.read_text()) for path in (tmp_path / "cells").rglob("*.json")}
-    # Four to tune, eight of which two are tuned ones, two checks, a variant, a final.
-    assert len(cells) == 4 + 8 - 2 + 2 + 1 + 1
+    # Four to tune, four of which two are tuned ones, two checks, a variant, a final.
+    assert len(cells) == 4 + 4 - 2 + 2 + 1 + 1
     flops = {c["cell"]["budget"]: [] for c in cells.values()}
     for cell in cells.values():
         flops[cell["cell"]["budget"]].append(cell["flops"])
     for budget in flops.values():
         assert min(budget) > 0.9 * max(budget)
     # A cell that is trained again has the same weights, and keeps its run.
-    assert "equal weights" in evidence("again", tmp_path, "--cells", "mslt/80/*/2")
-    assert len(list((tmp_path / "again").glob("mslt_80_*_2/model"))) == 1
+    assert "equal weights" in evidence("again", tmp_path, "--cells", "mslt_random/80/*")
+    assert len(list((tmp_path / "again").glob("mslt_random_80_*/model"))) == 1
+    assert (
+        evidence("show", tmp_path.parent).count("finals: 1 of 1 cells") == 1
+    )  # a folder of such folders
     shown = evidence("show", tmp_path)
     assert "finals: 1 of 1 cells" in shown
     written = {path.stem for path in (tmp_path / "tables").glob("*.md")}

@@ -1,0 +1,57 @@
+"""The hours that an experiment's cells would take on GPUs: arithmetic, as `mslt-ds plan` does it for a recipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from benchmarks.evidence.experiment import Cell, Experiment, checked, recipe_of
+from mslt_ds.errors import RecipeError
+from mslt_ds.plan import hardware
+from mslt_ds.plan.hours import Cluster, Model, nodes
+
+
+def cluster(gpu: str, gpus: int, network: str | None) -> Cluster:
+    """RecipeError where the words don't describe one."""
+    if (gpus > hardware.GPUS_PER_NODE) != (network is not None):
+        raise RecipeError(
+            f"--network: {network}, for {nodes(gpus)} nodes of {hardware.GPUS_PER_NODE} GPUs; give a node's "
+            "bandwidth where there are several, for example 100gbit"
+        )
+    return Cluster(gpus, hardware.gpu(gpu), network and hardware.network_bandwidth(network))
+
+
+def predicted(experiment: Experiment, on: Cluster) -> str:
+    """Hours of a cell of each method at each budget, and of the parts that no result decides."""
+    rate, seed = experiment.learning_rates[0], experiment.seeds[0]
+    hours = {
+        (method, budget): hours_of(experiment, Cell(method, budget, rate, seed), on)
+        for method in [*experiment.methods, *experiment.variants]
+        for budget in experiment.budgets
+    }
+    lines = ["".join([f"{'hours of a cell':<24}", *(f"{b:>12,}" for b in experiment.budgets)])]
+    lines += [
+        "".join([f"{method:<24}", *(f"{hours[method, b]:>12.3g}" for b in experiment.budgets)])
+        for method in [*experiment.methods, *experiment.variants]
+    ]
+    small, large = experiment.budgets[0], experiment.budgets[-1]
+    parts: Counter[str] = Counter()
+    for method in experiment.methods:
+        parts["tune"] += len(experiment.learning_rates) * hours[method, small]
+        parts["main"] += len(experiment.seeds) * sum(hours[method, b] for b in experiment.budgets)
+        parts["check, at most"] += min(2, len(experiment.learning_rates) - 1) * hours[method, large]
+    for name in experiment.variants:
+        parts["variants"] += hours[name, small]
+    lines += [
+        f"{name}: {part:.3g} hours, {on.gpus * part:.3g} GPU-hours" for name, part in parts.items()
+    ]
+    return "\n".join(lines)
+
+
+def hours_of(experiment: Experiment, cell: Cell, on: Cluster) -> float:
+    """The sum of the cell's step times on a cluster."""
+    vocab_size = experiment.corpus.vocab_size
+    recipe = checked(recipe_of(experiment, cell, vocab_size))
+    recipe.check_world(on.gpus)
+    model = Model(recipe.config, vocab_size, recipe.zero_stage)
+    seconds = (stage.steps * model.step_seconds(stage, on).total for stage in recipe.plan.stages)
+    return sum(seconds) / 3600
