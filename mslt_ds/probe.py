@@ -146,7 +146,7 @@ def _question(
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     keys = json.dumps(recipe.config.model_dump(mode="json"), sort_keys=True)
     return {
         "weights of --checkpoint": digest.hexdigest()[:16],

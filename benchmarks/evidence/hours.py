@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 
 from benchmarks.evidence.experiment import Cell, Experiment, checked, recipe_of
 from mslt_ds.errors import RecipeError
@@ -17,7 +17,8 @@ def cluster(gpu: str, gpus: int, network: str | None) -> Cluster:
             f"--network: {network}, for {nodes(gpus)} nodes of {hardware.GPUS_PER_NODE} GPUs; give a node's "
             "bandwidth where there are several, for example 100gbit"
         )
-    return Cluster(gpus, hardware.gpu(gpu), network and hardware.network_bandwidth(network))
+    bandwidth = None if network is None else hardware.network_bandwidth(network)
+    return Cluster(gpus, hardware.gpu(gpu), bandwidth)
 
 
 def predicted(experiment: Experiment, on: Cluster) -> str:
@@ -34,7 +35,7 @@ def predicted(experiment: Experiment, on: Cluster) -> str:
         for method in [*experiment.methods, *experiment.variants]
     ]
     small, large = experiment.budgets[0], experiment.budgets[-1]
-    parts: Counter[str] = Counter()
+    parts: dict[str, float] = defaultdict(float)
     for method in experiment.methods:
         parts["tune"] += len(experiment.learning_rates) * hours[method, small]
         parts["main"] += len(experiment.seeds) * sum(hours[method, b] for b in experiment.budgets)
