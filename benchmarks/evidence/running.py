@@ -171,6 +171,9 @@ def run(
     vocab_size = TokenStore.open(results.train).vocab_size
     # A result decides which cells follow, so the list is made anew after each.
     while cell := next(_missing(experiment, results, pattern, shard), None):
+        if end is not None and time.monotonic() > end:
+            print(f"stopped before {cell.name}; the same command goes on")
+            break
         print(f"{time.strftime('%H:%M:%S')} {cell.name}", flush=True)
         if not _run_cell(experiment, results, cell, vocab_size, end, keep=keep):
             print(f"stopped in {cell.name}; the same command goes on")
@@ -336,7 +339,9 @@ def _wait(process: subprocess.Popen[bytes], end: float | None) -> int:
     asked = False
     while True:
         try:
-            return process.wait(timeout=1)
+            code = process.wait(timeout=1)
+            # Asked within its first seconds, it ends by the signal itself; nothing is lost.
+            return EXIT_CODE_STOPPED if asked and code == -signal.SIGTERM else code
         except subprocess.TimeoutExpired:
             if end is not None and time.monotonic() > end and not asked:
                 process.send_signal(signal.SIGTERM)

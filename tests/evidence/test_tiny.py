@@ -34,6 +34,8 @@ def test_from_text_to_tables_with_a_stop_in_between(tmp_path: Path):
         ]
     for start in starts:
         assert "the same command goes on" in start.result()
+    assert sum("documents" in start.result() for start in starts) == 1  # one prepared the text
+    assert "stopped in" in evidence("run", tmp_path, "--hours", "0.001")
     assert evidence("run", tmp_path).endswith("as far as the results so far decide: 0\n")
     cells = {path: json.loads(path.read_text()) for path in (tmp_path / "cells").rglob("*.json")}
     # Four to tune, four of which two are tuned ones, two checks, a variant, a final.
