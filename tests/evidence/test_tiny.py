@@ -26,18 +26,19 @@ def evidence(command: str, output: Path, *options: str) -> str:
 
 @pytest.mark.slow
 def test_from_text_to_tables_with_a_stop_in_between(tmp_path: Path):
+    folder = tmp_path / "tiny"
     # Two that begin at once, and are stopped.
     with ThreadPoolExecutor() as pool:
         starts = [
-            pool.submit(evidence, "run", tmp_path, "--shard", f"{i}/2", "--hours", "0.0005")
+            pool.submit(evidence, "run", folder, "--shard", f"{i}/2", "--hours", "0.0005")
             for i in (1, 2)
         ]
     for start in starts:
         assert "the same command goes on" in start.result()
     assert sum("documents" in start.result() for start in starts) == 1  # one prepared the text
-    assert "stopped in" in evidence("run", tmp_path, "--hours", "0.001")
-    assert evidence("run", tmp_path).endswith("as far as the results so far decide: 0\n")
-    cells = {path: json.loads(path.read_text()) for path in (tmp_path / "cells").rglob("*.json")}
+    assert "stopped in" in evidence("run", folder, "--hours", "0.001")
+    assert evidence("run", folder).endswith("as far as the results so far decide: 0\n")
+    cells = {path: json.loads(path.read_text()) for path in (folder / "cells").rglob("*.json")}
     # Four to tune, four of which two are tuned ones, two checks, a variant, a final.
     assert len(cells) == 4 + 4 - 2 + 2 + 1 + 1
     flops = {c["cell"]["budget"]: [] for c in cells.values()}
@@ -46,13 +47,11 @@ def test_from_text_to_tables_with_a_stop_in_between(tmp_path: Path):
     for budget in flops.values():
         assert min(budget) > 0.9 * max(budget)
     # A cell that is trained again has the same weights, and keeps its run.
-    assert "equal weights" in evidence("again", tmp_path, "--cells", "mslt_random/80/*")
-    assert len(list((tmp_path / "again").glob("mslt_random_80_*/model"))) == 1
-    assert (
-        evidence("show", tmp_path.parent).count("finals: 1 of 1 cells") == 1
-    )  # a folder of such folders
-    shown = evidence("show", tmp_path)
+    assert "equal weights" in evidence("again", folder, "--cells", "mslt_random/80/*")
+    assert len(list((folder / "again").glob("mslt_random_80_*/model"))) == 1
+    assert evidence("show", tmp_path).count("finals: 1 of 1 cells") == 1  # a folder of such folders
+    shown = evidence("show", folder)
     assert "finals: 1 of 1 cells" in shown
-    written = {path.stem for path in (tmp_path / "tables").glob("*.md")}
+    written = {path.stem for path in (folder / "tables").glob("*.md")}
     assert written == {"budgets", "reached", "rates", "check", "variants"}
-    assert "<table" in (tmp_path / "index.html").read_text()
+    assert "<table" in (folder / "index.html").read_text()
