@@ -53,6 +53,8 @@ def hours_of(experiment: Experiment, cell: Cell, on: Cluster) -> float:
     vocab_size = experiment.corpus.vocab_size
     recipe = checked(recipe_of(experiment, cell, vocab_size))
     recipe.check_world(on.gpus)
+    if recipe.config.train.precision == "bf16" and not on.gpu.has_bf16:
+        raise RecipeError("recipe.train.precision: bf16, which these GPUs don't have; choose fp16")
     model = Model(recipe.config, vocab_size, recipe.zero_stage)
     seconds = (stage.steps * model.step_seconds(stage, on).total for stage in recipe.plan.stages)
     return sum(seconds) / 3600

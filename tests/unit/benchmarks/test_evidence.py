@@ -81,6 +81,8 @@ def test_the_hours_of_a_cell_follow_from_its_steps():
     assert hours[1] == pytest.approx(2 * hours[0])
     text = predicted(experiment, eight)
     assert "tune: " in text and "GPU-hours" in text
+    with pytest.raises(RecipeError, match="bf16, which these GPUs don't have"):
+        predicted(experiment, cluster("v100", 8, None))
     with pytest.raises(RecipeError, match="--network: None, for 2 nodes"):
         cluster("h100", 16, None)
 
