@@ -22,15 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
 from mslt_ds import paths
 from mslt_ds.atomic import replace_text
 from mslt_ds.config import strict_yaml
 from mslt_ds.config.sections import Operator
 from mslt_ds.data.store import TokenStore
 from mslt_ds.disk import checkpoint
-from mslt_ds.disk.model_folder import load_weights, read_config, save_weights
+from mslt_ds.disk.model_folder import load_weights, read_config, save_weights, weights_digest
 from mslt_ds.errors import CheckpointError, DivergenceError, MsltError, RecipeError
 from mslt_ds.json_object import read_object
 from mslt_ds.plan.methods import WHOLE_MODEL_OPERATORS
@@ -57,9 +55,8 @@ class Trial:
 
     @property
     def name(self) -> str:
-        return f"{self.operator}_{self.learning_rate:.3g}".replace(
-            "+", ""
-        )  # a run's name has no "+"
+        rate = f"{self.learning_rate:.3g}".replace("+", "")  # which a run's name can't have
+        return f"{self.operator}_{rate}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,13 +140,9 @@ def _question(
     recipe: Recipe, weights: Weights, depth: int, trainable: int, steps: int
 ) -> dict[str, Any]:
     """What the trials of one output folder share."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     keys = json.dumps(recipe.config.model_dump(mode="json"), sort_keys=True)
     return {
-        "weights of --checkpoint": digest.hexdigest()[:16],
+        "weights of --checkpoint": weights_digest(weights),
         "recipe of its run": hashlib.sha256(keys.encode()).hexdigest()[:16],
         "--depth": depth, "--trainable-layers": trainable, "--steps": steps,
     }  # fmt: skip
@@ -272,15 +265,14 @@ def _row(trial: Trial, run_dir: Path) -> dict[str, Any]:
     losses = [token_loss(line) for line in lines if "event" not in line]
     held_out = [token_loss(line) for line in lines if line.get("event") == "stage_end"]
     known = [loss for loss in losses if loss is not None]
+    has_ended = held_out and not _diverged(run_dir).exists()
     return {
         "operator": trial.operator,
         "learning_rate": trial.learning_rate,
         "first_loss": losses[0] if losses else None,
         "highest_loss": max(known, default=None),
         "last_loss": losses[-1] if losses else None,
-        "held_out_loss": float("inf")
-        if _diverged(run_dir).exists() or not held_out
-        else held_out[-1],
+        "held_out_loss": held_out[-1] if has_ended else float("inf"),
     }
 
 

@@ -48,7 +48,7 @@ from benchmarks.evidence.experiment import (
 from mslt_ds.atomic import replace_text
 from mslt_ds.config import strict_yaml
 from mslt_ds.data.store import TokenStore
-from mslt_ds.disk.model_folder import load_weights
+from mslt_ds.disk.model_folder import load_weights, weights_digest
 from mslt_ds.distributed.signals import EXIT_CODE_STOPPED
 from mslt_ds.distributed.world import device_name
 from mslt_ds.errors import DivergenceError, MsltError
@@ -384,21 +384,12 @@ def _outcome(run_dir: Path, flops: list[float], *, diverged: bool) -> Changes:
     return found | {
         "held_out_loss": token_loss(ends[-1]),
         "unigram_entropy": last["unigram_entropy"],
-        "weights": weights_digest(run_dir / "model"),
+        "weights": weights_digest(load_weights(run_dir / "model")),
     }
 
 
 def _rounded(loss: float | None) -> float | None:
     return None if loss is None else round(loss, 4)
-
-
-def weights_digest(folder: Path) -> str:
-    """16 hexadecimal digits of the names and bytes of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(load_weights(folder).items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _machine(experiment: Experiment) -> dict[str, Any]:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -69,6 +70,15 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise CheckpointError(
             f"{folder / 'config.json'}: can't be read ({first_line(error)})"
         ) from error
+
+
+def weights_digest(weights: Weights) -> str:
+    """16 hexadecimal digits of the names and bytes of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_weights(folder: Path, hf_config: PretrainedConfig | None = None) -> Weights:

@@ -22,7 +22,7 @@ from mslt_ds.errors import CheckpointError
 from mslt_ds.model.objective import Objective
 from mslt_ds.plan.schedule import decay_start
 from mslt_ds.report.record import RunRecord
-from mslt_ds.report.summary import load_snippet, read_config
+from mslt_ds.report.summary import load_snippet, read_config_json
 from mslt_ds.telemetry.metrics import eval_losses
 
 
@@ -57,7 +57,7 @@ def model_card(
     where, revision: what `from_pretrained` takes; None: the folder
     """
     folder = run.path / name
-    config = read_config(folder)
+    config = read_config_json(folder)
     moment = _moment(run, name)
     ended = sum(stage.end_step <= moment.step for stage in run.stage_plan.stages)
     parts = [

@@ -64,8 +64,9 @@ class RunRecord:
         try:
             plan = read_object(plan_file)
             stages = plan["stages"]
-            assert stages and all(stage["depth"] and stage["steps"] for stage in stages)
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+            if not stages or not all(stage["depth"] and stage["steps"] for stage in stages):
+                raise ValueError("a stage without layers or steps, or no stage")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{plan_file}: not the plan of a run ({type(error).__name__}: {error}); "
                 "the run writes it when it starts"

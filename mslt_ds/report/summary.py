@@ -131,7 +131,7 @@ def _conclusions(summary: RunSummary, run_dir: Path) -> list[str]:
             )
     if summary.model is not None:
         folder = run_dir / summary.model.name  # from which a user may have moved the model
-        config = read_config(folder) if (folder / "config.json").is_file() else {}
+        config = read_config_json(folder) if (folder / "config.json").is_file() else {}
         snippet = load_snippet(config, str(summary.model))
         texts += [f"model: {summary.model}", *(f"  {line}" for line in snippet.splitlines())]
     else:
@@ -139,7 +139,7 @@ def _conclusions(summary: RunSummary, run_dir: Path) -> list[str]:
     return texts
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config_json(folder: Path) -> dict[str, Any]:
     """A model's config.json; CheckpointError if it can't be read."""
     path = folder / "config.json"
     try:
