@@ -23,12 +23,13 @@ from pathlib import Path
 
 from benchmarks.evidence import running, timing
 from benchmarks.evidence.experiment import load
-from benchmarks.evidence.hours import cluster, predicted
+from benchmarks.evidence.hours import predicted
 from benchmarks.evidence.page import page
 from benchmarks.evidence.tables import Evidence, progress, tables
 from mslt_ds.atomic import replace_text
 from mslt_ds.errors import DataError, MsltError, report
 from mslt_ds.plan.hardware import GPUS
+from mslt_ds.plan.hours import Cluster
 from mslt_ds.shard import Shard
 
 SCALES = ("tiny", "small", "long", "base")
@@ -40,9 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.command == "plan":
-            print(
-                predicted(load(_path(options)), cluster(options.gpu, options.gpus, options.network))
-            )
+            on = Cluster.named(options.gpus, options.gpu, options.network)
+            print(predicted(load(_path(options)), on))
             return 0
         results = running.Results(options.output.resolve())
         if options.command == "show":

@@ -5,20 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from benchmarks.evidence.experiment import Cell, Experiment, checked, recipe_of
-from mslt_ds.errors import RecipeError
-from mslt_ds.plan import hardware
-from mslt_ds.plan.hours import Cluster, Model, nodes
-
-
-def cluster(gpu: str, gpus: int, network: str | None) -> Cluster:
-    """RecipeError where the words don't describe one."""
-    if (gpus > hardware.GPUS_PER_NODE) != (network is not None):
-        raise RecipeError(
-            f"--network: {network}, for {nodes(gpus)} nodes of {hardware.GPUS_PER_NODE} GPUs; give a node's "
-            "bandwidth where there are several, for example 100gbit"
-        )
-    bandwidth = None if network is None else hardware.network_bandwidth(network)
-    return Cluster(gpus, hardware.gpu(gpu), bandwidth)
+from mslt_ds.plan.hours import Cluster, Model
 
 
 def predicted(experiment: Experiment, on: Cluster) -> str:
@@ -53,8 +40,7 @@ def hours_of(experiment: Experiment, cell: Cell, on: Cluster) -> float:
     vocab_size = experiment.corpus.vocab_size
     recipe = checked(recipe_of(experiment, cell, vocab_size))
     recipe.check_world(on.gpus)
-    if recipe.config.train.precision == "bf16" and not on.gpu.has_bf16:
-        raise RecipeError("recipe.train.precision: bf16, which these GPUs don't have; choose fp16")
+    on.check_precision(recipe.config)
     model = Model(recipe.config, vocab_size, recipe.zero_stage)
     seconds = (stage.steps * model.step_seconds(stage, on).total for stage in recipe.plan.stages)
     return sum(seconds) / 3600

@@ -19,6 +19,7 @@ from mslt_ds.errors import RecipeError
 class Gpu:
     """One GPU. half: fp16 and, where `has_bf16`, bf16 on the matrix units; single: fp32."""
 
+    name: str  # of `mslt-ds plan --gpu`
     half: float  # FLOP/s
     single: float  # FLOP/s
     memory: float  # bytes
@@ -32,6 +33,7 @@ class Gpu:
 
 
 def _gpu(
+    name: str,
     half: float,
     single: float,
     memory: float,
@@ -41,24 +43,28 @@ def _gpu(
     has_bf16: bool = True,
 ) -> Gpu:
     """In TFLOP/s, TFLOP/s, GB, GB/s and GB/s."""
-    return Gpu(half * 1e12, single * 1e12, memory * 1e9, bandwidth * 1e9, link * 1e9, has_bf16)
+    scaled = (half * 1e12, single * 1e12, memory * 1e9, bandwidth * 1e9, link * 1e9)
+    return Gpu(name, *scaled, has_bf16)
 
 
 _PCIE_3, _PCIE_4 = 16, 32  # GB/s of 16 lanes
 
 GPUS: dict[str, Gpu] = {
-    "v100": _gpu(125, 15.7, 32, 900, 150, has_bf16=False),
-    "t4": _gpu(65, 8.1, 16, 320, _PCIE_3, has_bf16=False),
-    "a10": _gpu(125, 31.2, 24, 600, _PCIE_4),
-    "a100": _gpu(312, 19.5, 80, 2039, 300),
-    "rtx-3090": _gpu(71, 35.6, 24, 936, _PCIE_4),
-    "rtx-4090": _gpu(165.2, 82.6, 24, 1008, _PCIE_4),
-    "l4": _gpu(121, 30.3, 24, 300, _PCIE_4),
-    "l40s": _gpu(362, 91.6, 48, 864, _PCIE_4),
-    "h100": _gpu(989, 67, 80, 3350, 450),
-    "h100-pcie": _gpu(756, 51, 80, 2000, 64),
-    "h200": _gpu(989, 67, 141, 4800, 450),
-    "b200": _gpu(2250, 75, 180, 8000, 900),
+    gpu.name: gpu
+    for gpu in (
+        _gpu("v100", 125, 15.7, 32, 900, 150, has_bf16=False),
+        _gpu("t4", 65, 8.1, 16, 320, _PCIE_3, has_bf16=False),
+        _gpu("a10", 125, 31.2, 24, 600, _PCIE_4),
+        _gpu("a100", 312, 19.5, 80, 2039, 300),
+        _gpu("rtx-3090", 71, 35.6, 24, 936, _PCIE_4),
+        _gpu("rtx-4090", 165.2, 82.6, 24, 1008, _PCIE_4),
+        _gpu("l4", 121, 30.3, 24, 300, _PCIE_4),
+        _gpu("l40s", 362, 91.6, 48, 864, _PCIE_4),
+        _gpu("h100", 989, 67, 80, 3350, 450),
+        _gpu("h100-pcie", 756, 51, 80, 2000, 64),
+        _gpu("h200", 989, 67, 141, 4800, 450),
+        _gpu("b200", 2250, 75, 180, 8000, 900),
+    )
 }
 """By the names of `mslt-ds plan --gpu`. Those with several forms are the ones with NVLink."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mslt_ds.config.sections import RunConfig
 from mslt_ds.errors import RecipeError
-from mslt_ds.plan import cost, memory
+from mslt_ds.plan import cost, hardware, memory
 from mslt_ds.plan.flops import instance_flops, layer_passes
 from mslt_ds.plan.hardware import ASSUMED_UTILIZATION, GPUS_PER_NODE, Gpu
 from mslt_ds.plan.methods import STACKING_SHARES
@@ -35,6 +35,29 @@ class Cluster:
     gpu: Gpu
     network: float | None = None
     utilization: float = ASSUMED_UTILIZATION  # of the peak rate, in forward and backward passes
+
+    @classmethod
+    def named(cls, gpus: int, gpu: str, network: str | None) -> Cluster:
+        """From the words of a command line, as `h100` and `100gbit`. A network within one node isn't used.
+
+        RecipeError where a word has no meaning, or several nodes have no network.
+        """
+        kind = hardware.gpu(gpu)
+        if nodes(gpus) == 1:
+            return cls(gpus, kind)
+        if network is None:
+            raise RecipeError(
+                f"--network: missing; {gpus} GPUs are {nodes(gpus)} nodes of {GPUS_PER_NODE}, so "
+                "give the bandwidth of a node, for example 100gbit"
+            )
+        return cls(gpus, kind, hardware.network_bandwidth(network))
+
+    def check_precision(self, config: RunConfig) -> None:
+        """RecipeError where the recipe computes in a format that the GPUs don't have."""
+        if config.train.precision == "bf16" and not self.gpu.has_bf16:
+            raise RecipeError(
+                f"train.precision: bf16, but a {self.gpu.name} has no bf16 arithmetic; choose fp16"
+            )
 
     @property
     def slowest_link(self) -> float:

@@ -96,7 +96,6 @@ class _Request:
     """What the command line asks for beside the recipe."""
 
     world_size: int
-    gpu_name: str | None
     cluster: Cluster | None
     price: float | None
     calibration_steps: int | None
@@ -123,7 +122,6 @@ class _Request:
         world_size = _world_size(arguments)
         return cls(
             world_size,
-            arguments.gpu,
             _cluster(arguments, world_size),
             arguments.price,
             arguments.calibrate,
@@ -133,10 +131,8 @@ class _Request:
         """The described plan, with hours where they are known."""
         config = recipe.config
         recipe.check_world(self.world_size)
-        if config.train.precision == "bf16" and self.cluster and not self.cluster.gpu.has_bf16:
-            raise RecipeError(
-                f"train.precision: bf16, but a {self.gpu_name} has no bf16 arithmetic; choose fp16"
-            )
+        if self.cluster:
+            self.cluster.check_precision(config)
         vocab_size = _vocab_size(config) or cost.ASSUMED_VOCAB_SIZE
         description = cost.describe_plan(
             config,
@@ -192,15 +188,7 @@ def _cluster(arguments: argparse.Namespace, gpus: int) -> Cluster | None:
         if arguments.gpus is not None and arguments.calibrate is None:
             raise RecipeError(f"--gpus: {arguments.gpus} without --gpu; name their kind")
         return None
-    gpu = hardware.gpu(arguments.gpu)
-    if nodes(gpus) == 1:
-        return Cluster(gpus, gpu)
-    if arguments.network is None:
-        raise RecipeError(
-            f"--network: missing; {gpus} GPUs are {nodes(gpus)} nodes of {hardware.GPUS_PER_NODE}, so "
-            "give the bandwidth of a node, for example 100gbit"
-        )
-    return Cluster(gpus, gpu, hardware.network_bandwidth(arguments.network))
+    return Cluster.named(gpus, arguments.gpu, arguments.network)
 
 
 def _vocab_size(config: RunConfig) -> int | None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.evidence import experiment as design
 from benchmarks.evidence.experiment import Cell, cells, load, parts, recipe_of, tuned_rate
-from benchmarks.evidence.hours import cluster, hours_of, predicted
+from benchmarks.evidence.hours import hours_of, predicted
 from benchmarks.evidence.page import flops_at, page
 from benchmarks.evidence.running import Results, is_same, write_recipe
 from benchmarks.evidence.tables import Evidence, crossing, fine_tuning, tables
@@ -22,6 +22,7 @@ from benchmarks.evidence.timing import shortened
 from benchmarks.record import RESULTS
 from mslt_ds.analysis.table import Table
 from mslt_ds.errors import RecipeError
+from mslt_ds.plan.hours import Cluster
 
 FOLDER = Path(design.__file__).parent
 TINY = load(FOLDER / "tiny.yaml").model_copy(update={"seeds": [1, 2]})
@@ -74,17 +75,15 @@ def test_the_variants_that_gain_most_over_their_method_go_to_the_largest_budget(
 
 def test_the_hours_of_a_cell_follow_from_its_steps():
     experiment = load(FOLDER / "base.yaml")
-    eight = cluster("h100", 8, None)
+    eight = Cluster.named(8, "h100", None)
     hours = [
         hours_of(experiment, Cell("full", budget, 8.8e-4, 1), eight) for budget in (15625, 31250)
     ]
     assert hours[1] == pytest.approx(2 * hours[0])
     text = predicted(experiment, eight)
     assert "tune: " in text and "GPU-hours" in text
-    with pytest.raises(RecipeError, match="bf16, which these GPUs don't have"):
-        predicted(experiment, cluster("v100", 8, None))
-    with pytest.raises(RecipeError, match="--network: None, for 2 nodes"):
-        cluster("h100", 16, None)
+    with pytest.raises(RecipeError, match="a v100 has no bf16"):
+        predicted(experiment, Cluster.named(8, "v100", None))
 
 
 def test_a_diverged_run_never_gives_the_tuned_rate():
