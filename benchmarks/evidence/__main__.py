@@ -1,10 +1,10 @@
 """Does staged training pay? Runs the cells of an experiment, and draws its tables and figures.
 
-    python -m benchmarks.evidence run --scale tiny|small|long|base [--cells GLOB] [--shard I/N] [--hours H] [--keep] --output DIR
-    python -m benchmarks.evidence again --scale tiny|small|long|base --cells GLOB --output DIR
-    python -m benchmarks.evidence time --scale tiny|small|long|base --output DIR
+    python -m benchmarks.evidence run --scale tiny|small|long|narrow|base [--cells GLOB] [--shard I/N] [--hours H] [--keep] --output DIR
+    python -m benchmarks.evidence again --scale tiny|small|long|narrow|base --cells GLOB --output DIR
+    python -m benchmarks.evidence time --scale tiny|small|long|narrow|base --output DIR
     python -m benchmarks.evidence show --output DIR
-    python -m benchmarks.evidence plan --scale tiny|small|long|base --gpus N --gpu NAME [--network SPEED]
+    python -m benchmarks.evidence plan --scale tiny|small|long|narrow|base --gpus N --gpu NAME [--network SPEED]
 
 `run` trains the cells that are missing and may be stopped and started at any moment. `--experiment
 FILE` takes an experiment of one's own instead of a scale. `again` trains finished cells once more, says whether
@@ -32,7 +32,7 @@ from mslt_ds.plan.hardware import GPUS
 from mslt_ds.plan.hours import Cluster
 from mslt_ds.shard import Shard
 
-SCALES = ("tiny", "small", "long", "base")
+SCALES = ("tiny", "small", "long", "narrow", "base")
 FOLDER = Path(__file__).parent
 
 

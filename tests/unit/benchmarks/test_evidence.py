@@ -92,7 +92,7 @@ def test_a_diverged_run_never_gives_the_tuned_rate():
     assert tuned_rate(TINY, "mslt", losses) == 3e-3
 
 
-@pytest.mark.parametrize("scale", ["tiny", "small", "long", "base"])
+@pytest.mark.parametrize("scale", ["tiny", "small", "long", "narrow", "base"])
 def test_every_cell_of_a_scale_is_a_recipe_and_keeps_to_the_budget(scale):
     experiment = load(FOLDER / f"{scale}.yaml")
     small = experiment.budgets[0]
