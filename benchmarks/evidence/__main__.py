@@ -16,7 +16,6 @@ that the cells would take on GPUs, by arithmetic, and runs nothing. See docs/evi
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from pathlib import Path
@@ -131,8 +130,7 @@ def _show_all(results: running.Results) -> int:
 
 
 def _show(results: running.Results) -> None:
-    timed = json.loads(results.timing.read_text()) if results.timing.exists() else {}
-    evidence = Evidence(load(results.experiment), results.read(), timed.get("step_seconds", {}))
+    evidence = Evidence(load(results.experiment), results.read(), results.step_seconds())
     page(evidence, results.folder).write(results.folder)
     print("\n".join(table.markdown() for table in tables(evidence)))
     print("\n".join(progress(evidence)))

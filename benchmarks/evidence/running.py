@@ -117,6 +117,10 @@ class Results:
             found[Cell(**result["cell"])] = result
         return found
 
+    def step_seconds(self) -> dict[str, list[float]]:
+        """Method -> seconds of a step of each of its stages; empty where `time` hasn't measured them."""
+        return json.loads(self.timing.read_text())["step_seconds"] if self.timing.exists() else {}
+
     def losses(self) -> dict[Cell, float]:
         """Finished cells -> final held-out loss, infinite where the run diverged."""
         return {

@@ -51,8 +51,22 @@ class Evidence:
 
     def mean(self, method: str, budget: int) -> float | None:
         """Of the seeds' losses; None where there are none."""
-        losses = [self.loss(cell) for cell in self.at(method, budget)]
-        return statistics.mean(x for x in losses if x is not None) if losses else None
+        return self._mean(self.at(method, budget))
+
+    def _mean(self, cells: Sequence[Cell]) -> float | None:
+        losses = [loss for cell in cells if (loss := self.loss(cell)) is not None]
+        return statistics.mean(losses) if losses else None
+
+    def goal(self) -> float | None:
+        """The reference's loss at the largest budget, at the best of the rates that were tried there: a tuned
+        rate that doesn't hold there is no advantage for the others."""
+        method, budget = self.experiment.reference, self.experiment.budgets[-1]
+        grid = [
+            [Cell(method, budget, rate, seed) for seed in self.experiment.seeds]
+            for rate in self.experiment.learning_rates
+        ]
+        means = [self._mean(cells) for cells in grid]
+        return min((mean for mean in means if mean is not None), default=None)
 
     def hours(self, cell: Cell) -> float | None:
         """The sum of the cell's step times on a quiet machine; None if they weren't measured."""
@@ -111,15 +125,17 @@ def budgets(evidence: Evidence) -> Table:
 
 
 def reached(evidence: Evidence) -> Table:
-    """The share of the reference's largest budget that a method needs for the reference's loss.
+    """The share of the reference's largest budget that a method needs for the reference's loss there.
 
     The method's loss between two budgets is interpolated over the logarithm of the budget: each of
     them is the end of a run of its own, decayed there.
     """
     experiment = evidence.experiment
-    goal = evidence.mean(experiment.reference, experiment.budgets[-1])
+    goal = evidence.goal()
     rows = []
     for method in experiment.methods:
+        if method == experiment.reference:
+            continue
         points = [
             (math.log(budget), loss)
             for budget in experiment.budgets

@@ -196,13 +196,22 @@ def test_the_tables_hold_what_the_cells_hold(tmp_path):
         "25%",
     ]
     # mslt is as good at 40 x 2^0.675 steps of full's 80, and a FLOP takes it half the time.
-    assert [c.text for c in found["reached"].rows[1][2:]] == ["80%", "40%"]
+    assert [c.text for c in found["reached"].rows[0]] == ["mslt", "4.923", "80%", "40%"]
     page(evidence(), tmp_path).write(tmp_path)
     with (tmp_path / "tables" / "budgets.csv").open() as file:
         values = list(csv.reader(file))[1]
     assert values[:2] == ["40", "full"] and float(values[4]) == pytest.approx(4.963)
     assert (tmp_path / "figures" / "budgets.svg").exists()
     assert "entropy of word frequencies" in (tmp_path / "index.html").read_text()
+
+
+def test_the_goal_is_the_best_of_the_rates_tried_at_the_largest_budget():
+    shown = evidence()
+    tuned = shown.goal()
+    assert tuned == shown.mean("full", 80)
+    other = Cell("full", 80, 1e-2, 1)
+    shown.results[other] |= {"held_out_loss": 4.5}
+    assert shown.goal() == 4.5 and shown.mean("full", 80) == tuned
 
 
 def test_one_easy_batch_does_not_end_the_plateau():
@@ -260,8 +269,7 @@ COMMITTED = sorted(path.parent for path in (RESULTS / "evidence").glob("*/experi
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_committed_tables_are_those_of_the_committed_cells_and_stand_in_the_docs(folder: Path):
     results = Results(folder)
-    timing = json.loads(results.timing.read_text())["step_seconds"]
-    found = page(Evidence(load(results.experiment), results.read(), timing), folder)
+    found = page(Evidence(load(results.experiment), results.read(), results.step_seconds()), folder)
     docs = (Path(__file__).parents[3] / "docs" / "evidence.md").read_text()
     shown = [part for s in found.sections for part in s.parts if isinstance(part, Table)]
     for table in shown:
