@@ -66,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except MsltError as error:
         return report(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # as a shell reports SIGINT
     print(f"cells still missing, as far as the results so far decide: {missing}")
     return 0
 
