@@ -45,8 +45,10 @@ class Evidence:
 
     def at(self, method: str, budget: int) -> list[Cell]:
         """The finished cells of a method at its tuned rate, one for each seed."""
-        rate = self.rate(method)
-        cells = [Cell(method, budget, rate or 0.0, seed) for seed in self.experiment.seeds]
+        return self._done(method, budget, self.rate(method) or 0.0)
+
+    def _done(self, method: str, budget: int, rate: float) -> list[Cell]:
+        cells = [Cell(method, budget, rate, seed) for seed in self.experiment.seeds]
         return [cell for cell in cells if cell in self.results]
 
     def mean(self, method: str, budget: int) -> float | None:
@@ -61,11 +63,8 @@ class Evidence:
         """The reference's loss at the largest budget, at the best of the rates that were tried there: a tuned
         rate that doesn't hold there is no advantage for the others."""
         method, budget = self.experiment.reference, self.experiment.budgets[-1]
-        grid = [
-            [Cell(method, budget, rate, seed) for seed in self.experiment.seeds]
-            for rate in self.experiment.learning_rates
-        ]
-        means = [self._mean(cells) for cells in grid]
+        grid = self.experiment.learning_rates
+        means = [self._mean(self._done(method, budget, rate)) for rate in grid]
         return min((mean for mean in means if mean is not None), default=None)
 
     def hours(self, cell: Cell) -> float | None:

@@ -269,6 +269,7 @@ COMMITTED = sorted(path.parent for path in (RESULTS / "evidence").glob("*/experi
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_committed_tables_are_those_of_the_committed_cells_and_stand_in_the_docs(folder: Path):
     results = Results(folder)
+    assert results.step_seconds()
     found = page(Evidence(load(results.experiment), results.read(), results.step_seconds()), folder)
     docs = (Path(__file__).parents[3] / "docs" / "evidence.md").read_text()
     shown = [part for s in found.sections for part in s.parts if isinstance(part, Table)]
