@@ -1,8 +1,7 @@
 """The command `mslt-ds` and its subcommands.
 
 A subcommand is a module with `add_arguments(parser)` and `run(arguments) -> exit code`. Only the one
-that is given is imported, so `mslt-ds plan` doesn't load torch. A user's mistake ends with its message
-and exit code, without a traceback.
+that is given is imported, so `mslt-ds plan` doesn't load torch.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
-import os
-import select
 import sys
 from collections.abc import Sequence
 
 from mslt_ds import __version__
-from mslt_ds.errors import MsltError, report
+from mslt_ds.command_line import exit_code_of
 
 # name: (module, summary)
 _COMMANDS = {
@@ -54,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    try:
+
+    def command() -> int:
         for name, (module_name, summary) in _COMMANDS.items():
             subparser = subparsers.add_parser(name, help=summary, description=summary)
             if name == given:
@@ -62,26 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 module.add_arguments(subparser)
                 subparser.set_defaults(run=module.run)
         parsed = parser.parse_args(arguments)
-        code = parsed.run(parsed) or 0
-        sys.stdout.flush()
-        return code
-    except MsltError as error:
-        return report(error)
-    except BrokenPipeError:
-        if not _reader_has_gone():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130  # as a shell reports SIGINT
+        return parsed.run(parsed) or 0
 
-
-def _reader_has_gone() -> bool:
-    """Whether whoever read the output wants no more of it, as `head`."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return any(events & select.POLLERR for _, events in poll.poll(0))
+    return exit_code_of(command)
 
 
 if __name__ == "__main__":

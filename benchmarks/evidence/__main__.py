@@ -26,7 +26,8 @@ from benchmarks.evidence.hours import predicted
 from benchmarks.evidence.page import page
 from benchmarks.evidence.tables import Evidence, progress, tables
 from mslt_ds.atomic import replace_text
-from mslt_ds.errors import DataError, MsltError, report
+from mslt_ds.command_line import exit_code_of
+from mslt_ds.errors import DataError
 from mslt_ds.plan.hardware import GPUS
 from mslt_ds.plan.hours import Cluster
 from mslt_ds.shard import Shard
@@ -38,37 +39,35 @@ FOLDER = Path(__file__).parent
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        if options.command == "plan":
-            on = Cluster.named(options.gpus, options.gpu, options.network)
-            print(predicted(load(_path(options)), on))
-            return 0
-        results = running.Results(options.output.resolve())
-        if options.command == "show":
-            return _show_all(results)
-        experiment = _take(options, results)
-        if options.command == "time":
-            timing.measure(experiment, results, steps=options.steps, repeats=options.repeats)
-            return 0
-        if options.command == "again":
-            equal = []
-            for same, line in running.run_again(experiment, results, options.cells):
-                equal.append(same)
-                print(line, flush=True)
-            return 0 if all(equal) else 1
-        missing = running.run(
-            experiment,
-            results,
-            pattern=options.cells,
-            shard=Shard.parse(options.shard),
-            hours=options.hours,
-            keep=options.keep,
-        )
-    except MsltError as error:
-        return report(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130  # as a shell reports SIGINT
+    return exit_code_of(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "plan":
+        on = Cluster.named(options.gpus, options.gpu, options.network)
+        print(predicted(load(_path(options)), on))
+        return 0
+    results = running.Results(options.output.resolve())
+    if options.command == "show":
+        return _show_all(results)
+    experiment = _take(options, results)
+    if options.command == "time":
+        timing.measure(experiment, results, steps=options.steps, repeats=options.repeats)
+        return 0
+    if options.command == "again":
+        equal = []
+        for same, line in running.run_again(experiment, results, options.cells):
+            equal.append(same)
+            print(line, flush=True)
+        return 0 if all(equal) else 1
+    missing = running.run(
+        experiment,
+        results,
+        pattern=options.cells,
+        shard=Shard.parse(options.shard),
+        hours=options.hours,
+        keep=options.keep,
+    )
     print(f"cells still missing, as far as the results so far decide: {missing}")
     return 0
 

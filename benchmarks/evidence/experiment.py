@@ -7,11 +7,14 @@ the end of its own steps.
 
 Cells come in parts, because later ones depend on the losses of earlier ones:
 
-    tune      every method at every learning rate, the smallest budget, the first seed
+    tune      every method at every learning rate, the smallest budget, the first `tuning_seeds` seeds
     main      every method at its tuned rate, every budget, every seed
-    check     the tuned rate's neighbours in the grid at the largest budget, the first seed
+    check     the tuned rate's neighbours in the grid, at the budget `checked_at`, the first seed
     variants  one factor changed, at the smallest budget, the first seed
-    finals    the `finalists` variants that gain most over their method, at the largest budget, the first seed
+    finals    the `finalists` variants that gain most over their method, at `checked_at`, the first seed
+
+Where a method's best rate is the lowest or the highest of the grid, the grid grows for it by one more rate
+at that end, until its best rate lies between two others.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +74,10 @@ class Experiment(Section):
     budgets: list[Positive]  # in steps of the reference method, increasing
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of a cell's steps
     decay_share: Share = 0.2  # of a cell's steps, where the schedule is wsd
-    learning_rates: list[Annotated[float, Field(gt=0)]]
-    seeds: list[int]
+    checked_at: Positive | None = None  # one of the budgets; the largest by default
+    learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    tuning_seeds: Positive = 1  # how many of the seeds choose a method's rate
     methods: dict[str, Changes]
     variants: dict[str, Variant] = Field(default_factory=dict)
     finalists: Annotated[int, Field(ge=0)] = 2
@@ -86,6 +92,16 @@ class Experiment(Section):
             raise ValueError(f"{min(twice)} is a method and a variant")
         if sorted(set(self.budgets)) != self.budgets:
             raise ValueError(f"budgets {self.budgets} have to increase")
+        if sorted(set(self.learning_rates)) != self.learning_rates:
+            raise ValueError(f"learning_rates {self.learning_rates} have to increase")
+        if self.checked_at is not None and self.checked_at not in self.budgets:
+            raise ValueError(
+                f"checked_at {self.checked_at} isn't one of the budgets {self.budgets}"
+            )
+        if self.tuning_seeds > len(self.seeds):
+            raise ValueError(
+                f"tuning_seeds {self.tuning_seeds} is more than the seeds {self.seeds}"
+            )
         return self
 
     def changes_of(self, method: str) -> Changes:
@@ -140,14 +156,16 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Changes:
 
 def parts(experiment: Experiment, losses: Losses) -> dict[str, list[Cell]]:
     """Part -> its cells, as far as the losses so far decide which they are."""
-    small, large = experiment.budgets[0], experiment.budgets[-1]
+    small, large = experiment.budgets[0], experiment.checked_at or experiment.budgets[-1]
     first = experiment.seeds[0]
+    grids = {method: grid(experiment, method, losses) for method in experiment.methods}
     rates = {method: tuned_rate(experiment, method, losses) for method in experiment.methods}
     found: dict[str, list[Cell]] = {
         "tune": [
-            Cell(method, small, rate, first)
-            for method in experiment.methods
-            for rate in experiment.learning_rates
+            Cell(method, small, rate, seed)
+            for seed in experiment.seeds[: experiment.tuning_seeds]
+            for method, tried in grids.items()
+            for rate in tried
         ],
         "main": [
             Cell(method, budget, rate, seed)
@@ -160,7 +178,7 @@ def parts(experiment: Experiment, losses: Losses) -> dict[str, list[Cell]]:
             Cell(method, large, neighbour, first)
             for method, rate in rates.items()
             if rate is not None
-            for neighbour in neighbours(experiment.learning_rates, rate)
+            for neighbour in neighbours(grids[method], rate)
         ],
         "variants": [
             Cell(name, small, rate, first)
@@ -186,20 +204,54 @@ def cells(experiment: Experiment, losses: Losses) -> list[Cell]:
     return list(dict.fromkeys(cell for part in parts(experiment, losses).values() for cell in part))
 
 
+def grid(experiment: Experiment, method: str, losses: Losses) -> list[float]:
+    """The rates at which a method is tuned, increasing: those of the experiment, and one more beyond each end at
+    which the best of them was."""
+    rates = list(experiment.learning_rates)
+    if len(rates) == 1:
+        return rates  # given, not tuned
+    low, high = rates[0] / rates[1], rates[-1] / rates[-2]
+    while (best := _best(experiment, method, rates, losses)) in (rates[0], rates[-1]):
+        if best == rates[0]:
+            rates.insert(0, _rounded(best * low))
+        else:
+            rates.append(_rounded(best * high))
+    return rates
+
+
 def tuned_rate(experiment: Experiment, method: str, losses: Losses) -> float | None:
     """The best of the grid at the smallest budget; None until all of the grid is done."""
-    small, first = experiment.budgets[0], experiment.seeds[0]
-    grid = [Cell(method, small, rate, first) for rate in experiment.learning_rates]
-    if any(cell not in losses for cell in grid):
-        return None
-    return min(grid, key=lambda cell: losses[cell]).learning_rate
+    return _best(experiment, method, grid(experiment, method, losses), losses)
+
+
+def tuning_loss(experiment: Experiment, method: str, rate: float, losses: Losses) -> float | None:
+    """The mean over the seeds that tune, at the smallest budget; None until all of them are done."""
+    seeds = experiment.seeds[: experiment.tuning_seeds]
+    found = [losses.get(Cell(method, experiment.budgets[0], rate, seed)) for seed in seeds]
+    done = [loss for loss in found if loss is not None]
+    return statistics.mean(done) if len(done) == len(found) else None
+
+
+def _best(experiment: Experiment, method: str, rates: list[float], losses: Losses) -> float | None:
+    """The rate with the lowest loss, the lowest where all diverged; None until all are done."""
+    means = {}
+    for rate in rates:
+        loss = tuning_loss(experiment, method, rate, losses)
+        if loss is None:
+            return None
+        means[rate] = loss
+    return min(means, key=lambda rate: means[rate])
+
+
+def _rounded(rate: float) -> float:
+    """To the digits of a cell's name."""
+    return float(f"{rate:.3g}")
 
 
 def neighbours(rates: list[float], rate: float) -> list[float]:
-    """The next lower and the next higher rate of the grid, where there are such."""
-    ordered = sorted(rates)
-    place = ordered.index(rate)
-    return [ordered[i] for i in (place - 1, place + 1) if 0 <= i < len(ordered)]
+    """The next lower and the next higher of increasing rates, where there are such."""
+    place = rates.index(rate)
+    return [rates[i] for i in (place - 1, place + 1) if 0 <= i < len(rates)]
 
 
 # ---- what a cell runs ----------------------------------------------------------------------

@@ -9,7 +9,8 @@ from mslt_ds.plan.hours import Cluster, Model
 
 
 def predicted(experiment: Experiment, on: Cluster) -> str:
-    """Hours of a cell of each method at each budget, and of the parts that no result decides."""
+    """Hours of a cell of each method at each budget, and of the parts that no result decides: a grid of rates may
+    grow."""
     rate, seed = experiment.learning_rates[0], experiment.seeds[0]
     hours = {
         (method, budget): hours_of(experiment, Cell(method, budget, rate, seed), on)
@@ -21,10 +22,11 @@ def predicted(experiment: Experiment, on: Cluster) -> str:
         "".join([f"{method:<24}", *(f"{hours[method, b]:>12.3g}" for b in experiment.budgets)])
         for method in [*experiment.methods, *experiment.variants]
     ]
-    small, large = experiment.budgets[0], experiment.budgets[-1]
+    small, large = experiment.budgets[0], experiment.checked_at or experiment.budgets[-1]
     parts: dict[str, float] = defaultdict(float)
     for method in experiment.methods:
-        parts["tune"] += len(experiment.learning_rates) * hours[method, small]
+        runs = len(experiment.learning_rates) * experiment.tuning_seeds
+        parts["tune"] += runs * hours[method, small]
         parts["main"] += len(experiment.seeds) * sum(hours[method, b] for b in experiment.budgets)
         parts["check, at most"] += min(2, len(experiment.learning_rates) - 1) * hours[method, large]
     for name in experiment.variants:

@@ -1,18 +1,19 @@
 """The page of an experiment: its tables and figures, and what was found of the models of its cells.
 
-Beside the cells it shows, where they are there, `attention/NAME/` (outputs of `mslt-ds attention`) and
-`fine_tuning/NAME/` (outputs of `mslt-ds evaluate`).
+Beside the cells it shows, where they are there, `attention/NAME/` (outputs of `mslt-ds attention`),
+`fine_tuning/NAME/` (outputs of `mslt-ds evaluate`) and `probe/` (the output of `mslt-ds probe`).
 """
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.evidence.tables import Evidence, fine_tuning, tables
+from benchmarks.evidence.tables import Evidence, fine_tuning, probe, tables
 from mslt_ds.analysis.attention_page import ATTENTION_FILE, one_of_several, read_findings
 from mslt_ds.analysis.drawing import MUTED, Drawing, legend, style_of
 from mslt_ds.analysis.page import Page, Section
@@ -35,6 +36,7 @@ def page(evidence: Evidence, folder: Path) -> Page:
             Section("Variants", parts=[found[n] for n in ("variants",) if n in found]),
             *_attention(folder / "attention"),
             *_fine_tuning(folder / "fine_tuning"),
+            *_probe(folder / "probe"),
         ],
         files="tables/ (Markdown, CSV) and figures/ (SVG, PNG)",
     )  # fmt: skip
@@ -48,6 +50,14 @@ def _attention(folder: Path) -> list[Section]:
 def _fine_tuning(folder: Path) -> list[Section]:
     models = {path.parent.name: read_results(path) for path in sorted(folder.glob(f"*/{RESULTS}"))}
     return [Section("Fine-tuning", parts=[fine_tuning(models)])] if models else []
+
+
+def _probe(folder: Path) -> list[Section]:
+    if not (folder / "probe.json").exists():
+        return []
+    steps = json.loads((folder / "question.json").read_text())["--steps"]
+    rows = json.loads((folder / "probe.json").read_text())
+    return [Section("Growth operators", parts=[probe(rows, steps)])]
 
 
 def _budgets(evidence: Evidence) -> Drawing | None:

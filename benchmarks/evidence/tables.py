@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.evidence.experiment import Cell, Experiment, neighbours, parts, tuned_rate
+from benchmarks.evidence.experiment import (
+    Cell,
+    Experiment,
+    grid,
+    parts,
+    tuned_rate,
+    tuning_loss,
+)
 from mslt_ds.analysis import table
 from mslt_ds.analysis.comparison import LEFT_NATS, running_median
 from mslt_ds.analysis.table import Table, make_table, number
@@ -59,12 +66,16 @@ class Evidence:
         losses = [loss for cell in cells if (loss := self.loss(cell)) is not None]
         return statistics.mean(losses) if losses else None
 
-    def goal(self) -> float | None:
-        """The reference's loss at the largest budget, at the best of the rates that were tried there: a tuned
-        rate that doesn't hold there is no advantage for the others."""
-        method, budget = self.experiment.reference, self.experiment.budgets[-1]
-        grid = self.experiment.learning_rates
-        means = [self._mean(self._done(method, budget, rate)) for rate in grid]
+    def rates_at(self, method: str, budget: int) -> list[float]:
+        """The learning rates at which a method was trained with a budget, increasing."""
+        found = {c.learning_rate for c in self.results if (c.method, c.budget) == (method, budget)}
+        return sorted(found)
+
+    def goal(self, budget: int) -> float | None:
+        """The reference's loss at a budget, at the best of the rates that were tried there: a tuned rate that
+        doesn't hold there is no advantage for the others."""
+        method = self.experiment.reference
+        means = [self._mean(self._done(method, budget, r)) for r in self.rates_at(method, budget)]
         return min((mean for mean in means if mean is not None), default=None)
 
     def hours(self, cell: Cell) -> float | None:
@@ -124,17 +135,17 @@ def budgets(evidence: Evidence) -> Table:
 
 
 def reached(evidence: Evidence) -> Table:
-    """The share of the reference's largest budget that a method needs for the reference's loss there.
+    """The share of each of the reference's budgets that a method needs for the reference's loss there.
 
     The method's loss between two budgets is interpolated over the logarithm of the budget: each of
-    them is the end of a run of its own, decayed there.
+    them is the end of a run of its own, decayed there. Nothing is smaller than the smallest budget, so the
+    reference's loss there is no goal, unless there is no other.
     """
     experiment = evidence.experiment
-    goal = evidence.goal()
+    others = [method for method in experiment.methods if method != experiment.reference]
     rows = []
-    for method in experiment.methods:
-        if method == experiment.reference:
-            continue
+    for of, method in itertools.product(experiment.budgets[1:] or experiment.budgets, others):
+        goal = evidence.goal(of)
         points = [
             (math.log(budget), loss)
             for budget in experiment.budgets
@@ -144,16 +155,15 @@ def reached(evidence: Evidence) -> Table:
             continue
         budget = crossing(points, goal)
         if budget is None:
-            share, minutes = f"more than {math.exp(points[-1][0]) / experiment.budgets[-1]:.0%}", ""
+            share, minutes = f"more than {math.exp(points[-1][0]) / of:.0%}", ""
         else:
-            least = budget <= experiment.budgets[0]
-            ratio = budget / experiment.budgets[-1]
-            share = f"{'at most ' if least else ''}{ratio:.0%}"
-            minutes = f"{'at most ' if least else ''}{_share_of_time(evidence, method, ratio)}"
-        rows.append([method, number("{:.3f}", goal), share, minutes])
+            bound = "at most " if budget <= math.exp(points[0][0]) else ""
+            share = f"{bound}{budget / of:.0%}"
+            time = _share_of_time(evidence, method, budget / of)
+            minutes = time and f"{bound}{time}"
+        rows.append([number("{:,}", of), number("{:.3f}", goal), method, share, minutes])
     header = [
-        "method", f"loss of {experiment.reference} at the largest budget", "share of its FLOPs",
-        "share of its time",
+        f"budget of {experiment.reference}", "its loss", "method", "share of its FLOPs", "share of its time",
     ]  # fmt: skip
     return make_table(
         "reached", "What it takes to reach the loss of ordinary training", header, rows
@@ -171,72 +181,80 @@ def crossing(points: Sequence[tuple[float, float]], goal: float) -> float | None
 
 
 def _share_of_time(evidence: Evidence, method: str, share_of_flops: float) -> str:
-    """By the time for a FLOP at the largest budgets that are done."""
+    """By the time for a FLOP at the largest budgets that are done; empty where it isn't known."""
     experiment = evidence.experiment
     costs = []
     for name in (method, experiment.reference):
-        cell = [c for budget in experiment.budgets for c in evidence.at(name, budget)[:1]][-1]
-        hours = evidence.hours(cell)
+        cells = [c for budget in experiment.budgets for c in evidence.at(name, budget)[:1]]
+        hours = evidence.hours(cells[-1]) if cells else None
         if hours is None:
             return ""
-        costs.append(hours / evidence.results[cell]["flops"])
+        costs.append(hours / evidence.results[cells[-1]]["flops"])
     own, reference = costs
     return f"{share_of_flops * own / reference:.0%}"
 
 
 def rates(evidence: Evidence) -> Table:
-    """The grid at the smallest budget; without rows where a rate was given, not tuned."""
-    experiment = evidence.experiment
-    grid = sorted(experiment.learning_rates)
+    """What tuning saw at the smallest budget; without rows where a rate was given, not tuned."""
+    experiment, losses = evidence.experiment, evidence.losses
+    grids = {method: grid(experiment, method, losses) for method in experiment.methods}
+    columns = sorted({rate for tried in grids.values() for rate in tried})
     rows = []
-    for method in experiment.methods if len(grid) > 1 else ():
-        cells = [Cell(method, experiment.budgets[0], rate, experiment.seeds[0]) for rate in grid]
-        losses = [evidence.loss(cell) for cell in cells]
-        if any(loss is not None for loss in losses):
-            best = min(loss for loss in losses if loss is not None)
-            rows.append([method, *(_loss(loss, bold=loss == best) for loss in losses)])
-    caption = f"Learning rates, {experiment.budgets[0]:,} steps of {experiment.reference}, one seed"
-    return make_table("rates", caption, ["method", *(f"{rate:.3g}" for rate in grid)], rows)
+    for method in experiment.methods if len(columns) > 1 else ():
+        found = [tuning_loss(experiment, method, rate, losses) for rate in columns]
+        if any(loss is not None for loss in found):
+            best = min(loss for loss in found if loss is not None)
+            rows.append([method, *(_loss(loss, bold=loss == best) for loss in found)])
+    seeds = (
+        "one seed" if experiment.tuning_seeds == 1 else f"mean of {experiment.tuning_seeds} seeds"
+    )
+    caption = f"Learning rates, {experiment.budgets[0]:,} steps of {experiment.reference}, {seeds}"
+    return make_table("rates", caption, ["method", *(f"{rate:.3g}" for rate in columns)], rows)
 
 
 def check(evidence: Evidence) -> Table:
-    """The tuned rate and its neighbours at the largest budget."""
+    """The rates that were tried at budgets above the one at which they were tuned, by the first seed."""
     experiment = evidence.experiment
+    first = experiment.seeds[0]
     rows = []
-    for method in experiment.methods:
+    for method, budget in itertools.product(experiment.methods, experiment.budgets[1:]):
         tuned = evidence.rate(method)
-        if tuned is None:
-            continue
-        around = sorted([tuned, *neighbours(experiment.learning_rates, tuned)])
-        cells = [Cell(method, experiment.budgets[-1], r, experiment.seeds[0]) for r in around]
-        losses = {cell: loss for cell in cells if (loss := evidence.loss(cell)) is not None}
-        if len(losses) > 1:
-            best = min(losses, key=lambda cell: losses[cell])
-            tried = ", ".join(f"{c.learning_rate:.3g}: {_loss(x).text}" for c, x in losses.items())
-            rows.append([method, f"{tuned:.3g}", tried, f"{best.learning_rate:.3g}"])
-    header = ["method", "tuned", "losses at the largest budget", "best there"]
-    return make_table("check", "Do the tuned rates hold at the largest budget?", header, rows)
+        losses = {
+            rate: loss
+            for rate in evidence.rates_at(method, budget)
+            if (loss := evidence.loss(Cell(method, budget, rate, first))) is not None
+        }
+        if tuned is not None and len(losses) > 1:
+            best = min(losses, key=lambda rate: losses[rate])
+            tried = ", ".join(f"{rate:.3g}: {_loss(loss).text}" for rate, loss in losses.items())
+            rows.append([method, f"{tuned:.3g}", number("{:,}", budget), tried, f"{best:.3g}"])
+    header = ["method", "tuned", "budget", "losses there", "best there"]
+    return make_table("check", "Do the tuned rates hold at larger budgets?", header, rows)
 
 
 def variants(evidence: Evidence) -> Table:
     """One factor at a time, beside the method that it changes, by the first seed."""
     experiment = evidence.experiment
     first = experiment.seeds[0]
-    ends = list(dict.fromkeys((experiment.budgets[0], experiment.budgets[-1])))
+    budgets = [
+        budget
+        for budget in experiment.budgets
+        if any(evidence.rates_at(name, budget) for name in experiment.variants)
+    ]
     rows = []
     for name, variant in experiment.variants.items():
         rate = evidence.rate(name)
         if rate is None:
             continue
         row: list[table.Cell | str] = [name, variant.of]
-        for budget in ends:
+        for budget in budgets:
             own = evidence.loss(Cell(name, budget, rate, first))
             base = evidence.loss(Cell(variant.of, budget, rate, first))
             difference = None if own is None or base is None else own - base
             row += [_loss(own), _empty("{:+.3f}", difference)]
         if any(cell.text for cell in row[2:] if isinstance(cell, table.Cell)):
             rows.append(row)
-    columns = [text for budget in ends for text in (f"loss at {budget:,}", "difference")]
+    columns = [text for budget in budgets for text in (f"loss at {budget:,}", "difference")]
     return make_table("variants", "One factor changed, one seed", ["variant", "of", *columns], rows)
 
 
@@ -275,6 +293,22 @@ def fine_tuning(models: Mapping[str, Results]) -> Table:
         ["model", *header],
         rows,
     )  # fmt: skip
+
+
+def probe(rows: Sequence[Mapping[str, Any]], steps: int) -> Table:
+    """Growth operators, the best first. rows: of `mslt-ds probe`'s probe.json."""
+    found = [
+        [
+            row["operator"], f"{row['learning_rate']:.3g}", _loss(row["first_loss"]),
+            _loss(row["highest_loss"]), _loss(row["held_out_loss"]),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    header = [
+        "operator", "learning rate", "training loss just after growth", "highest training loss",
+        f"held-out loss after {steps} steps",
+    ]  # fmt: skip
+    return make_table("probe", "One model, grown by each operator and trained on", header, found)
 
 
 def _left(shares: Sequence[float | None]) -> table.Cell:

@@ -112,13 +112,17 @@ def choose_device(requested: str, world: World, precision: str = "fp32") -> torc
 
 
 def device_name(device: torch.device) -> str:
-    """The model name of the GPU or the processor."""
+    """The model name of the GPU or the processor; a virtual machine may name several generations alike, so a
+    processor's family and model number follow."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    of = {key.strip(): value.strip() for key, value in reversed(list(pairs))}  # the first core's
+    name = of.get("model name", platform.machine())
+    numbers = [f"{key.split()[-1]} {of[key]}" for key in ("cpu family", "model") if key in of]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def join(

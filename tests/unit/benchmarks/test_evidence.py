@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.evidence import experiment as design
-from benchmarks.evidence.experiment import Cell, cells, load, parts, recipe_of, tuned_rate
+from benchmarks.evidence.experiment import Cell, cells, grid, load, parts, recipe_of, tuned_rate
 from benchmarks.evidence.hours import hours_of, predicted
 from benchmarks.evidence.page import flops_at, page
 from benchmarks.evidence.running import Results, is_same, write_recipe
@@ -25,14 +25,21 @@ from mslt_ds.errors import RecipeError
 from mslt_ds.plan.hours import Cluster
 
 FOLDER = Path(design.__file__).parent
-TINY = load(FOLDER / "tiny.yaml").model_copy(update={"seeds": [1, 2]})
+TINY = load(FOLDER / "tiny.yaml").model_copy(
+    update={"seeds": [1, 2], "learning_rates": [1e-3, 3e-3, 1e-2, 3e-2]}
+)
+BEST = {"full": 3e-3, "mslt": 1e-2}
 VOCAB = 1000
 
 
-def losses_of(experiment: design.Experiment, wanted: list[Cell]) -> dict[Cell, float]:
-    """Made-up losses: the higher rate is better for `mslt`, the lower one for `full`."""
-    sign = {"full": 1.0}
-    return {c: 5.0 + sign.get(c.method, -1.0) * c.learning_rate - c.budget / 1000 for c in wanted}
+def losses_of(
+    experiment: design.Experiment, wanted: list[Cell], best: dict[str, float] = BEST
+) -> dict[Cell, float]:
+    """Made-up losses: each method has a best rate, each step helps, and mslt is ahead."""
+    of = {name: experiment.variants[name].of for name in experiment.variants}
+    far = {c: abs(math.log(c.learning_rate / best[of.get(c.method, c.method)])) for c in wanted}
+    ahead = {c: 0.02 if c.method == "mslt" else 0.0 for c in wanted}
+    return {c: 5.0 + 0.01 * far[c] - c.budget / 1000 - ahead[c] for c in wanted}
 
 
 def run_all(experiment: design.Experiment) -> dict[Cell, float]:
@@ -44,17 +51,43 @@ def run_all(experiment: design.Experiment) -> dict[Cell, float]:
 
 def test_later_cells_follow_from_the_losses_of_earlier_ones():
     first = parts(TINY, {})
-    assert len(first.pop("tune")) == 4 and not any(first.values())
+    assert len(first.pop("tune")) == 8 and not any(first.values())
     losses = losses_of(TINY, parts(TINY, {})["tune"])
     assert tuned_rate(TINY, "full", losses) == 3e-3 and tuned_rate(TINY, "mslt", losses) == 1e-2
     second = parts(TINY, losses)
     assert {(c.method, c.learning_rate) for c in second["main"]} == {("full", 3e-3), ("mslt", 1e-2)}
     assert len(second["main"]) == 2 * len(TINY.budgets) * len(TINY.seeds)
-    assert [c.learning_rate for c in second["check"]] == [1e-2, 3e-3]
+    assert [c.learning_rate for c in second["check"]] == [1e-3, 1e-2, 3e-3, 3e-2]
     assert not second["finals"]
     everything = run_all(TINY)
     assert [c.name for c in parts(TINY, everything)["finals"]] == ["mslt_random/80/0.01/1"]
-    assert len(everything) == 4 + 8 - 2 + 2 + 1 + 1
+    assert len(everything) == 8 + 8 - 2 + 4 + 1 + 1
+    sooner = TINY.model_copy(update={"checked_at": 40})
+    assert {c.budget for p in ("check", "finals") for c in parts(sooner, everything)[p]} == {40}
+
+
+def test_the_grid_grows_until_the_best_rate_lies_between_two_others():
+    experiment = TINY.model_copy(update={"learning_rates": [4e-3, 8e-3], "variants": {}})
+    best = {"full": 1e-3, "mslt": 3.2e-2}
+    losses: dict[Cell, float] = {}
+    while missing := [c for c in cells(experiment, losses) if c not in losses]:
+        losses |= losses_of(experiment, missing, best)
+    assert grid(experiment, "full", losses) == [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
+    assert grid(experiment, "mslt", losses) == [4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2]
+    assert {m: tuned_rate(experiment, m, losses) for m in experiment.methods} == best
+    checks = parts(experiment, losses)["check"]
+    assert [c.learning_rate for c in checks] == [5e-4, 2e-3, 1.6e-2, 6.4e-2]
+
+
+def test_a_rate_is_chosen_by_the_mean_of_the_seeds_that_tune():
+    both = TINY.model_copy(update={"tuning_seeds": 2})
+    wanted = parts(both, {})["tune"]
+    assert len(wanted) == 2 * 8
+    losses = losses_of(both, wanted, {"full": 4e-3, "mslt": 1e-2})
+    losses[Cell("full", 40, 3e-3, 2)] = 5.9  # stays on the plateau
+    assert tuned_rate(TINY, "full", losses) == 3e-3 and tuned_rate(both, "full", losses) == 1e-2
+    del losses[Cell("full", 40, 1e-3, 2)]
+    assert tuned_rate(both, "full", losses) is None
 
 
 def test_the_variants_that_gain_most_over_their_method_go_to_the_largest_budget():
@@ -88,6 +121,7 @@ def test_the_hours_of_a_cell_follow_from_its_steps():
 
 def test_a_diverged_run_never_gives_the_tuned_rate():
     losses = losses_of(TINY, parts(TINY, {})["tune"])
+    losses[Cell("mslt", 40, 3e-2, 1)] = math.inf
     losses[Cell("mslt", 40, 1e-2, 1)] = math.inf
     assert tuned_rate(TINY, "mslt", losses) == 3e-3
 
@@ -147,6 +181,9 @@ def test_the_stages_of_a_timing_are_those_of_the_cell():
     [
         ("reference: full", "reference: fall", "fall isn't one of the methods"),
         ("budgets: [40, 80]", "budgets: [80, 40]", r"\[80, 40\] have to increase"),
+        ("budgets: [40, 80]", "budgets: [40, 80]\nchecked_at: 60", "checked_at 60 isn't one of"),
+        ("[3.0e-3, 1.0e-2]", "[1.0e-2, 3.0e-3]", r"\[0.01, 0.003\] have to increase"),
+        ("seeds: [1]", "seeds: [1]\ntuning_seeds: 2", "tuning_seeds 2 is more than the seeds"),
         ("finalists: 1", "finalist: 1", "finalist"),
         ("{packages: [pydantic], vocab_size: 1000}", "{vocab_size: 1000}", "either packages"),
     ],
@@ -188,30 +225,30 @@ def test_the_tables_hold_what_the_cells_hold(tmp_path):
         "full",
         "0.003",
         "2",
-        "4.963",
-        "4.963 to 4.963",
+        "4.960",
+        "4.960 to 4.960",
         "7e+09",
         "40",
         "0.1",
         "25%",
     ]
-    # mslt is as good at 40 x 2^0.675 steps of full's 80, and a FLOP takes it half the time.
-    assert [c.text for c in found["reached"].rows[0]] == ["mslt", "4.923", "80%", "40%"]
+    # mslt is as good at 40 x 2^0.5 steps of full's 80, and a FLOP takes it half the time.
+    assert [c.text for c in found["reached"].rows[0]] == ["80", "4.920", "mslt", "71%", "35%"]
     page(evidence(), tmp_path).write(tmp_path)
     with (tmp_path / "tables" / "budgets.csv").open() as file:
         values = list(csv.reader(file))[1]
-    assert values[:2] == ["40", "full"] and float(values[4]) == pytest.approx(4.963)
+    assert values[:2] == ["40", "full"] and float(values[4]) == pytest.approx(4.960)
     assert (tmp_path / "figures" / "budgets.svg").exists()
     assert "entropy of word frequencies" in (tmp_path / "index.html").read_text()
 
 
-def test_the_goal_is_the_best_of_the_rates_tried_at_the_largest_budget():
+def test_the_goal_is_the_best_of_the_rates_tried_at_the_budget():
     shown = evidence()
-    tuned = shown.goal()
+    tuned = shown.goal(80)
     assert tuned == shown.mean("full", 80)
     other = Cell("full", 80, 1e-2, 1)
     shown.results[other] |= {"held_out_loss": 4.5}
-    assert shown.goal() == 4.5 and shown.mean("full", 80) == tuned
+    assert shown.goal(80) == 4.5 and shown.mean("full", 80) == tuned
 
 
 def test_one_easy_batch_does_not_end_the_plateau():
@@ -245,12 +282,12 @@ def test_a_diverged_cell_is_told_and_not_averaged_away():
     shown = evidence()
     cell = Cell("full", 40, 1e-2, 1)
     shown.results[cell] = json.loads(json.dumps(shown.results[cell])) | {"diverged": True}
-    assert "diverged" in {t.name: t for t in tables(shown)}["rates"].rows[0][2].text
+    assert "diverged" in {t.name: t for t in tables(shown)}["rates"].rows[0][3].text
     # Its later stages never were, so it has no time.
-    cell = Cell("full", 40, 3e-3, 1)
+    cell = Cell("full", 80, 3e-3, 1)
     shown.results[cell] |= {"diverged": True, "stages": shown.results[cell]["stages"][:1]}
-    row = [cell.text for cell in {t.name: t for t in tables(shown)}["budgets"].rows[0]]
-    assert row[4] == "diverged" and row[8] == "–"
+    row = [cell.text for cell in {t.name: t for t in tables(shown)}["budgets"].rows[2]]
+    assert row[:2] == ["80", "full"] and row[4] == "diverged" and row[8] == "–"
 
 
 def test_scores_of_fine_tuning_are_medians_with_the_spread_of_the_seeds():
