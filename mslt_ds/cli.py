@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from mslt_ds import __version__
-from mslt_ds.command_line import exit_code_of
+from mslt_ds.exit_code import exit_code_of
 
 # name: (module, summary)
 _COMMANDS = {

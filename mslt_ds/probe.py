@@ -42,6 +42,11 @@ _AFTER = 10
 """Steps whose mean loss stands for the moment after growth."""
 
 
+FINDINGS = "probe.json"
+"""The file with the losses of each trial."""
+_QUESTION = "question.json"
+
+
 class ProbeError(MsltError):
     """The main program failed on one of the runs."""
 
@@ -150,7 +155,7 @@ def _question(
 
 def _claim(output: Path, question: dict[str, Any]) -> None:
     """Make the folder; CheckpointError if it holds trials that don't compare with these."""
-    path = output / "question.json"
+    path = output / _QUESTION
     try:
         found = read_object(path) if path.exists() else question
     except (OSError, ValueError) as error:
@@ -278,7 +283,7 @@ def _row(trial: Trial, run_dir: Path) -> dict[str, Any]:
 
 def _write(rows: Sequence[dict[str, Any]], trials: Sequence[Trial], output: Path) -> None:
     """probe.json, curves.csv and the figure curves.{png,svg}."""
-    replace_text(output / "probe.json", json.dumps(rows, indent=1) + "\n")
+    replace_text(output / FINDINGS, json.dumps(rows, indent=1) + "\n")
     curves = {
         trial.name: [
             (line["step"] + 1, loss)
@@ -294,6 +299,16 @@ def _write(rows: Sequence[dict[str, Any]], trials: Sequence[Trial], output: Path
     _draw(curves, output / "curves")
     for trial in trials:
         shutil.rmtree(output / "start" / trial.operator, ignore_errors=True)
+
+
+def read_trials(output: Path) -> tuple[list[dict[str, Any]], int]:
+    """What a finished probe wrote: the losses of each trial, the best first, and the steps of each."""
+    try:
+        return json.loads((output / FINDINGS).read_text()), read_object(output / _QUESTION)[
+            "--steps"
+        ]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{output}: no output of `mslt-ds probe` ({error!r})") from error
 
 
 def _draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:

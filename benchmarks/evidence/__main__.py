@@ -26,8 +26,8 @@ from benchmarks.evidence.hours import predicted
 from benchmarks.evidence.page import page
 from benchmarks.evidence.tables import Evidence, progress, tables
 from mslt_ds.atomic import replace_text
-from mslt_ds.command_line import exit_code_of
 from mslt_ds.errors import DataError
+from mslt_ds.exit_code import exit_code_of
 from mslt_ds.plan.hardware import GPUS
 from mslt_ds.plan.hours import Cluster
 from mslt_ds.shard import Shard

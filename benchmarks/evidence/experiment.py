@@ -7,14 +7,14 @@ the end of its own steps.
 
 Cells come in parts, because later ones depend on the losses of earlier ones:
 
-    tune      every method at every learning rate, the smallest budget, the first `tuning_seeds` seeds
+    tune      every method at every learning rate, the smallest budget, the first `num_tuning_seeds` seeds
     main      every method at its tuned rate, every budget, every seed
     check     the tuned rate's neighbours in the grid, at the budget `checked_at`, the first seed
     variants  one factor changed, at the smallest budget, the first seed
     finals    the `finalists` variants that gain most over their method, at `checked_at`, the first seed
 
-Where a method's best rate is the lowest or the highest of the grid, the grid grows for it by one more rate
-at that end, until its best rate lies between two others.
+Where a method's best rate is the lowest or the highest of the grid, the grid grows for it by another rate at
+that end, until its best rate lies between two others (`grid`).
 """
 
 from __future__ import annotations
@@ -71,19 +71,21 @@ class Experiment(Section):
     threads: Positive = 1  # of each process
     corpus: Corpus
     reference: str = "full"
-    budgets: list[Positive]  # in steps of the reference method, increasing
+    budgets: Annotated[list[Positive], Field(min_length=1)]  # in steps of the reference, increasing
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of a cell's steps
     decay_share: Share = 0.2  # of a cell's steps, where the schedule is wsd
-    checked_at: Positive | None = None  # one of the budgets; the largest by default
+    checked_at: Positive | None = (
+        None  # one of the budgets, not the smallest; by default the largest
+    )
     learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)]
-    tuning_seeds: Positive = 1  # how many of the seeds choose a method's rate
+    num_tuning_seeds: Positive = 1  # how many of the seeds choose a method's rate
     methods: dict[str, Changes]
     variants: dict[str, Variant] = Field(default_factory=dict)
     finalists: Annotated[int, Field(ge=0)] = 2
 
     @model_validator(mode="after")
-    def _names(self) -> Experiment:
+    def _is_consistent(self) -> Experiment:
         known = self.methods.keys()
         wrong = {self.reference, *(variant.of for variant in self.variants.values())} - known
         if wrong:
@@ -92,17 +94,26 @@ class Experiment(Section):
             raise ValueError(f"{min(twice)} is a method and a variant")
         if sorted(set(self.budgets)) != self.budgets:
             raise ValueError(f"budgets {self.budgets} have to increase")
-        if sorted(set(self.learning_rates)) != self.learning_rates:
-            raise ValueError(f"learning_rates {self.learning_rates} have to increase")
-        if self.checked_at is not None and self.checked_at not in self.budgets:
+        if sorted({_rounded(rate) for rate in self.learning_rates}) != self.learning_rates:
             raise ValueError(
-                f"checked_at {self.checked_at} isn't one of the budgets {self.budgets}"
+                f"learning_rates {self.learning_rates} have to increase and have at most three digits"
             )
-        if self.tuning_seeds > len(self.seeds):
+        if self.checked_at is not None and self.checked_at not in self.budgets[1:]:
             raise ValueError(
-                f"tuning_seeds {self.tuning_seeds} is more than the seeds {self.seeds}"
+                f"checked_at {self.checked_at} isn't one of the larger budgets {self.budgets[1:]}"
+            )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} have to differ")
+        if self.num_tuning_seeds > len(self.seeds):
+            raise ValueError(
+                f"num_tuning_seeds {self.num_tuning_seeds} is more than the seeds {self.seeds}"
             )
         return self
+
+    @property
+    def check_budget(self) -> int:
+        """The budget of checks and finals."""
+        return self.checked_at or self.budgets[-1]
 
     def changes_of(self, method: str) -> Changes:
         """What a method or a variant changes in the recipe that all cells share."""
@@ -131,6 +142,10 @@ Losses = Mapping[Cell, float]
 """Finished cells -> final held-out loss, infinite where the run diverged."""
 
 
+_MOST_EXTENSIONS = 3
+"""Of a grid of learning rates."""
+
+
 def load(path: Path) -> Experiment:
     """The experiment in the file at `path`. RecipeError lists all problems."""
     try:
@@ -156,14 +171,14 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Changes:
 
 def parts(experiment: Experiment, losses: Losses) -> dict[str, list[Cell]]:
     """Part -> its cells, as far as the losses so far decide which they are."""
-    small, large = experiment.budgets[0], experiment.checked_at or experiment.budgets[-1]
+    small, large = experiment.budgets[0], experiment.check_budget
     first = experiment.seeds[0]
     grids = {method: grid(experiment, method, losses) for method in experiment.methods}
     rates = {method: tuned_rate(experiment, method, losses) for method in experiment.methods}
     found: dict[str, list[Cell]] = {
         "tune": [
             Cell(method, small, rate, seed)
-            for seed in experiment.seeds[: experiment.tuning_seeds]
+            for seed in experiment.seeds[: experiment.num_tuning_seeds]
             for method, tried in grids.items()
             for rate in tried
         ],
@@ -205,17 +220,18 @@ def cells(experiment: Experiment, losses: Losses) -> list[Cell]:
 
 
 def grid(experiment: Experiment, method: str, losses: Losses) -> list[float]:
-    """The rates at which a method is tuned, increasing: those of the experiment, and one more beyond each end at
-    which the best of them was."""
+    """The rates at which a method is tuned, increasing, as far as the losses decide: the experiment's, extended at
+    an end by the ratio of its two outermost rates as long as the best rate lies there, three times at most."""
     rates = list(experiment.learning_rates)
     if len(rates) == 1:
         return rates  # given, not tuned
-    low, high = rates[0] / rates[1], rates[-1] / rates[-2]
-    while (best := _best(experiment, method, rates, losses)) in (rates[0], rates[-1]):
+    down, up = rates[0] / rates[1], rates[-1] / rates[-2]
+    for _ in range(_MOST_EXTENSIONS):
+        best = _best(experiment, method, rates, losses)
         if best == rates[0]:
-            rates.insert(0, _rounded(best * low))
-        else:
-            rates.append(_rounded(best * high))
+            rates.insert(0, _rounded(best * down))
+        elif best == rates[-1]:
+            rates.append(_rounded(best * up))
     return rates
 
 
@@ -226,14 +242,14 @@ def tuned_rate(experiment: Experiment, method: str, losses: Losses) -> float | N
 
 def tuning_loss(experiment: Experiment, method: str, rate: float, losses: Losses) -> float | None:
     """The mean over the seeds that tune, at the smallest budget; None until all of them are done."""
-    seeds = experiment.seeds[: experiment.tuning_seeds]
+    seeds = experiment.seeds[: experiment.num_tuning_seeds]
     found = [losses.get(Cell(method, experiment.budgets[0], rate, seed)) for seed in seeds]
     done = [loss for loss in found if loss is not None]
     return statistics.mean(done) if len(done) == len(found) else None
 
 
 def _best(experiment: Experiment, method: str, rates: list[float], losses: Losses) -> float | None:
-    """The rate with the lowest loss, the lowest where all diverged; None until all are done."""
+    """The rate with the lowest loss, of equal ones the lowest rate; None until all are done."""
     means = {}
     for rate in rates:
         loss = tuning_loss(experiment, method, rate, losses)

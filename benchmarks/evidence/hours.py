@@ -9,8 +9,7 @@ from mslt_ds.plan.hours import Cluster, Model
 
 
 def predicted(experiment: Experiment, on: Cluster) -> str:
-    """Hours of a cell of each method at each budget, and of the parts that no result decides: a grid of rates may
-    grow."""
+    """Hours of a cell of each method at each budget, and of each part. Tuning takes longer where a grid grows."""
     rate, seed = experiment.learning_rates[0], experiment.seeds[0]
     hours = {
         (method, budget): hours_of(experiment, Cell(method, budget, rate, seed), on)
@@ -22,15 +21,19 @@ def predicted(experiment: Experiment, on: Cluster) -> str:
         "".join([f"{method:<24}", *(f"{hours[method, b]:>12.3g}" for b in experiment.budgets)])
         for method in [*experiment.methods, *experiment.variants]
     ]
-    small, large = experiment.budgets[0], experiment.checked_at or experiment.budgets[-1]
+    small, large = experiment.budgets[0], experiment.check_budget
+    tuning, is_tuned = experiment.num_tuning_seeds, len(experiment.learning_rates) > 1
     parts: dict[str, float] = defaultdict(float)
     for method in experiment.methods:
-        runs = len(experiment.learning_rates) * experiment.tuning_seeds
-        parts["tune"] += runs * hours[method, small]
+        parts["tune, at least"] += tuning * len(experiment.learning_rates) * hours[method, small]
+        # At the smallest budget, the seeds that tune have been trained.
         parts["main"] += len(experiment.seeds) * sum(hours[method, b] for b in experiment.budgets)
-        parts["check, at most"] += min(2, len(experiment.learning_rates) - 1) * hours[method, large]
+        parts["main"] -= tuning * hours[method, small]
+        parts["check"] += 2 * is_tuned * hours[method, large]
     for name in experiment.variants:
         parts["variants"] += hours[name, small]
+    dearest = sorted((hours[name, large] for name in experiment.variants), reverse=True)
+    parts["finals, at most"] = sum(dearest[: experiment.finalists])
     lines += [
         f"{name}: {part:.3g} hours, {on.gpus * part:.3g} GPU-hours" for name, part in parts.items()
     ]

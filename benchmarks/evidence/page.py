@@ -6,7 +6,6 @@ Beside the cells it shows, where they are there, `attention/NAME/` (outputs of `
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from mslt_ds.analysis.attention_page import ATTENTION_FILE, one_of_several, read
 from mslt_ds.analysis.drawing import MUTED, Drawing, legend, style_of
 from mslt_ds.analysis.page import Page, Section
 from mslt_ds.evaluation.results_file import RESULTS, read_results
+from mslt_ds.probe import FINDINGS, read_trials
 
 
 def page(evidence: Evidence, folder: Path) -> Page:
@@ -53,11 +53,9 @@ def _fine_tuning(folder: Path) -> list[Section]:
 
 
 def _probe(folder: Path) -> list[Section]:
-    if not (folder / "probe.json").exists():
+    if not (folder / FINDINGS).exists():
         return []
-    steps = json.loads((folder / "question.json").read_text())["--steps"]
-    rows = json.loads((folder / "probe.json").read_text())
-    return [Section("Growth operators", parts=[probe(rows, steps)])]
+    return [Section("Growth operators", parts=[probe(*read_trials(folder))])]
 
 
 def _budgets(evidence: Evidence) -> Drawing | None:

@@ -72,9 +72,11 @@ class Evidence:
         return sorted(found)
 
     def goal(self, budget: int) -> float | None:
-        """The reference's loss at a budget, at the best of the rates that were tried there: a tuned rate that
-        doesn't hold there is no advantage for the others."""
+        """The reference's loss at a budget, the lowest mean of the rates that were tried there: a tuned rate that
+        doesn't hold there is no advantage for the others. None until the tuned rate is done there."""
         method = self.experiment.reference
+        if not self.at(method, budget):
+            return None
         means = [self._mean(self._done(method, budget, r)) for r in self.rates_at(method, budget)]
         return min((mean for mean in means if mean is not None), default=None)
 
@@ -138,30 +140,32 @@ def reached(evidence: Evidence) -> Table:
     """The share of each of the reference's budgets that a method needs for the reference's loss there.
 
     The method's loss between two budgets is interpolated over the logarithm of the budget: each of
-    them is the end of a run of its own, decayed there. Nothing is smaller than the smallest budget, so the
-    reference's loss there is no goal, unless there is no other.
+    them is the end of a run of its own, decayed there. The smallest budget is no goal, unless it is the only one: a
+    method that is ahead there has no smaller budget to be measured at.
     """
     experiment = evidence.experiment
     others = [method for method in experiment.methods if method != experiment.reference]
     rows = []
-    for of, method in itertools.product(experiment.budgets[1:] or experiment.budgets, others):
-        goal = evidence.goal(of)
+    for goal_budget, method in itertools.product(
+        experiment.budgets[1:] or experiment.budgets, others
+    ):
+        goal = evidence.goal(goal_budget)
         points = [
             (math.log(budget), loss)
             for budget in experiment.budgets
             if (loss := evidence.mean(method, budget)) is not None
         ]
-        if goal is None or not points:
+        if goal is None or math.isinf(goal) or not points:
             continue
         budget = crossing(points, goal)
         if budget is None:
-            share, minutes = f"more than {math.exp(points[-1][0]) / of:.0%}", ""
+            share, of_time = f"more than {math.exp(points[-1][0]) / goal_budget:.0%}", ""
         else:
             bound = "at most " if budget <= math.exp(points[0][0]) else ""
-            share = f"{bound}{budget / of:.0%}"
-            time = _share_of_time(evidence, method, budget / of)
-            minutes = time and f"{bound}{time}"
-        rows.append([number("{:,}", of), number("{:.3f}", goal), method, share, minutes])
+            share = f"{bound}{budget / goal_budget:.0%}"
+            of_time = _share_of_time(evidence, method, budget / goal_budget)
+            of_time = of_time and f"{bound}{of_time}"
+        rows.append([number("{:,}", goal_budget), number("{:.3f}", goal), method, share, of_time])
     header = [
         f"budget of {experiment.reference}", "its loss", "method", "share of its FLOPs", "share of its time",
     ]  # fmt: skip
@@ -171,10 +175,13 @@ def reached(evidence: Evidence) -> Table:
 
 
 def crossing(points: Sequence[tuple[float, float]], goal: float) -> float | None:
-    """The budget at which the loss reaches `goal`; None if it doesn't. points: (log budget, loss)."""
+    """The budget at which the loss reaches `goal`; None if it doesn't. points: (log budget, loss), which is infinite
+    where a run diverged."""
     if points[0][1] <= goal:
         return math.exp(points[0][0])
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if y1 <= goal and math.isinf(y0):
+            return math.exp(x1)
         if y1 <= goal:
             return math.exp(x0 + (x1 - x0) * (y0 - goal) / (y0 - y1))
     return None
@@ -198,16 +205,22 @@ def rates(evidence: Evidence) -> Table:
     """What tuning saw at the smallest budget; without rows where a rate was given, not tuned."""
     experiment, losses = evidence.experiment, evidence.losses
     grids = {method: grid(experiment, method, losses) for method in experiment.methods}
-    columns = sorted({rate for tried in grids.values() for rate in tried})
+    columns = sorted(
+        {
+            rate
+            for method, tried in grids.items()
+            for rate in tried
+            if tuning_loss(experiment, method, rate, losses) is not None
+        }
+    )
     rows = []
     for method in experiment.methods if len(columns) > 1 else ():
-        found = [tuning_loss(experiment, method, rate, losses) for rate in columns]
-        if any(loss is not None for loss in found):
-            best = min(loss for loss in found if loss is not None)
-            rows.append([method, *(_loss(loss, bold=loss == best) for loss in found)])
-    seeds = (
-        "one seed" if experiment.tuning_seeds == 1 else f"mean of {experiment.tuning_seeds} seeds"
-    )
+        found = {rate: tuning_loss(experiment, method, rate, losses) for rate in columns}
+        tuned = evidence.rate(method)
+        if any(loss is not None for loss in found.values()):
+            rows.append([method, *(_loss(loss, bold=r == tuned) for r, loss in found.items())])
+    tuning = experiment.num_tuning_seeds
+    seeds = "one seed" if tuning == 1 else f"mean of {tuning} seeds"
     caption = f"Learning rates, {experiment.budgets[0]:,} steps of {experiment.reference}, {seeds}"
     return make_table("rates", caption, ["method", *(f"{rate:.3g}" for rate in columns)], rows)
 
@@ -224,7 +237,7 @@ def check(evidence: Evidence) -> Table:
             for rate in evidence.rates_at(method, budget)
             if (loss := evidence.loss(Cell(method, budget, rate, first))) is not None
         }
-        if tuned is not None and len(losses) > 1:
+        if tuned in losses and len(losses) > 1:
             best = min(losses, key=lambda rate: losses[rate])
             tried = ", ".join(f"{rate:.3g}: {_loss(loss).text}" for rate, loss in losses.items())
             rows.append([method, f"{tuned:.3g}", number("{:,}", budget), tried, f"{best:.3g}"])
@@ -296,7 +309,7 @@ def fine_tuning(models: Mapping[str, Results]) -> Table:
 
 
 def probe(rows: Sequence[Mapping[str, Any]], steps: int) -> Table:
-    """Growth operators, the best first. rows: of `mslt-ds probe`'s probe.json."""
+    """Growth operators, the best first. rows: as `mslt_ds.probe.read_trials` gives them."""
     found = [
         [
             row["operator"], f"{row['learning_rate']:.3g}", _loss(row["first_loss"]),

@@ -112,16 +112,23 @@ def choose_device(requested: str, world: World, precision: str = "fp32") -> torc
 
 
 def device_name(device: torch.device) -> str:
-    """The model name of the GPU or the processor; a virtual machine may name several generations alike, so a
-    processor's family and model number follow."""
+    """The model name of the GPU or the processor, with a processor's family and model number: virtual machines
+    give several generations one name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
+    return processor_name(information.read_text() if information.exists() else "")
+
+
+def processor_name(information: str) -> str:
+    """information: the content of /proc/cpuinfo, which begins with the first core"""
+    lines = information.split("\n\n")[0].splitlines()
     pairs = (line.split(":", 1) for line in lines if ":" in line)
-    of = {key.strip(): value.strip() for key, value in reversed(list(pairs))}  # the first core's
-    name = of.get("model name", platform.machine())
-    numbers = [f"{key.split()[-1]} {of[key]}" for key in ("cpu family", "model") if key in of]
+    fields = {key.strip(): value.strip() for key, value in pairs}
+    name = fields.get("model name", platform.machine())
+    numbers = [
+        f"{key.split()[-1]} {fields[key]}" for key in ("cpu family", "model") if key in fields
+    ]
     return f"{name} ({', '.join(numbers)})" if numbers else name
 
 

@@ -62,8 +62,13 @@ def test_later_cells_follow_from_the_losses_of_earlier_ones():
     everything = run_all(TINY)
     assert [c.name for c in parts(TINY, everything)["finals"]] == ["mslt_random/80/0.01/1"]
     assert len(everything) == 8 + 8 - 2 + 4 + 1 + 1
-    sooner = TINY.model_copy(update={"checked_at": 40})
-    assert {c.budget for p in ("check", "finals") for c in parts(sooner, everything)[p]} == {40}
+
+
+def test_rates_are_checked_and_variants_compared_at_a_budget_of_ones_own():
+    experiment = TINY.model_copy(update={"budgets": [40, 80, 160], "checked_at": 80})
+    found = parts(experiment, run_all(experiment))
+    assert {c.budget for part in ("check", "finals") for c in found[part]} == {80}
+    assert {c.budget for c in found["main"]} == {40, 80, 160}
 
 
 def test_the_grid_grows_until_the_best_rate_lies_between_two_others():
@@ -79,8 +84,16 @@ def test_the_grid_grows_until_the_best_rate_lies_between_two_others():
     assert [c.learning_rate for c in checks] == [5e-4, 2e-3, 1.6e-2, 6.4e-2]
 
 
+def test_a_grid_does_not_grow_for_ever():
+    losses: dict[Cell, float] = {}
+    while missing := [c for c in parts(TINY, losses)["tune"] if c not in losses]:
+        losses |= dict.fromkeys(missing, math.inf)
+    assert grid(TINY, "full", losses)[:4] == [3.7e-5, 1.11e-4, 3.33e-4, 1e-3]
+    assert len(grid(TINY, "full", losses)) == 4 + 3
+
+
 def test_a_rate_is_chosen_by_the_mean_of_the_seeds_that_tune():
-    both = TINY.model_copy(update={"tuning_seeds": 2})
+    both = TINY.model_copy(update={"num_tuning_seeds": 2})
     wanted = parts(both, {})["tune"]
     assert len(wanted) == 2 * 8
     losses = losses_of(both, wanted, {"full": 4e-3, "mslt": 1e-2})
@@ -113,8 +126,18 @@ def test_the_hours_of_a_cell_follow_from_its_steps():
         hours_of(experiment, Cell("full", budget, 8.8e-4, 1), eight) for budget in (15625, 31250)
     ]
     assert hours[1] == pytest.approx(2 * hours[0])
-    text = predicted(experiment, eight)
-    assert "tune: " in text and "GPU-hours" in text
+    a_cell = hours_of(experiment, Cell("full", 15625, 8.8e-4, 1), eight)
+    one = experiment.model_copy(
+        update={
+            "methods": {"full": experiment.methods["full"]}, "variants": {}, "seeds": [1, 2, 3],
+            "budgets": [15625, 31250], "num_tuning_seeds": 2,
+        }
+    )  # fmt: skip
+    told = dict(line.split(": ", 1) for line in predicted(one, eight).splitlines() if ": " in line)
+    found = {part: float(text.split()[0]) / a_cell for part, text in told.items()}
+    # Eight to tune; three of the small and three of the large budget, less the two that tuned.
+    expected = {"tune, at least": 8, "main": 3 + 6 - 2, "check": 4, "finals, at most": 0}
+    assert found == pytest.approx(expected, rel=0.01)
     with pytest.raises(RecipeError, match="a v100 has no bf16"):
         predicted(experiment, Cluster.named(8, "v100", None))
 
@@ -183,7 +206,10 @@ def test_the_stages_of_a_timing_are_those_of_the_cell():
         ("budgets: [40, 80]", "budgets: [80, 40]", r"\[80, 40\] have to increase"),
         ("budgets: [40, 80]", "budgets: [40, 80]\nchecked_at: 60", "checked_at 60 isn't one of"),
         ("[3.0e-3, 1.0e-2]", "[1.0e-2, 3.0e-3]", r"\[0.01, 0.003\] have to increase"),
-        ("seeds: [1]", "seeds: [1]\ntuning_seeds: 2", "tuning_seeds 2 is more than the seeds"),
+        ("seeds: [1]", "seeds: [1]\nnum_tuning_seeds: 2", "num_tuning_seeds 2 is more than"),
+        ("seeds: [1]", "seeds: [1, 1]", r"\[1, 1\] have to differ"),
+        ("budgets: [40, 80]", "budgets: []", "budgets"),
+        ("[3.0e-3, 1.0e-2]", "[3.0e-3, 3.001e-3]", "at most three digits"),
         ("finalists: 1", "finalist: 1", "finalist"),
         ("{packages: [pydantic], vocab_size: 1000}", "{vocab_size: 1000}", "either packages"),
     ],
@@ -251,6 +277,26 @@ def test_the_goal_is_the_best_of_the_rates_tried_at_the_budget():
     assert shown.goal(80) == 4.5 and shown.mean("full", 80) == tuned
 
 
+def test_every_larger_budget_is_a_goal_once_the_tuned_rate_is_done_there():
+    experiment = TINY.model_copy(update={"budgets": [40, 80, 160], "checked_at": 80})
+    results = {cell: result_of(cell, loss) for cell, loss in run_all(experiment).items()}
+    rows = reached_rows(Evidence(experiment, results, {}))
+    # Both lose 0.001 a step, mslt is 0.02 ahead: halfway from 40 to 80, a quarter of the way from 160 back to 80.
+    assert rows == [
+        ["80", "4.920", "mslt", "71%", ""],
+        ["160", "4.840", "mslt", "84%", ""],
+    ]
+    for seed in experiment.seeds:
+        del results[Cell("full", 80, 3e-3, seed)]  # its neighbours are still there
+        results[Cell("full", 160, 3e-3, seed)] |= {"diverged": True}
+    assert reached_rows(Evidence(experiment, results, {})) == []
+
+
+def reached_rows(shown: Evidence) -> list[list[str]]:
+    found = {table.name: table for table in tables(shown)}
+    return [[c.text for c in row] for row in found["reached"].rows] if "reached" in found else []
+
+
 def test_one_easy_batch_does_not_end_the_plateau():
     cell = Cell("full", 40, 3e-3, 1)
     result = result_of(cell, 5.9)
@@ -315,9 +361,12 @@ def test_committed_tables_are_those_of_the_committed_cells_and_stand_in_the_docs
         if not table.name.startswith("attention"):
             assert table.markdown().split("\n\n")[1].strip() in docs, table.name
     assert {table.name for table in shown} >= {"budgets"}
+    for files in ("*.md", "*.csv"):
+        drawn = {path.stem for path in (folder / "tables").glob(files)}
+        assert drawn == {table.name for table in shown}
 
 
-@given(st.lists(st.floats(4, 6), min_size=2, max_size=4), st.floats(4, 6))
+@given(st.lists(st.floats(4, 6) | st.just(math.inf), min_size=2, max_size=4), st.floats(4, 6))
 def test_the_crossing_lies_between_the_budgets_that_enclose_the_goal(losses, goal):
     budgets = [100 * 2**i for i in range(len(losses))]
     found = crossing([(math.log(b), loss) for b, loss in zip(budgets, losses, strict=True)], goal)

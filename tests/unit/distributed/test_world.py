@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from mslt_ds.distributed.world import (
     check_rendezvous,
     choose_device,
     digest,
+    processor_name,
 )
 from mslt_ds.distributed.world import world_from_environment as read_world
 from mslt_ds.errors import EnvironmentProblem
@@ -127,3 +129,12 @@ def test_ranks_that_differ_are_named(monkeypatch):
     monkeypatch.setattr(dist, "all_gather_object", gather)
     with pytest.raises(EnvironmentProblem, match=r"weights: ranks \[2\]"):
         check_equal_on_all_ranks({"a": torch.zeros(1)}, "weights")
+
+
+def test_a_processor_is_named_with_its_generation():
+    core = "processor\t: {}\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n"
+    assert (
+        processor_name(core.format(0) + "\n" + core.format(1)) == "AMD EPYC (family 25, model 17)"
+    )
+    assert processor_name("processor\t: 0\nBogoMIPS\t: 50.00\n") == platform.machine()
+    assert processor_name("") == platform.machine()
