@@ -150,18 +150,21 @@ def reached(evidence: Evidence) -> Table:
         experiment.budgets[1:] or experiment.budgets, others
     ):
         goal = evidence.goal(goal_budget)
-        points = [
-            (math.log(budget), loss)
+        losses = {
+            budget: loss
             for budget in experiment.budgets
             if (loss := evidence.mean(method, budget)) is not None
-        ]
-        if goal is None or math.isinf(goal) or not points:
+        }
+        if goal is None or math.isinf(goal) or not losses:
             continue
-        budget = crossing(points, goal)
+        budget = crossing([(math.log(budget), loss) for budget, loss in losses.items()], goal)
+        smallest, largest = min(losses), max(losses)
+        if budget is None and largest < goal_budget:
+            continue  # it wasn't tried with as much
         if budget is None:
-            share, of_time = f"more than {math.exp(points[-1][0]) / goal_budget:.0%}", ""
+            share, of_time = f"more than {largest / goal_budget:.0%}", ""
         else:
-            bound = "at most " if budget <= math.exp(points[0][0]) else ""
+            bound = "at most " if losses[smallest] <= goal else ""
             share = f"{bound}{budget / goal_budget:.0%}"
             of_time = _share_of_time(evidence, method, budget / goal_budget)
             of_time = of_time and f"{bound}{of_time}"
