@@ -68,10 +68,11 @@ def test_twins_differ_in_the_method_alone(size, method):
 
 
 def test_what_the_evidence_proposes_differs_in_the_plan_alone():
-    late, first = (
+    late, first, once = (
         load_recipe(CONFIGS / f"bert_base_{method}.yaml").config
-        for method in ("grow_late", "mslt_long_first")
+        for method in ("grow_late", "mslt_long_first", "stacking_once")
     )
+    assert stages(once) == [(6, 6, 300_000, 128), (12, 12, 700_000, 128)]
     assert stages(late) == [(4, 4, 880_000, 128), (12, 12, 120_000, 128)]
     assert stages(first) == [
         (4, 4, 600_000, 128),
@@ -80,6 +81,7 @@ def test_what_the_evidence_proposes_differs_in_the_plan_alone():
     ]
     same = {"name": "", "plan": None}
     assert late.model_copy(update=same) == first.model_copy(update=same)
+    assert late.model_copy(update=same) == once.model_copy(update=same)
 
 
 def test_albert_is_trained_as_bert_is():
