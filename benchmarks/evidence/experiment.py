@@ -229,9 +229,9 @@ def grid(experiment: Experiment, method: str, losses: Losses) -> list[float]:
     for _ in range(_MOST_EXTENSIONS):
         best = _best(experiment, method, rates, losses)
         if best == rates[0]:
-            rates.insert(0, _rounded(best * down))
+            rates.insert(0, _rounded(rates[0] * down))
         elif best == rates[-1]:
-            rates.append(_rounded(best * up))
+            rates.append(_rounded(rates[-1] * up))
     return rates
 
 
