@@ -41,7 +41,6 @@ from mslt_ds.telemetry.metrics import read_lines, token_loss
 _AFTER = 10
 """Steps whose mean loss stands for the moment after growth."""
 
-
 FINDINGS = "probe.json"
 """The file with the losses of each trial."""
 _QUESTION = "question.json"
@@ -304,9 +303,8 @@ def _write(rows: Sequence[dict[str, Any]], trials: Sequence[Trial], output: Path
 def read_trials(output: Path) -> tuple[list[dict[str, Any]], int]:
     """What a finished probe wrote: the losses of each trial, the best first, and the steps of each."""
     try:
-        return json.loads((output / FINDINGS).read_text()), read_object(output / _QUESTION)[
-            "--steps"
-        ]
+        steps = read_object(output / _QUESTION)["--steps"]
+        return json.loads((output / FINDINGS).read_text()), steps
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{output}: no output of `mslt-ds probe` ({error!r})") from error
 

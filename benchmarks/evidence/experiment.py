@@ -74,9 +74,7 @@ class Experiment(Section):
     budgets: Annotated[list[Positive], Field(min_length=1)]  # in steps of the reference, increasing
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of a cell's steps
     decay_share: Share = 0.2  # of a cell's steps, where the schedule is wsd
-    checked_at: Positive | None = (
-        None  # one of the budgets, not the smallest; by default the largest
-    )
+    checked_at: Positive | None = None  # not the smallest budget; by default the largest
     learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)]
     num_tuning_seeds: Positive = 1  # how many of the seeds choose a method's rate
@@ -109,6 +107,11 @@ class Experiment(Section):
                 f"num_tuning_seeds {self.num_tuning_seeds} is more than the seeds {self.seeds}"
             )
         return self
+
+    @property
+    def tuning_seeds(self) -> list[int]:
+        """The seeds that choose a method's rate."""
+        return self.seeds[: self.num_tuning_seeds]
 
     @property
     def check_budget(self) -> int:
@@ -174,11 +177,11 @@ def parts(experiment: Experiment, losses: Losses) -> dict[str, list[Cell]]:
     small, large = experiment.budgets[0], experiment.check_budget
     first = experiment.seeds[0]
     grids = {method: grid(experiment, method, losses) for method in experiment.methods}
-    rates = {method: tuned_rate(experiment, method, losses) for method in experiment.methods}
+    rates = {method: _best(experiment, method, tried, losses) for method, tried in grids.items()}
     found: dict[str, list[Cell]] = {
         "tune": [
             Cell(method, small, rate, seed)
-            for seed in experiment.seeds[: experiment.num_tuning_seeds]
+            for seed in experiment.tuning_seeds
             for method, tried in grids.items()
             for rate in tried
         ],
@@ -242,8 +245,8 @@ def tuned_rate(experiment: Experiment, method: str, losses: Losses) -> float | N
 
 def tuning_loss(experiment: Experiment, method: str, rate: float, losses: Losses) -> float | None:
     """The mean over the seeds that tune, at the smallest budget; None until all of them are done."""
-    seeds = experiment.seeds[: experiment.num_tuning_seeds]
-    found = [losses.get(Cell(method, experiment.budgets[0], rate, seed)) for seed in seeds]
+    small = experiment.budgets[0]
+    found = [losses.get(Cell(method, small, rate, seed)) for seed in experiment.tuning_seeds]
     done = [loss for loss in found if loss is not None]
     return statistics.mean(done) if len(done) == len(found) else None
 

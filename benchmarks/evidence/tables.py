@@ -183,10 +183,9 @@ def crossing(points: Sequence[tuple[float, float]], goal: float) -> float | None
     if points[0][1] <= goal:
         return math.exp(points[0][0])
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if y1 <= goal and math.isinf(y0):
-            return math.exp(x1)
         if y1 <= goal:
-            return math.exp(x0 + (x1 - x0) * (y0 - goal) / (y0 - y1))
+            share = 1.0 if math.isinf(y0) else (y0 - goal) / (y0 - y1)
+            return math.exp(x0 + (x1 - x0) * share)
     return None
 
 
